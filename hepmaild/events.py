@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happened to a message, as data.
+
+An event is one row of the record behind Logs, `log show` and the live stream.  The two big ones carry a whole leg of
+the conversation as `Step`s: `accepted` the inbound one (client → us), `attempt` an outbound one (us → next hop).
+Secrets are masked before a step is made; text is cut, so that a record stays small whatever a peer says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+MAX_STEPS = 300
+MAX_TEXT = 500
+
+
+class EventKind(StrEnum):
+    """Kinds of event, in the order in which they usually come."""
+
+    ACCEPTED = "accepted"  # committed with its debit; data: door, steps, sizes
+    REPLIED = "replied"  # what the client was told, and when
+    ATTEMPT = "attempt"  # one attempt: route, host, tls, steps, outcome per recipient
+    RETRIED = "retried"  # somebody asked for an attempt now
+    CANCELLED = "cancelled"  # somebody cancelled what still waited
+    EXPIRED = "expired"  # gave up after delivery.expire_after_s
+    RECOVERED = "recovered"  # the lease of a dead process ended
+
+
+class Who(StrEnum):
+    """Who speaks in a step."""
+
+    PEER = "peer"
+    US = "us"
+    NOTE = "note"  # nobody spoke: connected, TLS negotiated, timed out
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing said or done.  at_us: Unix microseconds."""
+
+    at_us: int
+    who: Who
+    text: str
+
+    def to_json(self) -> list[Any]:
+        """`[at_us, who, text]`: compact, since a busy day has millions."""
+        return [self.at_us, self.who.value, self.text]
+
+
+class Transcript:
+    """Collects the steps of one leg.  Bounded: past MAX_STEPS the middle is left out and says so."""
+
+    __slots__ = ("_dropped", "steps")
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self._dropped = 0
+
+    def add(self, at_us: int, who: Who, text: str) -> None:
+        """Add a step; `text` must already be free of secrets."""
+        if len(text) > MAX_TEXT:
+            text = text[: MAX_TEXT - 1] + "…"
+        if len(self.steps) >= MAX_STEPS:
+            del self.steps[MAX_STEPS // 2]
+            self._dropped += 1
+        self.steps.append(Step(at_us, who, text))
+
+    def snapshot(self) -> tuple[Step, ...]:
+        """The steps so far; where some were dropped a note in the middle says how many."""
+        if not self._dropped:
+            return tuple(self.steps)
+        half = MAX_STEPS // 2
+        note = Step(self.steps[half].at_us, Who.NOTE, f"{self._dropped} steps left out")
+        return (*self.steps[:half], note, *self.steps[half:])

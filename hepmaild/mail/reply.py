@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SMTP replies: three digits, an enhanced status code, text (RFC 5321 §4.2, RFC 3463)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e\u00a0-\U0010ffff]+")
+_ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?:[ \t]+|$)")
+_LINE_OCTETS = 400  # RFC 5321 §4.5.3.1.5 allows 512 octets with code and CRLF; some room for the codes
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One SMTP reply.  `text` may hold several lines; `enhanced` is empty for the banner, EHLO and 3yz replies."""
+
+    code: int
+    enhanced: str
+    text: str
+
+    @property
+    def is_positive(self) -> bool:
+        """2yz or 3yz."""
+        return 200 <= self.code < 400
+
+    @property
+    def is_transient(self) -> bool:
+        """4yz: the same command may succeed later."""
+        return 400 <= self.code < 500
+
+    @property
+    def is_permanent(self) -> bool:
+        """5yz: repeating the same command is pointless."""
+        return 500 <= self.code < 600
+
+    def encode(self) -> bytes:
+        """The octets on the wire, every line ended by CRLF, each with code and enhanced code."""
+        prefix = f"{self.enhanced} " if self.enhanced else ""
+        lines = [_clean(line) for line in self.text.split("\n")] or [""]
+        last = len(lines) - 1
+        return "".join(
+            f"{self.code}{' ' if i == last else '-'}{prefix}{line}\r\n" for i, line in enumerate(lines)
+        ).encode("utf-8")
+
+    def __str__(self) -> str:
+        words = (str(self.code), self.enhanced, " ".join(self.text.split("\n")))
+        return " ".join(word for word in words if word)
+
+
+def _clean(line: str) -> str:
+    """One line without control characters and cut to the reply line limit."""
+    line = _UNPRINTABLE.sub("?", line)
+    encoded = line.encode("utf-8")
+    if len(encoded) > _LINE_OCTETS:
+        line = encoded[: _LINE_OCTETS - 3].decode("utf-8", "ignore") + "..."
+    return line
+
+
+def from_lines(lines: list[str]) -> Reply:
+    """A remote's reply from its lines, each without CRLF and already checked to start with the same three digits.
+
+    The enhanced code is taken from the first line when its class agrees with the reply code (RFC 2034 §4), and cut
+    off each line that repeats it.
+    """
+    code = int(lines[0][:3])
+    texts = [line[4:] for line in lines]
+    enhanced = ""
+    match = _ENHANCED.match(texts[0])
+    if match and match.group(1) == str(code)[0]:
+        enhanced = f"{match.group(1)}.{int(match.group(2))}.{int(match.group(3))}"
+        texts = [_ENHANCED.sub("", text, count=1) if text.startswith(enhanced) else text for text in texts]
+    return Reply(code, enhanced, "\n".join(_clean(text) for text in texts))
