@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The work of the delivery engine as data, and what it asks of the store.
+
+The engine never sees a database: it claims `Job`s, reports `Outcome`s, and the `Queue` it was given makes both durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from hepmaild.events import Step
+from hepmaild.mail.content import Content
+from hepmaild.mail.reply import Reply
+
+
+class Result(StrEnum):
+    """What became of one recipient in one attempt."""
+
+    DELIVERED = "delivered"  # the next hop took responsibility
+    DEFERRED = "deferred"  # tried in vain, or not at all; certainly not delivered
+    FAILED = "failed"  # refused for good
+    IN_DOUBT = "in_doubt"  # the dot went out and no reply came back: it may be delivered
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecipient:
+    """A recipient that is due.  recipient_id: the store's; attempts: how many were made before this one."""
+
+    recipient_id: int
+    address: str
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One message with those of its recipients that are due on one route.
+
+    token: the fencing token of the lease; a report made with an older one is refused by the store.
+    content: at hand after the intake's hand-over; None: ask `Queue.load`.  reverse_path: "" for the null path.
+    """
+
+    message_id: str
+    account_id: str
+    route: str
+    reverse_path: str
+    recipients: tuple[JobRecipient, ...]
+    token: int
+    size: int
+    smtputf8: bool
+    accepted_at_us: int
+    expires_at_us: int
+    content: Content | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an attempt meant for one recipient.  retry_at_us: with DEFERRED and IN_DOUBT, when to try again."""
+
+    recipient_id: int
+    result: Result
+    reply: Reply | None
+    retry_at_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The record of one attempt.  host: `name[address]:port` of the next hop, or "" if none was reached."""
+
+    job: Job
+    started_at_us: int
+    ended_at_us: int
+    host: str
+    tls_version: str
+    tls_cipher: str
+    steps: tuple[Step, ...]
+    outcomes: tuple[Outcome, ...]
+
+
+class Queue(Protocol):
+    """What the engine needs from the store.  Every method raises `StoreUnavailable` when the store does not answer."""
+
+    async def claim(self, limit: int) -> Sequence[Job]:
+        """Lease up to `limit` due jobs to this process, oldest due time first."""
+
+    async def next_due_at_us(self) -> int | None:
+        """When the earliest waiting recipient (or the lease of a dead process) is due; None: nothing waits."""
+
+    async def load(self, job: Job) -> Content:
+        """The content of a claimed job."""
+
+    async def mark_in_doubt(self, job: Job) -> bool:
+        """Durably note that the final dot is about to leave.  False: the lease is lost, the dot must not leave."""
+
+    async def report(self, attempt: Attempt) -> bool:
+        """Durably record an attempt: states, refunds, events.  False: the lease was lost and nothing was written."""
+
+    async def release(self, job: Job) -> None:
+        """Give a claimed job back untried (drain, no worker): due again at once."""
