@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables, once, for both engines.
+
+Instants are Unix microseconds (`…_us`).  JSON is text.  The tables that every message passes through carry no foreign
+keys: their rows are only ever written together, by one unit, and a check per row would cost more than the insert.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+_BigId = BigInteger().with_variant(Integer, "sqlite")
+
+# Small named numbers.  `generation` grows with every change of a key, account or sender: what a process has cached
+# of those is good as long as it has not moved.
+counter = Table(
+    "counter",
+    metadata,
+    Column("name", String(40), primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)
+
+account = Table(
+    "account",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("email", Text, nullable=False),
+    Column("email_key", Text, nullable=False, unique=True),
+    Column("plan", String(100), nullable=False),
+    Column("status", String(20), nullable=False),  # active, suspended
+    Column("balance", BigInteger, nullable=False),
+    Column("ledger_seq", BigInteger, nullable=False),  # the newest ledger row's seq, 0 when there is none
+    Column("ledger_head", String(64), nullable=False),  # and its hash
+    Column("day", Integer, nullable=False),  # UTC date as days since 1970-01-01
+    Column("day_messages", Integer, nullable=False),  # accepted on that day
+    Column("created_at_us", BigInteger, nullable=False),
+)
+
+# People who log in.  (Their sessions and second factors come with the dashboard.)
+user = Table(
+    "user_account",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("account_id", String(36), ForeignKey("account.id"), nullable=False, index=True),
+    Column("email", Text, nullable=False),
+    Column("email_key", Text, nullable=False, unique=True),
+    Column("first_name", Text, nullable=False, server_default=""),
+    Column("surname", Text, nullable=False, server_default=""),
+    Column("password_hash", Text, nullable=True),
+    Column("scope", String(20), nullable=False),  # owner, admin, read_only
+    Column("is_operator", Boolean, nullable=False),
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("modified_at_us", BigInteger, nullable=False),
+)
+
+api_key = Table(
+    "api_key",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("account_id", String(36), ForeignKey("account.id"), nullable=False),
+    Column("name", String(100), nullable=False),
+    Column("secret_hash", LargeBinary(32), nullable=False, unique=True),
+    Column("last_five", String(5), nullable=False),
+    Column("status", String(20), nullable=False),  # active, disabled, deleted
+    Column("permissions", Text, nullable=True),  # JSON list; null: all
+    Column("senders", Text, nullable=True),  # JSON list of address keys; null: all the account's
+    Column("addresses", Text, nullable=True),  # JSON list of networks; null: from anywhere
+    Column("expires_at_us", BigInteger, nullable=True),
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("last_used_at_us", BigInteger, nullable=True),
+    Column("last_used_ip", String(45), nullable=True),
+    Column("last_used_door", String(10), nullable=True),
+)
+Index("ix_api_key_account_id", api_key.c.account_id)
+Index(
+    "uq_api_key_account_id_name",
+    api_key.c.account_id,
+    api_key.c.name,
+    unique=True,
+    sqlite_where=text("status <> 'deleted'"),
+    postgresql_where=text("status <> 'deleted'"),
+)
+
+sender = Table(
+    "sender",
+    metadata,
+    Column("id", _BigId, primary_key=True, autoincrement=True),
+    Column("account_id", String(36), nullable=False),  # "" for a global sender
+    Column("address", Text, nullable=False),
+    Column("address_key", Text, nullable=False),
+    Column("route", String(100), nullable=False),
+    Column("daily_cap", Integer, nullable=False),
+    Column("is_default", Boolean, nullable=False),
+)
+Index("uq_sender_account_id_address_key", sender.c.account_id, sender.c.address_key, unique=True)
+
+# The sliding window of each key: one row for all calls let through at one instant.  `total` counts a key's calls up
+# to and with this row, so that any window is two index look-ups, however many calls it holds.
+rate_call = Table(
+    "rate_call",
+    metadata,
+    Column("key_id", String(36), primary_key=True),
+    Column("at_us", BigInteger, primary_key=True),
+    Column("calls", Integer, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+ledger = Table(
+    "ledger",
+    metadata,
+    Column("account_id", String(36), primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    Column("amount", BigInteger, nullable=False),
+    Column("balance_after", BigInteger, nullable=False),
+    Column("reason", String(20), nullable=False),  # grant, debit, refund
+    Column("message_id", String(16), nullable=True),
+    Column("granted_by", Text, nullable=True),
+    Column("note", Text, nullable=True),
+    Column("at_us", BigInteger, nullable=False),
+    Column("hash", String(64), nullable=False),
+    sqlite_with_rowid=False,
+)
+Index("ix_ledger_message_id", ledger.c.message_id)
+
+message = Table(
+    "message",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("account_id", String(36), nullable=False),
+    Column("key_id", String(36), nullable=False),
+    Column("key_name", String(100), nullable=False),
+    Column("key_last_five", String(5), nullable=False),
+    Column("door", String(10), nullable=False),
+    Column("sender", Text, nullable=False),
+    Column("route", String(100), nullable=False),
+    Column("reverse_path", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("header_message_id", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("smtputf8", Boolean, nullable=False),
+    Column("recipients", Integer, nullable=False),
+    Column("state", String(20), nullable=False),  # the worst of its recipients' states, for lists
+    Column("waiting", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("accepted_at_us", BigInteger, nullable=False),
+    Column("expires_at_us", BigInteger, nullable=False),
+    Column("finished_at_us", BigInteger, nullable=True),
+    Column("body_until_us", BigInteger, nullable=True),  # when the kept content of a finished message goes
+    Column("answer", Text, nullable=True),  # JSON: what the caller was told
+)
+Index("ix_message_account_id_accepted_at_us", message.c.account_id, message.c.accepted_at_us, message.c.id)
+Index("ix_message_accepted_at_us", message.c.accepted_at_us)
+Index(
+    "ix_message_body_until_us",
+    message.c.body_until_us,
+    sqlite_where=message.c.body_until_us.is_not(None),
+    postgresql_where=message.c.body_until_us.is_not(None),
+)
+
+recipient = Table(
+    "recipient",
+    metadata,
+    Column("message_id", String(16), primary_key=True),
+    Column("n", Integer, primary_key=True),  # its place in the message, from 0
+    Column("address", Text, nullable=False),
+    Column("kind", String(5), nullable=False),  # to, cc, bcc
+    Column("destination", Text, nullable=False),  # which queue row it waits in
+    Column("state", String(20), nullable=False),  # queued, deferred, sent, failed, expired, cancelled
+    Column("attempts", Integer, nullable=False),
+    Column("doubts", Integer, nullable=False),  # attempts whose final dot got no answer
+    Column("due_at_us", BigInteger, nullable=True),  # null once final
+    Column("last_reply", Text, nullable=True),
+    Column("changed_at_us", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# What waits.  One row for the recipients of a message that share a destination ("" on routes with one next hop), for
+# as long as one of them is not final.  A leased row is simply due again when its lease ends.
+queue = Table(
+    "queue",
+    metadata,
+    Column("message_id", String(16), primary_key=True),
+    Column("destination", Text, primary_key=True),
+    Column("account_id", String(36), nullable=False),
+    Column("route", String(100), nullable=False),
+    Column("due_at_us", BigInteger, nullable=False),
+    Column("owner", String(40), nullable=True),  # the process that holds the lease
+    Column("token", BigInteger, nullable=False),  # fencing: grows with every lease
+    Column("marked", Boolean, nullable=False),  # the final dot of the leased attempt may have left
+    sqlite_with_rowid=False,
+)
+Index("ix_queue_due_at_us", queue.c.due_at_us)
+
+# Message content, in pieces.
+body = Table(
+    "body",
+    metadata,
+    Column("id", _BigId, primary_key=True, autoincrement=True),
+    Column("message_id", String(16), nullable=False, index=True),
+    Column("n", Integer, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+
+# Words of callers (24 hours) and fingerprints of SMTP submissions (replay window).
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("key_id", String(36), primary_key=True),
+    Column("word", Text, primary_key=True),
+    Column("fingerprint", LargeBinary(32), nullable=False),
+    Column("message_id", String(16), nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+Index("ix_idempotency_at_us", idempotency.c.at_us)
+Index("ix_idempotency_message_id", idempotency.c.message_id)
+
+event = Table(
+    "event",
+    metadata,
+    Column("seq", _BigId, primary_key=True, autoincrement=True),
+    Column("message_id", String(16), nullable=False, index=True),
+    Column("account_id", String(36), nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("data", Text, nullable=False),  # JSON
+    sqlite_autoincrement=True,
+)
