@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Money: balances and the append-only, hash-chained ledger (contract: money-and-limits.md "Credits").
+
+A balance changes only together with a ledger row, in one unit, with the account's row locked.  `Purse` is an account
+held that way: it books any number of amounts in memory and writes them at the end of the unit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, insert, select, update
+
+from hepmaild.storage.schema import account, ledger
+
+GENESIS = "0" * 64
+MAX_AMOUNT = 10**15
+
+_LOCK = (
+    select(
+        account.c.id,
+        account.c.balance,
+        account.c.ledger_seq,
+        account.c.ledger_head,
+        account.c.day,
+        account.c.day_messages,
+        account.c.status,
+    )
+    .where(account.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(account.c.id)
+    .with_for_update(key_share=True)
+)
+_SAVE = (
+    update(account)
+    .where(account.c.id == bindparam("the_id"))
+    .values(
+        balance=bindparam("new_balance"),
+        ledger_seq=bindparam("new_seq"),
+        ledger_head=bindparam("new_head"),
+        day=bindparam("new_day"),
+        day_messages=bindparam("new_day_messages"),
+    )
+)
+_APPEND = insert(ledger)
+
+
+def row_hash(previous: str, row: dict[str, Any]) -> str:
+    """The hash of a ledger row over itself and the row before it.
+
+    Every value is written with its length, so that no two rows have the same text.
+    """
+    parts = [previous]
+    for name in (
+        "account_id",
+        "seq",
+        "amount",
+        "balance_after",
+        "reason",
+        "message_id",
+        "granted_by",
+        "note",
+        "at_us",
+    ):
+        value = row[name]
+        text = "-" if value is None else f"={value}"
+        parts.append(f"{len(text)}:{text}")
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+
+@dataclass(slots=True)
+class Purse:
+    """A locked account inside one unit."""
+
+    account_id: str
+    balance: int
+    seq: int
+    head: str
+    day: int
+    day_messages: int
+    status: str
+    changed: bool = False
+
+    def messages_on(self, day: int) -> int:
+        """How many messages were accepted on this UTC day."""
+        return self.day_messages if self.day == day else 0
+
+    def count_message(self, day: int) -> None:
+        """Count one accepted message."""
+        if self.day != day:
+            self.day, self.day_messages = day, 0
+        self.day_messages += 1
+        self.changed = True
+
+    def book(
+        self,
+        amount: int,
+        reason: str,
+        at_us: int,
+        *,
+        message_id: str | None = None,
+        granted_by: str | None = None,
+        note: str | None = None,
+    ) -> dict[str, Any]:
+        """Change the balance and make the ledger row for it.  The caller has checked that it stays ≥ 0."""
+        self.balance += amount
+        if self.balance < 0:
+            raise AssertionError("a balance must never go below zero")
+        self.seq += 1
+        self.changed = True
+        row: dict[str, Any] = {
+            "account_id": self.account_id,
+            "seq": self.seq,
+            "amount": amount,
+            "balance_after": self.balance,
+            "reason": reason,
+            "message_id": message_id,
+            "granted_by": granted_by,
+            "note": note,
+            "at_us": at_us,
+        }
+        self.head = row["hash"] = row_hash(self.head, row)
+        return row
+
+
+def lock(conn: Connection, account_ids: Iterable[str]) -> dict[str, Purse]:
+    """Lock these accounts' rows, in the order of their ids; unknown ones are left out."""
+    rows = conn.execute(_LOCK, {"ids": sorted(set(account_ids))})
+    return {r.id: Purse(r.id, r.balance, r.ledger_seq, r.ledger_head, r.day, r.day_messages, r.status) for r in rows}
+
+
+def save(conn: Connection, purses: Iterable[Purse], ledger_rows: list[dict[str, Any]]) -> None:
+    """Write the changed purses and append their ledger rows."""
+    if ledger_rows:
+        conn.execute(_APPEND, ledger_rows)
+    changed = [
+        {
+            "the_id": p.account_id,
+            "new_balance": p.balance,
+            "new_seq": p.seq,
+            "new_head": p.head,
+            "new_day": p.day,
+            "new_day_messages": p.day_messages,
+        }
+        for p in purses
+        if p.changed
+    ]
+    if changed:
+        conn.execute(_SAVE, changed)
+
+
+def grant(conn: Connection, account_id: str, amount: int, *, granted_by: str, note: str | None, now_us: int) -> int:
+    """Grant (or with a negative amount take back) credits; the new balance.
+
+    Raises ValueError with a sentence when the amount is zero, absurd, or more than there is.
+    """
+    if not amount or abs(amount) > MAX_AMOUNT:
+        raise ValueError(f"the number of credits must be a whole number other than 0, at most {MAX_AMOUNT:,}")
+    purses = lock(conn, [account_id])
+    purse = purses[account_id]
+    if purse.balance + amount < 0:
+        raise ValueError(f"the balance is {purse.balance:,}: it cannot go below zero")
+    if purse.balance + amount > MAX_AMOUNT:
+        raise ValueError(f"a balance holds at most {MAX_AMOUNT:,} credits")
+    row = purse.book(amount, "grant", now_us, granted_by=granted_by, note=note)
+    save(conn, [purse], [row])
+    return purse.balance
+
+
+def balance(conn: Connection, account_id: str) -> int:
+    """The present balance."""
+    return int(conn.execute(select(account.c.balance).where(account.c.id == account_id)).scalar_one())
+
+
+def history(
+    conn: Connection, account_id: str, *, limit: int = 1000, before_seq: int | None = None
+) -> list[dict[str, Any]]:
+    """Ledger rows, newest first; `before_seq` pages on."""
+    query = select(ledger).where(ledger.c.account_id == account_id).order_by(ledger.c.seq.desc()).limit(limit)
+    if before_seq is not None:
+        query = query.where(ledger.c.seq < before_seq)
+    return [dict(r) for r in conn.execute(query).mappings()]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A ledger that does not hold: which account, at which row (None: the account itself), and why."""
+
+    account_id: str
+    seq: int | None
+    why: str
+
+
+def verify(conn: Connection, account_id: str) -> Fault | None:
+    """Check one account: every row's hash and arithmetic, no gap, and the balance being their sum."""
+    head = conn.execute(
+        select(account.c.balance, account.c.ledger_seq, account.c.ledger_head).where(account.c.id == account_id)
+    ).one()
+    seq, total, previous = 0, 0, GENESIS
+    for row in _rows(conn, account_id):
+        seq += 1
+        total += row["amount"]
+        if row["seq"] != seq:
+            return Fault(account_id, seq, f"row {seq} is missing")
+        if row["balance_after"] != total:
+            return Fault(account_id, seq, f"the balance after row {seq} should be {total}, not {row['balance_after']}")
+        if row_hash(previous, row) != row["hash"]:
+            return Fault(account_id, seq, f"row {seq} was changed: its hash does not fit")
+        previous = row["hash"]
+    if (seq, previous) != (head.ledger_seq, head.ledger_head):
+        return Fault(account_id, None, f"the account ends at row {head.ledger_seq}, its ledger at row {seq}")
+    if total != head.balance:
+        return Fault(account_id, None, f"the balance is {head.balance}, the ledger adds up to {total}")
+    return None
+
+
+def _rows(conn: Connection, account_id: str, piece: int = 5000) -> Iterator[dict[str, Any]]:
+    """All ledger rows of an account, oldest first, in pieces so that memory stays bounded."""
+    after = -(10**9)
+    while True:
+        rows = (
+            conn.execute(
+                select(ledger)
+                .where(ledger.c.account_id == account_id, ledger.c.seq > after)
+                .order_by(ledger.c.seq)
+                .limit(piece)
+            )
+            .mappings()
+            .all()
+        )
+        for row in rows:
+            yield dict(row)
+        if len(rows) < piece:
+            return
+        after = rows[-1]["seq"]
