@@ -8,8 +8,9 @@ its API code and its SMTP reply, so that both doors always agree.  (Contract: se
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -101,7 +102,7 @@ class Refusal:
     message: str
     field: str | None = None
     retry_after_s: int | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reply: Reply | None = None
 
     def to_reply(self) -> Reply:
