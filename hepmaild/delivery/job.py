@@ -6,7 +6,7 @@ The engine never sees a database: it claims `Job`s, reports `Outcome`s, and the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -82,17 +82,25 @@ class Attempt:
 class Queue(Protocol):
     """What the engine needs from the store.  Every method raises `StoreUnavailable` when the store does not answer."""
 
-    async def claim(self, limit: int) -> Sequence[Job]:
-        """Lease up to `limit` due jobs to this process, oldest due time first."""
+    async def claim(self, limit: int, *, exclude: Collection[str] = ()) -> Sequence[Job]:
+        """Lease up to `limit` due jobs to this process, oldest due time first, none of the routes in `exclude`.
 
-    async def next_due_at_us(self) -> int | None:
-        """When the earliest waiting recipient (or the lease of a dead process) is due; None: nothing waits."""
+        The excluded routes have no room (or are down): their backlog must not stand before the others'.
+        """
+
+    async def next_due_at_us(self, *, exclude: Collection[str] = ()) -> int | None:
+        """When the earliest waiting recipient (or the lease of a dead process) outside `exclude` is due; None: nothing
+        waits."""
 
     async def load(self, job: Job) -> Content:
         """The content of a claimed job."""
 
     async def mark_in_doubt(self, job: Job) -> bool:
-        """Durably note that the final dot is about to leave.  False: the lease is lost, the dot must not leave."""
+        """Durably note that the final dot is about to leave, and renew the lease: it ends `lease_s` from now.
+
+        Renewed because the reply may take 10 minutes, however long the content took.  False: the lease is lost, the dot
+        must not leave.  `release` and `report` take the mark away again.
+        """
 
     async def report(self, attempt: Attempt) -> bool:
         """Durably record an attempt: states, refunds, events.  False: the lease was lost and nothing was written."""
