@@ -1,11 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings, as frozen data.  Each class is one table of the TOML file; each field is one key."""
+"""The settings, as frozen data.  Each class is one table of the TOML file; each field is one key.
+
+Every field carries its own explanation and its limits (`setting`), from which `config_load` checks a file and
+`docs/configuration.md` is made.  Nothing here reads a file, the environment or the clock.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+DAY_S = 86_400
+MIB = 1_048_576
+
+
+def setting(
+    default: T, doc: str, *, low: float | None = None, high: float | None = None, form: str = "", secret: bool = False
+) -> T:
+    """A key with its explanation.
+
+    low, high: the smallest and the largest number that makes sense.  form: which text is possible (a name in
+    `config_load.FORMS`).  secret: may come from `KEY_file` or a systemd credential, and is never shown.
+    """
+    metadata = {"doc": doc, "low": low, "high": high, "form": form, "secret": secret}
+    made: Any = field(default=default, metadata=metadata, repr=not secret)
+    return made  # type: ignore[no-any-return]  # a dataclass field stands where its default is declared
+
+
+def required(doc: str, *, form: str = "") -> Any:
+    """A key that has no default."""
+    return field(metadata={"doc": doc, "low": None, "high": None, "form": form, "secret": False})
 
 
 class RecipientsFrom(StrEnum):
@@ -55,96 +83,206 @@ class ReversePath(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    hostname: str = "localhost"
-    state_dir: Path = Path("/var/lib/hepmaild")
-    drain_timeout_s: float = 30
+    """The process itself."""
+
+    hostname: str = setting(
+        "localhost", "The name in the banner, in EHLO replies and in `Received:` fields.", form="hostname"
+    )
+    state_dir: Path = setting(
+        Path("/var/lib/hepmaild"),
+        "Where the embedded database, the self-made certificate and spooled content live. Relative to the settings "
+        "file.",
+    )
+    drain_timeout_s: float = setting(
+        30, "How long a stop may take: running transactions and attempts finish within it.", low=0, high=3600
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseSettings:
-    url: str = "sqlite:///hepmaild.db"
-    migrate: Migrate = Migrate.AUTO
-    unit_timeout_s: float = 10  # a unit that has not ended by then is answered 451 / 503
-    connections: int = 8  # PostgreSQL only
+    """Where everything durable is kept."""
+
+    url: str = setting(
+        "sqlite:///hepmaild.db",
+        "`sqlite:///FILE` (relative to `server.state_dir`) or `postgresql://USER:PASSWORD@HOST[:PORT]/NAME`.",
+        form="database",
+        secret=True,
+    )
+    migrate: Migrate = setting(
+        Migrate.AUTO,
+        'With `"auto"` every command first brings the schema up to date; with `"manual"` it refuses until '
+        "`hepmaild db upgrade` has run.",
+    )
+    unit_timeout_s: float = setting(
+        10, "A unit of work that has not ended by then is answered 451 / 503.", low=0.1, high=300
+    )
+    connections: int = setting(8, "Connections to PostgreSQL; SQLite needs none.", low=1, high=200)
 
 
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
-    certificate: str = ""
-    private_key: str = ""
+    """The certificate of both doors."""
+
+    certificate: str = setting(
+        "",
+        "PEM file with the certificate and its chain; read again when it changes and on SIGHUP. Empty: a self-made "
+        "pair in `server.state_dir`.",
+    )
+    private_key: str = setting("", "PEM file with the certificate's private key.")
 
 
 @dataclass(frozen=True, slots=True)
 class SmtpSettings:
-    starttls: tuple[str, ...] = ("[::]:587",)
-    implicit_tls: tuple[str, ...] = ("[::]:465",)
-    recipients: RecipientsFrom = RecipientsFrom.ENVELOPE
-    reply: ReplyWhen = ReplyWhen.AFTER_RELAY
-    replay_window_s: int = 600
-    max_message_bytes: int = 26_214_400
-    trace_client_address: bool = False
+    """The SMTP submission door."""
+
+    starttls: tuple[str, ...] = setting(
+        ("[::]:587",),
+        'Addresses (`"host:port"`, port 0: any free one) that begin in clear text and offer STARTTLS.',
+        form="address",
+    )
+    implicit_tls: tuple[str, ...] = setting(
+        ("[::]:465",), "Addresses that speak TLS from the first octet.", form="address"
+    )
+    recipients: RecipientsFrom = setting(
+        RecipientsFrom.ENVELOPE,
+        "Who gets the mail: the envelope, or (as the published service did) also those named in the header.",
+    )
+    reply: ReplyWhen = setting(
+        ReplyWhen.AFTER_RELAY,
+        "When the final dot is answered: after the first attempt (at most `delivery.relay_wait_s`), or as soon as "
+        "the message is safely stored.",
+    )
+    replay_window_s: int = setting(
+        600, "How long an equal message of a client that lost our 250 gets the first reply again; 0: never.", low=0
+    )
+    max_message_bytes: int = setting(
+        26_214_400, "The largest message, as EHLO's SIZE says it.", low=65_536, high=1024 * MIB
+    )
+    trace_client_address: bool = setting(False, "Whether the `Received:` field tells the client's address.")
 
 
 @dataclass(frozen=True, slots=True)
 class HttpSettings:
-    listen: tuple[str, ...] = ("[::]:443",)
-    plain_listen: tuple[str, ...] = ()
-    public_url: str = ""
-    trusted_proxies: tuple[str, ...] = ()
-    max_request_bytes: int = 26_214_400
+    """The HTTPS door."""
+
+    listen: tuple[str, ...] = setting(("[::]:443",), "Addresses of the HTTPS door.", form="address")
+    plain_listen: tuple[str, ...] = setting(
+        (),
+        "Plain HTTP, for a trusted reverse proxy; anyone else is only told to use HTTPS.",
+        form="address",
+    )
+    public_url: str = setting(
+        "", "The address people use, as `https://name[:port]`; empty: made from `server.hostname`.", form="url"
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        (), "Networks (CIDR) whose `X-Forwarded-*` fields are believed.", form="network"
+    )
+    max_request_bytes: int = setting(
+        26_214_400, "The largest request; a larger one is refused before it is read.", low=65_536, high=1024 * MIB
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class LimitSettings:
-    connections_per_ip: int = 20
-    unknown_keys_per_minute: int = 10
-    recipients_per_message: int = 100
-    idle_timeout_s: float = 600
-    backlog: int = 1_000_000
+    """Limits that both doors share."""
+
+    connections_per_ip: int = setting(20, "Connections at once from one IP address, per door.", low=1)
+    unknown_keys_per_minute: int = setting(
+        10, "Unknown keys from one IP address in a minute before its failures are slowed down.", low=1
+    )
+    recipients_per_message: int = setting(100, "Distinct recipients of one message.", low=1, high=10_000)
+    idle_timeout_s: float = setting(600, "How long an SMTP session may be silent between commands.", low=1, high=DAY_S)
+    backlog: int = setting(1_000_000, "Messages waiting; above it new mail gets 503 / 451.", low=1)
 
 
 @dataclass(frozen=True, slots=True)
 class DeliverySettings:
-    workers: int = 64
-    relay_wait_s: float = 10
-    retry_after_s: tuple[int, ...] = (60, 300, 900, 1800, 3600, 7200, 14400)
-    expire_after_s: int = 345_600
-    final_dot_timeout_s: float = 600
-    lease_s: float = 900  # longer than any attempt; a dead process's work is taken over when it ends
-    body_days: int = 0  # how long a finished message's content is kept; 0: not at all
+    """The delivery pool."""
+
+    workers: int = setting(64, "Attempts at the same time.", low=1, high=10_000)
+    relay_wait_s: float = setting(10, "How long a caller waits for the first attempt.", low=0, high=300)
+    retry_after_s: tuple[int, ...] = setting(
+        (60, 300, 900, 1800, 3600, 7200, 14400),
+        "Waiting times between attempts; after the last one, the last one again.",
+        low=1,
+        high=7 * DAY_S,
+    )
+    expire_after_s: int = setting(
+        345_600, "When a message that still waits is given up and refunded.", low=60, high=30 * DAY_S
+    )
+    final_dot_timeout_s: float = setting(
+        600, "How long the next hop may take to answer the final dot (RFC 5321 §4.5.3.2.6).", low=0.1, high=DAY_S
+    )
+    lease_s: float = setting(
+        900, "Longer than any attempt: when it ends, a dead process's work is taken over.", low=0.2, high=DAY_S
+    )
+    body_days: int = setting(0, "Days for which a finished message's content is kept; 0: not at all.", low=0, high=3650)
 
 
 @dataclass(frozen=True, slots=True)
 class RouteSettings:
-    name: str
-    kind: RouteKind
-    host: str = ""
-    port: int = 0
-    tls: TlsMode = TlsMode.STARTTLS
-    tls_ca: str = ""  # PEM file with the CA to trust; empty: the system's
-    username: str = ""
-    password: str = field(default="", repr=False)
-    connections: int = 20
-    messages_per_connection: int = 100
-    reverse_path: ReversePath = ReversePath.SENDER
-    directory: str = ""  # sandbox: where the .eml files go, relative to state_dir
+    """A named way out."""
+
+    name: str = required("What senders and the log call it.", form="name")
+    kind: RouteKind = required(
+        "`smtp`: a next hop that takes everything; `mx`: straight to the recipients' servers; `sandbox`: keep each "
+        "message as a file instead of sending it."
+    )
+    host: str = setting("", "The next hop's name or address (kind `smtp`).", form="host")
+    port: int = setting(
+        0, "Its port; 0: 465 with implicit TLS, 25 with opportunistic or none, else 587.", low=0, high=65_535
+    )
+    tls: TlsMode = setting(
+        TlsMode.STARTTLS,
+        "TLS towards the next hop; with `starttls` and `implicit` its certificate must be good.",
+    )
+    tls_ca: str = setting("", "PEM file with the authority to trust instead of the system's.")
+    username: str = setting("", "Log in with this name; empty: no login.")
+    password: str = setting("", "The password for it.", secret=True)
+    connections: int = setting(20, "Connections at once.", low=1, high=10_000)
+    messages_per_connection: int = setting(100, "Messages sent over one connection before it is closed.", low=1)
+    reverse_path: ReversePath = setting(
+        ReversePath.SENDER,
+        "MAIL FROM towards the next hop: the sender's address, or what the client gave.",
+    )
+    directory: str = setting(
+        "", "Kind `sandbox`: where the `.eml` files go, relative to `server.state_dir`; empty: `sandbox`."
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class SenderSettings:
-    address: str
-    route: str
-    default: bool = False
-    daily_cap: int = 0
+    """A global sender address, which every account may use."""
+
+    address: str = required("The address in From.", form="email")
+    route: str = required("The route that its mail leaves by.", form="name")
+    default: bool = setting(False, "Whether it is used when a message has no From; for one sender at most.")
+    daily_cap: int = setting(0, "Messages in any rolling 24 hours; more wait for their turn. 0: no limit.", low=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    calls_per_minute: int = 120
-    messages_per_day: int = 0
-    log_days: int = 30
-    api_keys: int = 15
-    smtp_servers: int = 5
+    """Limits of an account."""
+
+    calls_per_minute: int = setting(
+        120, "Calls of one key in any 60 seconds, both doors together.", low=1, high=100_000
+    )
+    messages_per_day: int = setting(0, "Messages accepted in a day (UTC); 0: no limit.", low=0)
+    log_days: int = setting(30, "Days for which the log is kept.", low=1, high=3650)
+    api_keys: int = setting(15, "Keys an account may have.", low=0)
+    smtp_servers: int = setting(5, "SMTP servers of its own an account may have.", low=0)
+
+
+STANDARD_PLAN = "standard"
+SHIPPED_PLANS = {
+    STANDARD_PLAN: Plan(),
+    "free": Plan(calls_per_minute=5, messages_per_day=100, log_days=7, api_keys=15, smtp_servers=1),
+    "pro": Plan(calls_per_minute=30, messages_per_day=2000, log_days=30, api_keys=15, smtp_servers=10),
+}
+
+
+def _shipped_plans() -> dict[str, Plan]:
+    return dict(SHIPPED_PLANS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,4 +298,26 @@ class Settings:
     delivery: DeliverySettings = DeliverySettings()
     route: tuple[RouteSettings, ...] = ()
     sender: tuple[SenderSettings, ...] = ()
-    plans: dict[str, Plan] = field(default_factory=dict)
+    plans: dict[str, Plan] = field(default_factory=_shipped_plans)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """`"host:port"`, `"[::1]:port"` or `"*:port"` as host and port; raises ValueError with what is allowed.
+
+    An empty host or `*` is every address of the machine and comes back as `::`.
+    """
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError('"host:port"; an IPv6 address stands in brackets, as in "[::1]:587"')
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
+        raise ValueError('"host:port" with a port from 0 to 65535, as in "127.0.0.1:587" or "[::]:587"')
+    if any(ch.isspace() or not ch.isprintable() for ch in host):
+        raise ValueError('"host:port" without spaces')
+    return ("::" if host in {"", "*"} else host), int(port)
+
+
+def format_address(host: str, port: int) -> str:
+    """`host:port`, an IPv6 address in brackets: as logs, URLs and the settings write it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
