@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from hepmaild.storage import credits
+from hepmaild.storage import credits as money
 from hepmaild.storage.directory import bump
 from hepmaild.storage.schema import account, user
 
@@ -38,7 +38,7 @@ def create(
             status="active",
             balance=0,
             ledger_seq=0,
-            ledger_head=credits.GENESIS,
+            ledger_head=money.GENESIS,
             day=0,
             day_messages=0,
             created_at_us=now_us,
@@ -58,7 +58,7 @@ def create(
         )
     )
     if credits_granted:
-        credits.grant(conn, account_id, credits_granted, granted_by=granted_by, note=None, now_us=now_us)
+        money.grant(conn, account_id, credits_granted, granted_by=granted_by, note=None, now_us=now_us)
     bump(conn)
     return {"id": account_id, "email": email}
 

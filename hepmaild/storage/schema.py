@@ -197,7 +197,8 @@ recipient = Table(
 )
 
 # What waits.  One row for the recipients of a message that share a destination ("" on routes with one next hop), for
-# as long as one of them is not final.  A leased row is simply due again when its lease ends.
+# as long as one of them is not final.  A leased row has an owner and is due at NEVER_US.
+NEVER_US = 2**62
 queue = Table(
     "queue",
     metadata,
@@ -212,6 +213,20 @@ queue = Table(
     sqlite_with_rowid=False,
 )
 Index("ix_queue_due_at_us", queue.c.due_at_us)
+Index(
+    "ix_queue_owner",
+    queue.c.owner,
+    sqlite_where=queue.c.owner.is_not(None),
+    postgresql_where=queue.c.owner.is_not(None),
+)
+
+# A process that holds leases is alive until then; past it, its work is taken over (several processes only).
+process = Table(
+    "process",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("alive_until_us", BigInteger, nullable=False),
+)
 
 # Message content, in pieces.
 body = Table(
@@ -220,6 +235,7 @@ body = Table(
     Column("id", _BigId, primary_key=True, autoincrement=True),
     Column("message_id", String(16), nullable=False, index=True),
     Column("n", Integer, nullable=False),
+    Column("at_us", BigInteger, nullable=False),  # pieces of a message that was never committed are swept by age
     Column("data", LargeBinary, nullable=False),
 )
 

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accepting messages: message, recipients, debit, ledger row, idempotency record and queue entry, in one unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, insert, select, tuple_
+
+from hepmaild.errors import ErrorKind, Refusal
+from hepmaild.mail.submission import KeyIdentity, Recipient
+from hepmaild.storage import messages
+from hepmaild.storage.credits import Purse
+from hepmaild.storage.schema import NEVER_US, idempotency, message, queue, recipient
+
+DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """A message that passed every check but those that need the store.
+
+    content: all of it, or None when its pieces were staged.  word: idempotency word with its namespace; it lives for
+    `word_life_us`.  owner: the process that delivers it at once, or None to leave it to whoever claims first.
+    Result: `Taken`, `Twin`, or a `Refusal`.
+    """
+
+    message_id: str
+    account_id: str
+    key: KeyIdentity
+    door: str
+    sender: str
+    route: str
+    reverse_path: str
+    subject: str
+    header_message_id: str
+    size: int
+    smtputf8: bool
+    recipients: tuple[Recipient, ...]
+    content: bytes | None
+    expires_at_us: int
+    at_us: int
+    messages_per_day: int
+    event: str
+    word: str | None = None
+    word_life_us: int = 0
+    fingerprint: bytes = b""
+    owner: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The message is ours.  token: the lease's, when it was leased at once."""
+
+    token: int
+    balance: int
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """The same call was accepted before.  answer: what its caller was told (JSON), None when that is not known yet."""
+
+    message_id: str
+    answer: str | None
+    at_us: int
+
+
+_TWINS = (
+    select(
+        idempotency.c.key_id,
+        idempotency.c.word,
+        idempotency.c.fingerprint,
+        idempotency.c.message_id,
+        idempotency.c.at_us,
+        message.c.answer,
+    )
+    .join(message, message.c.id == idempotency.c.message_id, isouter=True)
+    .where(tuple_(idempotency.c.key_id, idempotency.c.word).in_(bindparam("pairs", expanding=True)))
+)
+_FORGET = delete(idempotency).where(
+    idempotency.c.key_id == bindparam("the_key"), idempotency.c.word == bindparam("the_word")
+)
+
+
+def check_day(purse: Purse, limit: int, now_us: int) -> Refusal | None:
+    """The plan's messages a day (UTC); 0: no limit."""
+    if not limit or purse.messages_on(now_us // DAY_US) < limit:
+        return None
+    wait_s = (DAY_US - now_us % DAY_US) // 1_000_000 + 1
+    text = f"the plan allows {limit:,} messages a day and they are used up: the next day begins at 00:00 UTC"
+    return Refusal(ErrorKind.DAILY_LIMIT_REACHED, text, retry_after_s=wait_s)
+
+
+def check_balance(purse: Purse, required: int) -> Refusal | None:
+    """One credit for every distinct recipient."""
+    if purse.balance >= required:
+        return None
+    text = f"not enough credits: {required} required, {purse.balance} left; add credits and send again"
+    return Refusal(ErrorKind.INSUFFICIENT_CREDITS, text, extra={"required": required, "balance": purse.balance})
+
+
+def run(
+    conn: Connection, members: list[Accept], purses: dict[str, Purse], ledger_rows: list[dict[str, Any]], now_us: int
+) -> list[Taken | Twin | Refusal]:
+    """Decide each member in turn, then write what was accepted.  The purses are locked; their owner saves them."""
+    words = _find_twins(conn, members)
+    results: list[Taken | Twin | Refusal] = []
+    accepted: list[Accept] = []
+    stale: list[dict[str, str]] = []
+    for m in members:
+        result = _decide(m, purses.get(m.account_id), words, stale, now_us)
+        results.append(result)
+        if isinstance(result, Taken):
+            purse = purses[m.account_id]
+            purse.count_message(now_us // DAY_US)
+            ledger_rows.append(purse.book(-len(m.recipients), "debit", m.at_us, message_id=m.message_id))
+            accepted.append(m)
+            if m.word is not None:
+                words[m.key.key_id, m.word] = (m.fingerprint, Twin(m.message_id, None, m.at_us))
+    if stale:
+        conn.execute(_FORGET, stale)
+    if accepted:
+        _write(conn, accepted)
+    return results
+
+
+def _find_twins(conn: Connection, members: list[Accept]) -> dict[tuple[str, str], tuple[bytes, Twin]]:
+    pairs = {(m.key.key_id, m.word) for m in members if m.word is not None}
+    if not pairs:
+        return {}
+    rows = conn.execute(_TWINS, {"pairs": sorted(pairs)})
+    return {(r.key_id, r.word): (r.fingerprint, Twin(r.message_id, r.answer, r.at_us)) for r in rows}
+
+
+def _decide(
+    m: Accept,
+    purse: Purse | None,
+    words: dict[tuple[str, str], tuple[bytes, Twin]],
+    stale: list[dict[str, str]],
+    now_us: int,
+) -> Taken | Twin | Refusal:
+    if purse is None:
+        return Refusal(ErrorKind.INVALID_KEY, "the account of this API key does not exist any more")
+    if purse.status != "active":
+        return Refusal(ErrorKind.ACCOUNT_SUSPENDED, "the account is suspended: ask its operator")
+    if m.word is not None and (m.key.key_id, m.word) in words:
+        fingerprint, twin = words[m.key.key_id, m.word]
+        if twin.at_us + m.word_life_us > now_us:
+            if fingerprint == m.fingerprint:
+                return twin
+            text = "this idempotency key was used for another message in the last 24 hours: use a new one"
+            return Refusal(ErrorKind.IDEMPOTENCY_MISMATCH, text)
+        stale.append({"the_key": m.key.key_id, "the_word": m.word})
+        del words[m.key.key_id, m.word]
+    refusal = check_day(purse, m.messages_per_day, now_us) or check_balance(purse, len(m.recipients))
+    if refusal is not None:
+        return refusal
+    return Taken(token=1, balance=purse.balance - len(m.recipients))
+
+
+_MESSAGE, _RECIPIENT, _QUEUE, _WORD = insert(message), insert(recipient), insert(queue), insert(idempotency)
+
+
+def _write(conn: Connection, accepted: list[Accept]) -> None:
+    conn.execute(_MESSAGE, [_message_row(m) for m in accepted])
+    conn.execute(_RECIPIENT, [row for m in accepted for row in _recipient_rows(m)])
+    conn.execute(
+        _QUEUE,
+        [
+            {
+                "message_id": m.message_id,
+                "destination": "",
+                "account_id": m.account_id,
+                "route": m.route,
+                "due_at_us": m.at_us if m.owner is None else NEVER_US,
+                "owner": m.owner,
+                "token": 1,
+                "marked": False,
+            }
+            for m in accepted
+        ],
+    )
+    bodies = [
+        {"message_id": m.message_id, "n": 0, "at_us": m.at_us, "data": m.content}
+        for m in accepted
+        if m.content is not None
+    ]
+    if bodies:
+        messages.insert_bodies(conn, bodies)
+    words = [
+        {
+            "key_id": m.key.key_id,
+            "word": m.word,
+            "fingerprint": m.fingerprint,
+            "message_id": m.message_id,
+            "at_us": m.at_us,
+        }
+        for m in accepted
+        if m.word is not None
+    ]
+    if words:
+        conn.execute(_WORD, words)
+    messages.insert_events(conn, [(m.message_id, m.account_id, m.at_us, "accepted", m.event) for m in accepted])
+
+
+def _message_row(m: Accept) -> dict[str, Any]:
+    return {
+        "id": m.message_id,
+        "account_id": m.account_id,
+        "key_id": m.key.key_id,
+        "key_name": m.key.key_name,
+        "key_last_five": m.key.last_five,
+        "door": m.door,
+        "sender": m.sender,
+        "route": m.route,
+        "reverse_path": m.reverse_path,
+        "subject": m.subject,
+        "header_message_id": m.header_message_id,
+        "size": m.size,
+        "smtputf8": m.smtputf8,
+        "recipients": len(m.recipients),
+        "state": "queued",
+        "waiting": len(m.recipients),
+        "failed": 0,
+        "accepted_at_us": m.at_us,
+        "expires_at_us": m.expires_at_us,
+        "finished_at_us": None,
+        "body_until_us": None,
+        "answer": None,
+    }
+
+
+def _recipient_rows(m: Accept) -> list[dict[str, Any]]:
+    return [
+        {
+            "message_id": m.message_id,
+            "n": n,
+            "address": r.address,
+            "kind": r.kind.value,
+            "destination": "",
+            "state": "queued",
+            "attempts": 0,
+            "doubts": 0,
+            "due_at_us": m.at_us,
+            "last_reply": None,
+            "changed_at_us": m.at_us,
+        }
+        for n, r in enumerate(m.recipients)
+    ]

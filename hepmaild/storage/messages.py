@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages, their content and their events: the rows every step of the pipeline shares."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select
+
+from hepmaild.mail.content import SPOOL_OCTETS, Content
+from hepmaild.storage.schema import body, event
+
+_EVENT = insert(event)
+_BODY = insert(body)
+
+
+def insert_events(conn: Connection, events: Iterable[tuple[str, str, int, str, str]]) -> None:
+    """Append events: message id, account id, at_us, kind, data as JSON."""
+    rows = [
+        {"message_id": m, "account_id": a, "at_us": at, "kind": kind, "data": data} for m, a, at, kind, data in events
+    ]
+    if rows:
+        conn.execute(_EVENT, rows)
+
+
+def insert_bodies(conn: Connection, rows: list[dict[str, Any]]) -> None:
+    """Append pieces of content."""
+    conn.execute(_BODY, rows)
+
+
+def stage_piece(conn: Connection, message_id: str, n: int, data: bytes, at_us: int) -> None:
+    """Store a piece of a large content ahead of the unit that accepts its message."""
+    conn.execute(_BODY, [{"message_id": message_id, "n": n, "at_us": at_us, "data": data}])
+
+
+def load_content(conn: Connection, message_id: str, spool_dir: str | None = None) -> Content | None:
+    """The content of a message; spooled when it is large.  None: it is not kept any more."""
+    pieces = select(body.c.data).where(body.c.message_id == message_id).order_by(body.c.n)
+    octets = conn.execute(
+        select(func.sum(func.length(body.c.data))).where(body.c.message_id == message_id)
+    ).scalar_one_or_none()
+    if octets is None:
+        return None
+    if octets <= SPOOL_OCTETS:
+        return Content(b"".join(row.data for row in conn.execute(pieces)))
+    spool = tempfile.TemporaryFile(dir=spool_dir, prefix="hepmaild-")  # noqa: SIM115
+    numbers = conn.execute(select(body.c.id).where(body.c.message_id == message_id).order_by(body.c.n)).scalars().all()
+    for number in numbers:  # one at a time: a driver may fetch a whole result at once
+        spool.write(conn.execute(select(body.c.data).where(body.c.id == number)).scalar_one())
+    spool.flush()
+    return Content(file=spool, size=int(octets))

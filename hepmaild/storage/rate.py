@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shared rate limit: an exact sliding window for each key (contract: money-and-limits.md "The shared rate limit").
+
+A row of `rate_call` stands for the calls let through at one instant and carries the running total of its key.  The
+calls inside a window are therefore a difference of two totals, each found by one step down the index.  The key's row
+is locked meanwhile, so that processes take turns; the row is committed before the call is let through, so that no
+restart forgets it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, text, tuple_
+
+from hepmaild.mail.submission import RateState
+from hepmaild.storage.schema import api_key, rate_call
+
+WINDOW_US = 60_000_000
+
+_newest = (
+    select(rate_call.c.total)
+    .where(rate_call.c.key_id == api_key.c.id)
+    .order_by(rate_call.c.at_us.desc())
+    .limit(1)
+    .scalar_subquery()
+)
+_newest_at = (
+    select(rate_call.c.at_us)
+    .where(rate_call.c.key_id == api_key.c.id)
+    .order_by(rate_call.c.at_us.desc())
+    .limit(1)
+    .scalar_subquery()
+)
+_before_window = (
+    select(rate_call.c.total - rate_call.c.calls)
+    .where(rate_call.c.key_id == api_key.c.id, rate_call.c.at_us >= bindparam("from_us"))
+    .order_by(rate_call.c.at_us)
+    .limit(1)
+    .scalar_subquery()
+)
+_WINDOWS = select(
+    api_key.c.id, _newest.label("total"), _newest_at.label("last_at_us"), _before_window.label("before")
+).where(api_key.c.id.in_(bindparam("ids", expanding=True)))
+# A statement of its own: the windows must be read by one that began after the lock was had.
+_LOCK = (
+    select(api_key.c.id)
+    .where(api_key.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(api_key.c.id)
+    .with_for_update(key_share=True)
+)
+_INSERT = insert(rate_call)
+_CLOCK = text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)")
+
+
+@dataclass(slots=True)
+class Window:
+    """One key's window inside one unit.  total: calls ever; inside: calls in the 60 s that end now."""
+
+    key_id: str
+    now_us: int
+    total: int
+    inside: int
+    last_at_us: int
+    taken: int = 0
+
+    def take(self, limit: int) -> bool:
+        """Let one more call through, if the window has room for it."""
+        if self.inside >= limit:
+            return False
+        self.inside += 1
+        self.taken += 1
+        return True
+
+    def state(self, limit: int) -> RateState:
+        """The window as the headers tell it."""
+        newest = self.now_us if self.taken else self.last_at_us
+        reset_us = newest + WINDOW_US if self.inside else self.now_us
+        return RateState(limit, max(0, limit - self.inside), -(-reset_us // 1_000_000))
+
+
+def open_windows(conn: Connection, key_ids: Iterable[str], now_us: int) -> dict[str, Window]:
+    """Lock these keys and read their windows.  With several processes the database's clock decides, not `now_us`."""
+    ids = sorted(set(key_ids))
+    if conn.dialect.name == "postgresql":
+        conn.execute(_LOCK, {"ids": ids})
+        now_us = int(conn.execute(_CLOCK).scalar_one())
+    rows = conn.execute(_WINDOWS, {"ids": ids, "from_us": now_us - WINDOW_US}).all()
+    windows = {}
+    for key_id, total, last_at_us, before in rows:
+        inside = 0 if before is None else total - before
+        # A clock that was set back must not give a key a second window: time stands still until it catches up.
+        at_us = max(now_us, (last_at_us or 0) + 1)
+        windows[key_id] = Window(key_id, at_us, total or 0, inside, last_at_us or 0)
+    return windows
+
+
+def save_windows(conn: Connection, windows: Iterable[Window]) -> None:
+    """Append the calls that were let through."""
+    rows: list[dict[str, Any]] = [
+        {"key_id": w.key_id, "at_us": w.now_us, "calls": w.taken, "total": w.total + w.taken}
+        for w in windows
+        if w.taken
+    ]
+    if rows:
+        conn.execute(_INSERT, rows)
+
+
+def passes_at_us(conn: Connection, window: Window, limit: int) -> int:
+    """When one more call will pass: when the call `limit` places back has left the window."""
+    if limit <= 0:
+        return window.now_us + WINDOW_US
+    blocking = window.total + window.taken + 1 - limit
+    at_us = conn.execute(
+        select(func.min(rate_call.c.at_us)).where(
+            rate_call.c.key_id == window.key_id,
+            rate_call.c.at_us >= window.now_us - WINDOW_US,
+            rate_call.c.total >= blocking,
+        )
+    ).scalar_one()
+    # None: the blocking call is one of this very unit.
+    return int(at_us if at_us is not None else window.now_us) + WINDOW_US + 1
+
+
+def peek(conn: Connection, key_id: str, now_us: int) -> int:
+    """How many calls of this key the last 60 seconds hold; takes none."""
+    window = open_windows(conn, [key_id], now_us).get(key_id)
+    return window.inside if window else 0
+
+
+def prune(conn: Connection, now_us: int, most: int = 5000) -> int:
+    """Delete rows that no window can hold any more; how many went."""
+    old = select(rate_call.c.key_id, rate_call.c.at_us).where(rate_call.c.at_us < now_us - 2 * WINDOW_US).limit(most)
+    return int(conn.execute(delete(rate_call).where(tuple_(rate_call.c.key_id, rate_call.c.at_us).in_(old))).rowcount)

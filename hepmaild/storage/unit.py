@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The unit of group commit: what arrived together is decided one by one and committed together.
+
+A unit locks in one order (keys, accounts, queue rows), decides each member on its own in the order of arrival, collects
+the rows to write, and writes each table once.  A member that is refused leaves nothing behind and fails nobody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, update
+
+from hepmaild.errors import ErrorKind, Refusal
+from hepmaild.mail.submission import RateState
+from hepmaild.storage import accept, keys, rate, reports
+from hepmaild.storage import credits as money
+from hepmaild.storage.accept import Accept, Taken
+from hepmaild.storage.messages import insert_events
+from hepmaild.storage.reports import Mark, Report
+from hepmaild.storage.schema import idempotency, message
+
+DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a key, to be let through or not.  recipients > 0: refuse already what the balance cannot pay.
+
+    Result: `RateState` or `Refusal` (RATE_LIMITED, DAILY_LIMIT_REACHED, INSUFFICIENT_CREDITS).
+    """
+
+    key_id: str
+    account_id: str
+    calls_per_minute: int
+    messages_per_day: int
+    recipients: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a caller was told.  free_word: it was an error, so its word may be used anew.  Result: None."""
+
+    message_id: str
+    account_id: str
+    at_us: int
+    answer: str
+    event: str
+    free_word: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """A key was used.  Result: None."""
+
+    key_id: str
+    at_us: int
+    ip: str
+    door: str
+
+
+Member = Call | Accept | Mark | Report | Answered | Used
+
+_ANSWER = update(message).where(message.c.id == bindparam("the_id")).values(answer=bindparam("the_answer"))
+_FREE = delete(idempotency).where(idempotency.c.message_id == bindparam("the_id"))
+
+
+class UnitRunner:
+    """Runs units.  `now_us` is the process's clock."""
+
+    def __init__(self, now_us: Callable[[], int]) -> None:
+        self._now_us = now_us
+
+    def __call__(self, conn: Connection, members: Sequence[Member]) -> list[Any]:
+        """Decide and write all members; their results in the same order."""
+        now_us = self._now_us()
+        calls = [m for m in members if isinstance(m, Call)]
+        windows = rate.open_windows(conn, (c.key_id for c in calls), now_us) if calls else {}
+        purses = self._lock_accounts(conn, members)
+        results: dict[int, Any] = {}
+        ledger_rows: list[dict[str, Any]] = []
+        for call in calls:
+            results[id(call)] = _decide_call(conn, call, windows.get(call.key_id), purses.get(call.account_id), now_us)
+        rate.save_windows(conn, windows.values())
+        accepts = [m for m in members if isinstance(m, Accept)]
+        if accepts:
+            taken = accept.run(conn, accepts, purses, ledger_rows, now_us)
+            results.update(zip(map(id, accepts), taken, strict=True))
+        marks_and_reports = [m for m in members if isinstance(m, Mark | Report)]
+        if marks_and_reports:
+            done = reports.run(conn, marks_and_reports, purses, ledger_rows)
+            results.update(zip(map(id, marks_and_reports), done, strict=True))
+        money.save(conn, purses.values(), ledger_rows)
+        _write_answers(conn, [m for m in members if isinstance(m, Answered)])
+        keys.note_use(conn, [(m.key_id, m.at_us, m.ip, m.door) for m in members if isinstance(m, Used)])
+        return [results.get(id(m)) for m in members]
+
+    @staticmethod
+    def _lock_accounts(conn: Connection, members: Sequence[Member]) -> dict[str, money.Purse]:
+        ids = {
+            m.account_id
+            for m in members
+            if isinstance(m, Accept)
+            or (isinstance(m, Call) and (m.recipients or m.messages_per_day))
+            or (isinstance(m, Report) and m.may_refund)
+        }
+        return money.lock(conn, ids) if ids else {}
+
+
+def _decide_call(
+    conn: Connection, call: Call, window: rate.Window | None, purse: money.Purse | None, now_us: int
+) -> RateState | Refusal:
+    if window is None:
+        return Refusal(ErrorKind.INVALID_KEY, "this API key does not exist any more: use another one")
+    limit = call.calls_per_minute
+    if window.inside >= limit:
+        wait_s = max(1, -(-(rate.passes_at_us(conn, window, limit) - window.now_us) // 1_000_000))
+        text = f"more than {limit} calls in a minute with this key: try again in {wait_s} seconds"
+        return Refusal(ErrorKind.RATE_LIMITED, text, retry_after_s=wait_s, extra={"_rate": window.state(limit)})
+    if purse is not None:
+        refusal = accept.check_day(purse, call.messages_per_day, now_us) or (
+            accept.check_balance(purse, call.recipients) if call.recipients else None
+        )
+        if refusal is not None:
+            return refusal
+    window.take(limit)
+    return window.state(limit)
+
+
+def _write_answers(conn: Connection, answered: list[Answered]) -> None:
+    if not answered:
+        return
+    conn.execute(_ANSWER, [{"the_id": a.message_id, "the_answer": a.answer} for a in answered])
+    insert_events(conn, [(a.message_id, a.account_id, a.at_us, "replied", a.event) for a in answered])
+    freed = [{"the_id": a.message_id} for a in answered if a.free_word]
+    if freed:
+        conn.execute(_FREE, freed)
+
+
+__all__ = ["Accept", "Answered", "Call", "Mark", "Member", "Report", "Taken", "UnitRunner", "Used"]
