@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting, watching and ending other programs, and waiting for what they do.  Every wait has a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# Generous: these say "it hangs", never "it is slow".  A loaded two-core machine may take a while to start Postfix.
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
+
+
+class PeerFailed(Exception):
+    """A peer did not start, died, or did not do in time what was waited for; the text ends with its last output."""
+
+
+def wait_until(
+    condition: Callable[[], T], what: str, *, timeout_s: float = START_TIMEOUT_S, alive: Callable[[], bool] | None = None
+) -> T:
+    """Poll an outside condition until it is true; its value.
+
+    For things of other processes that cannot tell us by themselves.  Raises PeerFailed, naming `what`, at the deadline,
+    or as soon as `alive` says that nothing can come any more.
+    """
+    deadline = time.monotonic() + timeout_s
+    pause_s = 0.002
+    while True:
+        value = condition()
+        if value:
+            return value
+        if alive is not None and not alive():
+            value = condition()
+            if value:
+                return value
+            raise PeerFailed(f"the process ended while waiting for {what}")
+        if time.monotonic() > deadline:
+            raise PeerFailed(f"waited {timeout_s:.0f} s in vain for {what}")
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, 0.1)
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that was free a moment ago (for programs that cannot choose one themselves)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def port_answers(port: int, *, host: str = "127.0.0.1") -> bool:
+    """Whether something accepts connections there now."""
+    try:
+        with socket.create_connection((host, port), timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def greets(port: int, *, host: str = "127.0.0.1") -> bool:
+    """Whether an SMTP server there sends its banner now: only then it really works."""
+    try:
+        with socket.create_connection((host, port), timeout=5) as connection:
+            return connection.recv(4).startswith(b"220")
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def open_folder(prefix: str) -> Iterator[Path]:
+    """A temporary folder that other users may enter (pytest's own may not be: Postfix drops its privileges)."""
+    path = Path(tempfile.mkdtemp(prefix=f"hepmaild-{prefix}-"))
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class Child:
+    """One started program, in its own process group, its output in files.
+
+    stdout and stderr go to `<name>.out` and `<name>.err` in `folder`; they are appended to over restarts.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        folder: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        preexec: Callable[[], None] | None = None,
+        stdin: int = subprocess.DEVNULL,
+    ) -> None:
+        self.name = name
+        self.command = [str(part) for part in command]
+        self.out_path = folder / f"{name}.out"
+        self.err_path = folder / f"{name}.err"
+        with self.out_path.open("ab") as out, self.err_path.open("ab") as err:
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=stdin,
+                stdout=out,
+                stderr=err,
+                env=None if env is None else {**os.environ, **env},
+                preexec_fn=preexec,  # noqa: PLW1509 - no threads of ours are running when peers start
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def output(self) -> str:
+        """The end of everything it printed."""
+        parts = [path.read_text("utf-8", "replace") for path in (self.out_path, self.err_path) if path.exists()]
+        return "\n".join(parts)[-6000:]
+
+    def wait_for(self, condition: Callable[[], T], what: str, *, timeout_s: float = START_TIMEOUT_S) -> T:
+        """As wait_until, but ends at once, with its output, when the process dies."""
+        try:
+            return wait_until(condition, what, timeout_s=timeout_s, alive=self.is_alive)
+        except PeerFailed as error:
+            raise PeerFailed(f"{self.name}: {error}\n{self.output()}") from None
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.is_alive():
+            self.process.send_signal(number)
+
+    def wait(self, *, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Its exit status; raises PeerFailed if it does not end in time."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise PeerFailed(f"{self.name} did not end within {timeout_s:.0f} s\n{self.output()}") from None
+
+    def terminate(self, *, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """SIGTERM, and its exit status."""
+        self.signal(signal.SIGTERM)
+        return self.wait(timeout_s=timeout_s)
+
+    def kill(self) -> None:
+        """SIGKILL to the whole group; returns when the process is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def close(self) -> None:
+        """End it whatever state it is in: SIGTERM, then SIGKILL to what is left of its group."""
+        if self.is_alive():
+            self.signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_TIMEOUT_S / 2)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
