@@ -135,12 +135,9 @@ def say_goodbye(conn: Connection, owner: str, now_us: int) -> None:
 
 def take_over(conn: Connection, now_us: int, *, alone: bool) -> int:
     """Take back the leases of dead processes; how many.  alone: no other process can be alive (SQLite)."""
-    if alone:
-        dead = queue.c.owner.is_not(None)
-    else:
-        alive = select(process.c.id).where(process.c.alive_until_us > now_us)
-        dead = queue.c.owner.is_not(None) & queue.c.owner.not_in(alive)
-    taken = _take_back(conn, dead, now_us)
+    alive = select(process.c.id).where(process.c.alive_until_us > now_us)
+    owned = queue.c.owner.is_not(None)
+    taken = _take_back(conn, owned if alone else owned & queue.c.owner.not_in(alive), now_us)
     if not alone:
         conn.execute(delete(process).where(process.c.alive_until_us <= now_us))
     return taken
@@ -267,7 +264,7 @@ def _waiting_rows(conn: Connection, message_id: str) -> list[Any]:
     return list(rows)
 
 
-def stats(conn: Connection, now_us: int) -> dict[str, Any]:
+def stats(conn: Connection) -> dict[str, Any]:
     """Recipients that wait, by state, route and destination, and since when the oldest does."""
     waiting = recipient.c.state.in_(WAITING)
     state = recipient.c.state
