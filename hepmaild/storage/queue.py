@@ -8,10 +8,11 @@ process is alive (its row in `process`, or, alone on SQLite, its lock on the sta
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, func, insert, null, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, null, select, tuple_, update
 
 from hepmaild.delivery.job import Job, JobRecipient
 from hepmaild.storage import credits as money
@@ -19,13 +20,22 @@ from hepmaild.storage import messages
 from hepmaild.storage.schema import NEVER_US, body, message, process, queue, recipient
 
 WAITING = ("queued", "deferred")
+_NEXT_ROUTE = select(func.min(queue.c.route)).where(queue.c.route > bindparam("last"))
 _DUE = (
-    select(queue.c.message_id, queue.c.destination, queue.c.token)
-    .where(queue.c.due_at_us <= bindparam("now"))
+    select(queue.c.message_id, queue.c.destination, queue.c.due_at_us)
+    .where(queue.c.route == bindparam("route"), queue.c.due_at_us <= bindparam("now"))
     .order_by(queue.c.due_at_us)
     .limit(bindparam("most"))
+)
+_LOCK_DUE = (
+    select(queue.c.message_id, queue.c.destination, queue.c.token)
+    .where(
+        tuple_(queue.c.message_id, queue.c.destination).in_(bindparam("pairs", expanding=True)),
+        queue.c.due_at_us <= bindparam("now"),
+    )
     .with_for_update(skip_locked=True)
 )
+_NEXT_DUE = select(func.min(queue.c.due_at_us)).where(queue.c.route == bindparam("route"))
 _LEASE = (
     update(queue)
     .where(queue.c.message_id == bindparam("m"), queue.c.destination == bindparam("d"))
@@ -41,9 +51,30 @@ class Claimed:
     expired: int
 
 
-def claim(conn: Connection, owner: str, now_us: int, most: int, body_keep_us: int) -> Claimed:
-    """Lease up to `most` due rows; those past their expiry are finished and refunded instead."""
-    rows = conn.execute(_DUE, {"now": now_us, "most": most}).all()
+def _routes(conn: Connection, exclude: Collection[str]) -> list[str]:
+    """The routes that something waits on: one step down the index for each, however much waits."""
+    found, last = [], ""
+    while (route := conn.execute(_NEXT_ROUTE, {"last": last}).scalar_one()) is not None:
+        if route not in exclude:
+            found.append(route)
+        last = route
+    return found
+
+
+def claim(
+    conn: Connection, owner: str, now_us: int, most: int, body_keep_us: int, exclude: Collection[str] = ()
+) -> Claimed:
+    """Lease up to `most` due rows, oldest first; those past their expiry are finished and refunded instead."""
+    due_rows = [
+        row
+        for route in _routes(conn, exclude)
+        for row in conn.execute(_DUE, {"route": route, "now": now_us, "most": most})
+    ]
+    due_rows.sort(key=lambda row: row.due_at_us)
+    pairs = [(r.message_id, r.destination) for r in due_rows[:most]]
+    if not pairs:
+        return Claimed([], 0)
+    rows = conn.execute(_LOCK_DUE, {"pairs": pairs, "now": now_us}).all()
     if not rows:
         return Claimed([], 0)
     conn.execute(_LEASE, [{"m": r.message_id, "d": r.destination, "o": owner, "t": r.token + 1} for r in rows])
@@ -99,15 +130,15 @@ def _settle(conn: Connection, message_id: str, destination: str) -> None:
         conn.execute(update(queue).where(here).values(due_at_us=due, owner=null(), marked=False))
 
 
-def next_due_at_us(conn: Connection) -> int | None:
+def next_due_at_us(conn: Connection, exclude: Collection[str] = ()) -> int | None:
     """When something is due next: a waiting row, or the work of a process that stopped saying it is alive."""
-    due = conn.execute(select(func.min(queue.c.due_at_us))).scalar_one()
+    dues = [conn.execute(_NEXT_DUE, {"route": route}).scalar_one() for route in _routes(conn, exclude)]
     ends = conn.execute(
         select(func.min(process.c.alive_until_us)).where(
             process.c.id.in_(select(queue.c.owner).where(queue.c.owner.is_not(None)))
         )
     ).scalar_one()
-    times = [int(t) for t in (due, ends) if t is not None and t < NEVER_US]
+    times = [int(t) for t in (*dues, ends) if t is not None and t < NEVER_US]
     return min(times) if times else None
 
 

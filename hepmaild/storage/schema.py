@@ -212,7 +212,7 @@ queue = Table(
     Column("marked", Boolean, nullable=False),  # the final dot of the leased attempt may have left
     sqlite_with_rowid=False,
 )
-Index("ix_queue_due_at_us", queue.c.due_at_us)
+Index("ix_queue_route_due_at_us", queue.c.route, queue.c.due_at_us)
 Index(
     "ix_queue_owner",
     queue.c.owner,
