@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What no single key can tell: settings that contradict one another."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+
+from hepmaild.config import RouteKind, RouteSettings, Settings, TlsMode, parse_address
+from hepmaild.config_read import Reader
+
+
+def check(settings: Settings, reader: Reader) -> None:
+    """Report every contradiction to the reader."""
+    _check_listeners(settings, reader)
+    _check_routes(settings, reader)
+    _check_senders(settings, reader)
+    if bool(settings.tls.certificate) != bool(settings.tls.private_key):
+        missing = "private_key" if settings.tls.certificate else "certificate"
+        reader.report(f"tls.{missing}", "is missing: certificate and private_key go together")
+    if settings.delivery.lease_s <= settings.delivery.final_dot_timeout_s:
+        reader.report("delivery.lease_s", "must be longer than final_dot_timeout_s: a lease outlives any attempt")
+    if not settings.delivery.retry_after_s:
+        reader.report("delivery.retry_after_s", "must have at least one waiting time")
+
+
+def _check_listeners(settings: Settings, reader: Reader) -> None:
+    """No address twice."""
+    seen: dict[tuple[str, int], str] = {}
+    for key, addresses in (
+        ("smtp.starttls", settings.smtp.starttls),
+        ("smtp.implicit_tls", settings.smtp.implicit_tls),
+        ("http.listen", settings.http.listen),
+        ("http.plain_listen", settings.http.plain_listen),
+    ):
+        for text in addresses:
+            address = parse_address(text)
+            if address[1] and address in seen:
+                reader.report(key, f"{text} is taken by {seen[address]} already")
+            seen.setdefault(address, key)
+
+
+def _check_routes(settings: Settings, reader: Reader) -> None:
+    names = Counter(route.name for route in settings.route)
+    for index, route in enumerate(settings.route):
+        key = f"route.{index}"
+        if names[route.name] > 1:
+            reader.report(f"{key}.name", f"{names[route.name]} routes are called {route.name!r}: names must differ")
+            names[route.name] = 0
+        if route.kind is RouteKind.SMTP and not route.host:
+            reader.report(f"{key}.host", f'is missing: route {route.name!r} of kind "smtp" needs its next hop')
+        if bool(route.username) != bool(route.password):
+            missing = "password (or password_file)" if route.username else "username"
+            reader.report(f"{key}.{missing}", f"is missing: route {route.name!r} needs both to log in, or neither")
+        if route.password and route.tls in {TlsMode.NONE, TlsMode.OPPORTUNISTIC} and not _is_loopback(route):
+            reader.report(f"{key}.tls", f'would send the password of route {route.name!r} in clear: use "starttls"')
+
+
+def _check_senders(settings: Settings, reader: Reader) -> None:
+    routes = {route.name for route in settings.route}
+    seen: set[str] = set()
+    for index, sender in enumerate(settings.sender):
+        key = f"sender.{index}"
+        if sender.route not in routes:
+            known = ", ".join(sorted(routes)) or "none"
+            reader.report(f"{key}.route", f"there is no route {sender.route!r}; there are: {known}")
+        if sender.address.casefold() in seen:
+            reader.report(f"{key}.address", f"{sender.address} is there twice")
+        seen.add(sender.address.casefold())
+    defaults = [sender.address for sender in settings.sender if sender.default]
+    if len(defaults) > 1:
+        reader.report("sender", f"at most one may be the default; {', '.join(defaults)} all are")
+
+
+def _is_loopback(route: RouteSettings) -> bool:
+    if route.host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(route.host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a TOML file, the environment and secret files to `Settings`; every mistake is told, not only the first.
+
+Order, later wins: the defaults of `config`, the file, `HEPMAILD_<SECTION>__<KEY>` in the environment.  A secret `KEY`
+(`database.url`, a route's `password`) may also stand in a file named by `KEY_file`, or be a systemd credential named
+`database.url` or `route.<name>.password` (`$CREDENTIALS_DIRECTORY`).  Reads only the settings file and secret files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from hepmaild import config_check, config_read
+from hepmaild.config import SHIPPED_PLANS, STANDARD_PLAN, Plan, RouteSettings, SenderSettings, Settings
+from hepmaild.config_read import Problem, Reader
+
+DEFAULT_FILES = (Path("hepmaild.toml"), Path("/etc/hepmaild.toml"))
+_PREFIX = "HEPMAILD_"
+_MAX_FILE_OCTETS = 1_048_576
+_LISTS: dict[str, type[Any]] = {"route": RouteSettings, "sender": SenderSettings}
+
+
+class SettingsError(Exception):
+    """The settings cannot be used.  `problems` has each mistake with its file or variable, key and what is allowed."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("\n".join(str(p) for p in problems))
+        self.problems = problems
+
+
+def find_settings_file(option: str | None, environ: Mapping[str, str]) -> Path | None:
+    """The file to read: `-c`, else `$HEPMAILD_CONFIG`, else `./hepmaild.toml`, else `/etc/hepmaild.toml`, else none.
+
+    A file that was named must exist, or loading fails; the last two are used only if they do.
+    """
+    named = option or environ.get("HEPMAILD_CONFIG")
+    if named:
+        return Path(named)
+    return next((path for path in DEFAULT_FILES if path.is_file()), None)
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
+    """The settings of this file (None: only defaults and environment).  Raises SettingsError with all mistakes."""
+    if path is None:
+        return parse("", source="the environment", base=Path.cwd(), environ=environ)
+    try:
+        with path.open("rb") as file:
+            octets = file.read(_MAX_FILE_OCTETS + 1)
+        text = octets.decode()
+    except OSError as error:
+        raise SettingsError((Problem(str(path), "", f"cannot be read: {error.strerror}"),)) from None
+    except UnicodeDecodeError as error:
+        raise SettingsError((Problem(str(path), "", f"is not UTF-8 at octet {error.start}"),)) from None
+    if len(octets) > _MAX_FILE_OCTETS:
+        raise SettingsError((Problem(str(path), "", "is larger than 1 MB: this is no settings file"),))
+    return parse(text, source=str(path), base=path.resolve().parent, environ=environ)
+
+
+def parse(text: str, *, source: str, base: Path, environ: Mapping[str, str]) -> Settings:
+    """The settings in this TOML text.  source: what to call it in messages.  base: what relative paths start from."""
+    try:
+        tables = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        raise SettingsError((Problem(source, "", f"is not TOML: {error}"),)) from None
+    reader = Reader(source, base, _credentials(environ))
+    _merge_environment(tables, environ, reader)
+    settings = _build(tables, reader)
+    config_check.check(settings, reader)
+    if reader.problems:
+        raise SettingsError(tuple(reader.problems))
+    return settings
+
+
+def _credentials(environ: Mapping[str, str]) -> Path | None:
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    return Path(directory) if directory else None
+
+
+def _build(tables: dict[str, Any], reader: Reader) -> Settings:
+    values: dict[str, Any] = {}
+    known = {f.name: f for f in dataclasses.fields(Settings)}
+    for name in tables:
+        if name not in known:
+            reader.report(name, config_read.unknown("section", name, known))
+    for name, cls in _LISTS.items():
+        values[name] = _build_list(name, cls, tables.get(name, []), reader)
+    values["plans"] = _build_plans(tables.get("plans", {}), reader)
+    for name, spec in known.items():
+        if name not in values:
+            cls = type(spec.default)
+            values[name] = reader.table(cls, tables.get(name, {}), (name,), spec.default)
+    settings = Settings(**values)
+    server = settings.server
+    if not server.state_dir.is_absolute():
+        server = dataclasses.replace(server, state_dir=reader.base / server.state_dir)
+    tls = dataclasses.replace(
+        settings.tls,
+        certificate=reader.absolute(settings.tls.certificate),
+        private_key=reader.absolute(settings.tls.private_key),
+    )
+    return dataclasses.replace(settings, server=server, tls=tls)
+
+
+def _build_list(name: str, cls: type[Any], rows: Any, reader: Reader) -> tuple[Any, ...]:
+    if not isinstance(rows, list):
+        reader.report(name, f"must be a list of tables: write [[{name}]] before each")
+        return ()
+    built = []
+    for index, row in enumerate(rows):
+        label = row.get("name", "") if isinstance(row, dict) and name == "route" else ""
+        made = reader.table(cls, row, (name, str(index)), None, label=str(label))
+        if made is not None:
+            built.append(made)
+    return tuple(built)
+
+
+def _build_plans(tables: Any, reader: Reader) -> dict[str, Plan]:
+    """Shipped plans, changed and added to by the file; what a new plan leaves out is `standard`'s."""
+    if not isinstance(tables, dict):
+        reader.report("plans", "must be tables: write [plans.NAME] before each")
+        return dict(SHIPPED_PLANS)
+    standard = reader.table(Plan, tables.get(STANDARD_PLAN, {}), ("plans", STANDARD_PLAN), SHIPPED_PLANS[STANDARD_PLAN])
+    plans = {**SHIPPED_PLANS, STANDARD_PLAN: standard}
+    for name, table in tables.items():
+        if name != STANDARD_PLAN:
+            if not config_read.is_name(name):
+                reader.report(f"plans.{name!r}", f"a plan's name must be {config_read.NAME_RULE}")
+            plans[name] = reader.table(Plan, table, ("plans", name), SHIPPED_PLANS.get(name, standard))
+    return plans
+
+
+def _merge_environment(tables: dict[str, Any], environ: Mapping[str, str], reader: Reader) -> None:
+    """Put `HEPMAILD_SECTION__KEY` into the tables, as text that `Reader` understands by the key's type.
+
+    Lists go by position or, for routes, by name: `HEPMAILD_ROUTE__UPSTREAM__PASSWORD`, `HEPMAILD_SENDER__0__DAILY_CAP`.
+    """
+    for variable in sorted(environ):
+        if not variable.startswith(_PREFIX) or "__" not in variable:
+            continue
+        path = variable.removeprefix(_PREFIX).lower().split("__")
+        section = tables
+        real: list[str] = []
+        for step in path[:-1]:
+            found = _descend(section, step, inside="".join(real))
+            if found is None:
+                reader.report_at(variable, "names nothing in the settings: HEPMAILD_<SECTION>__<KEY>")
+                break
+            section, name = found
+            real.append(name)
+        else:
+            section[path[-1]] = config_read.FromEnvironment(environ[variable])
+            reader.variables[".".join([*real, path[-1]])] = variable
+
+
+def _descend(table: Any, step: str, *, inside: str) -> tuple[dict[str, Any], str] | None:
+    """The table called `step` inside this one, made if need be, and its exact name there."""
+    if isinstance(table, list):
+        if step.isascii() and step.isdigit():
+            index = int(step)
+            if index == len(table):
+                table.append({})
+            return (table[index], step) if index < len(table) and isinstance(table[index], dict) else None
+        for index, row in enumerate(table):
+            if isinstance(row, dict) and _as_variable(row.get("name", "")) == step:
+                return row, str(index)
+        return None
+    if not isinstance(table, dict):
+        return None
+    name = next((key for key in table if _as_variable(key) == step), step)
+    made = table.setdefault(name, [] if not inside and name in _LISTS else {})
+    return (made, name) if isinstance(made, dict | list) else None  # type: ignore[return-value]
+
+
+def _as_variable(name: Any) -> str:
+    return "".join(ch if ch.isalnum() else "_" for ch in str(name)).lower()

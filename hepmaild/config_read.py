@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One table of the settings into its dataclass: types, limits and forms, each mistake with what is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import ipaddress
+import json
+import math
+import re
+import typing
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from hepmaild.config import parse_address
+from hepmaild.mail.address import check_address
+
+NAME_RULE = "1 to 100 letters, digits, '-', '_' or '.', beginning with a letter or digit"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_HOST = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
+_TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake.  where: the file or the environment variable.  key: `section.key`, empty for the whole file."""
+
+    where: str
+    key: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.key}: {self.text}" if self.key else f"{self.where}: {self.text}"
+
+
+class FromEnvironment(str):
+    """A value that came as text and takes the type of its key."""
+
+    __slots__ = ()
+
+
+class Reader:
+    """Reads tables and collects problems.
+
+    variables: which `section.key` came from which environment variable.  base: what relative paths start from.
+    """
+
+    def __init__(self, source: str, base: Path, credentials: Path | None) -> None:
+        self.source = source
+        self.base = base
+        self.credentials = credentials
+        self.problems: list[Problem] = []
+        self.variables: dict[str, str] = {}
+
+    def report(self, key: str, text: str) -> None:
+        """Note a mistake at `section.key`."""
+        self.problems.append(Problem(self.variables.get(key, self.source), key, text))
+
+    def report_at(self, where: str, text: str) -> None:
+        """Note a mistake in an environment variable or another file."""
+        self.problems.append(Problem(where, "", text))
+
+    def absolute(self, path: str) -> str:
+        """A path of the settings file, which is relative to that file; empty stays empty."""
+        return str(self.base / path) if path else ""
+
+    def table(self, cls: type[Any], table: Any, path: tuple[str, ...], base: Any, *, label: str = "") -> Any:
+        """`table` as an instance of `cls`; what it leaves out is taken from `base` (None: it has required keys).
+
+        None when a required key is missing or wrong.  label: the name of a list's member, for credentials.
+        """
+        where = _show_path(path)
+        if not isinstance(table, dict):
+            self.report(where, f"must be a table: write [{path[0]}] before its keys")
+            return base
+        hints = typing.get_type_hints(cls)
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for key, value in table.items():
+            owner = key.removesuffix("_file")
+            if key in fields:
+                values[key] = self._value(value, hints[key], fields[key], f"{where}.{key}", _Unset)
+            elif owner in fields and owner != key and fields[owner].metadata["secret"]:
+                values[owner] = self._secret_file(value, f"{where}.{key}", both=owner in table)
+            else:
+                self.report(f"{where}.{key}", unknown("key", key, fields))
+        self._read_credentials(fields, values, (path[0], label) if label else path)
+        values = {key: value for key, value in values.items() if value is not _Unset}
+        if base is not None:
+            return dataclasses.replace(base, **values)
+        return self._make(cls, fields, table, values, where)
+
+    def _make(
+        self, cls: type[Any], fields: dict[str, Any], table: dict[str, Any], values: dict[str, Any], at: str
+    ) -> Any:
+        complete = True
+        for name, spec in fields.items():
+            if spec.default is dataclasses.MISSING and name not in values:
+                complete = False
+                if name not in table:
+                    self.report(f"{at}.{name}", f"is missing: {spec.metadata['doc']}")
+        return cls(**values) if complete else None
+
+    def _value(self, value: Any, hint: Any, spec: dataclasses.Field[Any], key: str, wrong: Any) -> Any:
+        try:
+            return convert(value, hint, spec.metadata)
+        except ValueError as error:
+            shown = "" if spec.metadata["secret"] else f", not {_shorten(value)}"
+            self.report(key, f"must be {error}{shown}")
+            return wrong
+
+    def _secret_file(self, value: Any, key: str, *, both: bool) -> Any:
+        if not isinstance(value, str) or not value:
+            self.report(key, "must be the name of a file")
+            return _Unset
+        if both:
+            self.report(key, f"stands beside {key.rpartition('.')[2].removesuffix('_file')}: give one of them")
+        return self._read_secret(self.base / value, key)
+
+    def _read_credentials(self, fields: dict[str, Any], values: dict[str, Any], path: tuple[str, ...]) -> None:
+        if self.credentials is None:
+            return
+        for name, spec in fields.items():
+            file = self.credentials / ".".join((*path, name))
+            if spec.metadata["secret"] and name not in values and file.is_file():
+                values[name] = self._read_secret(file, f"{'.'.join(path)}.{name}")
+
+    def _read_secret(self, file: Path, key: str) -> Any:
+        try:
+            text = file.read_text(encoding="utf-8")
+        except OSError as error:
+            self.report(key, f"{file} cannot be read: {error.strerror}")
+            return _Unset
+        except UnicodeDecodeError:
+            self.report(key, f"{file} is not UTF-8 text")
+            return _Unset
+        secret = text.removesuffix("\n").removesuffix("\r")
+        if not secret or "\n" in secret:
+            self.report(key, f"{file} must hold the secret in one line and nothing else")
+            return _Unset
+        return secret
+
+
+class _Unset:
+    """Stands for a value that was wrong and has been reported."""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """The sentence about a name that does not exist."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"there is no such {what}" + (f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names)}")
+
+
+def convert(value: Any, hint: Any, rules: typing.Mapping[str, Any]) -> Any:
+    """`value` as `hint` says, within `rules` (`config.setting`).  Raises ValueError with what is allowed."""
+    if typing.get_origin(hint) is tuple:
+        members = _split(value) if isinstance(value, FromEnvironment) else value
+        inner = typing.get_args(hint)[0]
+        if not isinstance(members, list):
+            raise ValueError("a list" + (" of whole numbers" if inner is int else " of strings"))
+        return tuple(convert(member, inner, rules) for member in members)
+    if hint is bool:
+        return _bool(value)
+    if hint in (int, float):
+        return _number(value, hint, rules)
+    if not isinstance(value, str):
+        raise ValueError("a string")
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        if value not in list(hint):
+            raise ValueError(" or ".join(f'"{member}"' for member in hint))
+        return hint(str(value))
+    text = str(value)
+    if any(ord(ch) < 32 or ord(ch) == 127 for ch in text):
+        raise ValueError("text without control characters")
+    if hint is Path:
+        if not text:
+            raise ValueError("a path")
+        return Path(text)
+    if rules["form"]:
+        FORMS[rules["form"]](text)
+    return text
+
+
+def _split(value: str) -> Any:
+    """A list from the environment: a JSON array, or words between commas."""
+    text = value.strip()
+    if text.startswith("[") and not text.startswith("[:"):
+        try:
+            return [FromEnvironment(m) if isinstance(m, str) else m for m in json.loads(text)]
+        except ValueError:
+            pass
+    return [FromEnvironment(part.strip()) for part in text.split(",") if part.strip()]
+
+
+def _bool(value: Any) -> bool:
+    if isinstance(value, FromEnvironment) and value.lower() in _TRUTHS:
+        return _TRUTHS[value.lower()]
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _number(value: Any, kind: type[int | float], rules: typing.Mapping[str, Any]) -> float:
+    low, high = rules["low"], rules["high"]
+    what = "a whole number" if kind is int else "a number"
+    if low is not None and high is not None:
+        what += f" from {low:g} to {high:,}".replace(",", "")
+    elif low is not None:
+        what += f" of at least {low:g}"
+    if isinstance(value, FromEnvironment):
+        try:
+            value = int(value) if kind is int else float(value)
+        except ValueError:
+            raise ValueError(what) from None
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int if kind is int else int | float)
+        or not math.isfinite(value)
+    ):
+        raise ValueError(what)
+    if (low is not None and value < low) or (high is not None and value > high) or abs(value) >= 2**53:
+        raise ValueError(what)
+    return value
+
+
+def is_name(text: str) -> bool:
+    """Whether this may be the name of a route or a plan."""
+    return _NAME.fullmatch(text) is not None
+
+
+def _check_name(text: str) -> None:
+    if not is_name(text):
+        raise ValueError(NAME_RULE)
+
+
+def _check_host(text: str) -> None:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        if text and (len(text) > 253 or not _HOST.fullmatch(text)):
+            raise ValueError("a host name or an IP address") from None
+
+
+def _check_hostname(text: str) -> None:
+    if len(text) > 253 or not _HOST.fullmatch(text):
+        raise ValueError('a host name such as "smtp.example.com"')
+
+
+def _check_network(text: str) -> None:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        raise ValueError('a network or address such as "10.0.0.0/8" or "::1"') from None
+
+
+def _check_url(text: str) -> None:
+    allowed = 'an address such as "https://mail.example.com", or empty'
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise ValueError(allowed) from None
+    fine = parts.scheme == "https" and parts.hostname and parts.path in {"", "/"} and port != 0
+    if text and (not fine or parts.query or parts.fragment or parts.username):
+        raise ValueError(allowed)
+
+
+def _check_database(text: str) -> None:
+    allowed = '"sqlite:///FILE" or "postgresql://USER:PASSWORD@HOST/NAME"'
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        raise ValueError(allowed) from None
+    if parts.scheme == "sqlite":
+        name = text.removeprefix("sqlite:///")
+        if name == text or not name.strip("/") or name == ":memory:" or "?" in name:
+            raise ValueError(f"{allowed} (a file: what is accepted must survive)")
+    elif parts.scheme != "postgresql" or not parts.path.strip("/"):
+        raise ValueError(allowed)
+
+
+FORMS: dict[str, Callable[[str], object]] = {
+    "address": parse_address,
+    "database": _check_database,
+    "email": check_address,
+    "host": _check_host,
+    "hostname": _check_hostname,
+    "name": _check_name,
+    "network": _check_network,
+    "url": _check_url,
+}
+
+
+def _show_path(path: tuple[str, ...]) -> str:
+    return ".".join(path)
+
+
+def _shorten(value: Any) -> str:
+    text = repr(str(value)) if isinstance(value, str) else repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"

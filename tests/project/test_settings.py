@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings loader: what it understands, and how it says each mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from hepmaild import config, config_docs
+from hepmaild.config_load import SettingsError, find_settings_file, load, parse
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "etc" / "hepmaild.toml"
+ROUTE = '[[route]]\nname = "up"\nkind = "smtp"\nhost = "mail.example.net"\n'
+
+
+def read(text: str, base: Path = Path("/etc"), **environ: str) -> config.Settings:
+    return parse(text, source="test.toml", base=base, environ=environ)
+
+
+def problems(text: str, base: Path = Path("/etc"), **environ: str) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        read(text, base, **environ)
+    return [str(p) for p in caught.value.problems]
+
+
+def test_an_empty_file_gives_the_defaults() -> None:
+    assert read("") == config.Settings()
+
+
+def test_the_reference_says_the_defaults() -> None:
+    assert load(REFERENCE, {}) == config.Settings()
+
+
+def test_the_reference_has_every_key(tmp_path: Path) -> None:
+    text = REFERENCE.read_text()
+    opened = re.sub(r"^#(?=\S)", "", text, flags=re.MULTILINE).replace("/etc/hepmaild/upstream.password", "secret")
+    (tmp_path / "secret").write_text("hunter2\n")
+    settings = read(opened, tmp_path)
+    assert settings.route[0].password == "hunter2"
+    assert settings.sender[0].default
+    for spec in dataclasses.fields(config.Settings):
+        cls = {"route": config.RouteSettings, "sender": config.SenderSettings, "plans": config.Plan}.get(
+            spec.name, type(spec.default)
+        )
+        for key in dataclasses.fields(cls):
+            assert re.search(rf"^#?{key.name}(_file)? = ", text, re.MULTILINE), f"{spec.name}.{key.name} is not there"
+
+
+def test_the_page_of_settings_is_current() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text() == config_docs.render(), "run `make docs`"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[smpt]\n", "smpt: there is no such section; did you mean smtp?"),
+        ("[smtp]\nreplays = 1\n", "smtp.replays: there is no such key"),
+        ("[smtp]\nreplay_window = 1\n", "did you mean replay_window_s?"),
+        ("smtp = 3\n", "smtp: must be a table"),
+        ('[smtp]\nreply = "later"\n', 'smtp.reply: must be "after-relay" or "on-commit", not \'later\''),
+        ('[smtp]\nreplay_window_s = "600"\n', "smtp.replay_window_s: must be a whole number of at least 0, not '600'"),
+        ("[smtp]\nreplay_window_s = true\n", "must be a whole number"),
+        ("[smtp]\nreplay_window_s = 1.5\n", "must be a whole number"),
+        ("[smtp]\nreplay_window_s = -1\n", "of at least 0, not -1"),
+        ("[server]\ndrain_timeout_s = inf\n", "must be a number from 0 to 3600, not inf"),
+        ("[server]\ndrain_timeout_s = nan\n", "must be a number from 0 to 3600, not nan"),
+        ('[server]\nhostname = "a b"\n', "server.hostname: must be a host name"),
+        ('[server]\nhostname = "a\\r\\nb"\n', "must be text without control characters"),
+        ('[smtp]\nstarttls = "[::]:587"\n', "smtp.starttls: must be a list of strings"),
+        ('[smtp]\nstarttls = ["::1:587"]\n', "in brackets"),
+        ('[smtp]\nstarttls = ["[::]:99999"]\n', "port from 0 to 65535"),
+        ('[smtp]\nstarttls = ["localhost"]\n', "smtp.starttls: must be"),
+        ('[smtp]\nstarttls = ["[::]:465"]\n', "smtp.implicit_tls: [::]:465 is taken by smtp.starttls already"),
+        ('[http]\ntrusted_proxies = ["10.0.0.1/8"]\n', "http.trusted_proxies: must be a network"),
+        ('[http]\npublic_url = "http://a.example"\n', "http.public_url: must be an address"),
+        ('[database]\nurl = "mysql://x/y"\n', 'database.url: must be "sqlite:///FILE" or "postgresql:'),
+        ('[database]\nurl = "sqlite://"\n', "what is accepted must survive"),
+        ("[delivery]\nretry_after_s = []\n", "at least one waiting time"),
+        ('[delivery]\nretry_after_s = ["1"]\n', "delivery.retry_after_s: must be a whole number from 1"),
+        ("[delivery]\nlease_s = 5\n", "must be longer than final_dot_timeout_s"),
+        ('[tls]\ncertificate = "a.pem"\n', "tls.private_key: is missing"),
+        ("[route]\n", "route: must be a list of tables: write [[route]]"),
+        ('[[route]]\nname = "a"\n', "route.0.kind: is missing"),
+        ('[[route]]\nname = "a"\nkind = "smtp"\n', "route.0.host: is missing: route 'a' of kind \"smtp\""),
+        (ROUTE + ROUTE, "2 routes are called 'up'"),
+        (ROUTE + 'username = "me"\n', "password (or password_file): is missing"),
+        (ROUTE + 'username = "me"\npassword = "x"\ntls = "none"\n', "would send the password of route 'up' in clear"),
+        (ROUTE + 'username = "me"\npassword_file = "/none"\n', "route.0.password_file: /none cannot be read"),
+        ('[[sender]]\naddress = "a@b.c"\nroute = "x"\n', "sender.0.route: there is no route 'x'; there are: none"),
+        (ROUTE + '[[sender]]\naddress = "ab"\nroute = "up"\n', "sender.0.address: must be"),
+        (ROUTE + '[[sender]]\naddress = "a@b.c"\nroute = "up"\n' * 2, "a@b.c is there twice"),
+        ("[plans.x]\ncalls = 1\n", "plans.x.calls: there is no such key"),
+        ('[plans."a b"]\n', "a plan's name must be"),
+        ("[smtp\n", "test.toml: is not TOML"),
+    ],
+)
+def test_a_mistake_names_file_key_and_what_is_allowed(text: str, said: str) -> None:
+    found = problems(text)
+    assert any(said in line for line in found), found
+    assert all(line.startswith("test.toml: ") for line in found)
+
+
+def test_two_defaults_are_a_mistake() -> None:
+    rows = "".join(f'[[sender]]\naddress = "{n}@b.c"\nroute = "up"\ndefault = true\n' for n in "xy")
+    assert problems(ROUTE + rows) == ["test.toml: sender: at most one may be the default; x@b.c, y@b.c all are"]
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    assert (
+        len(problems('[server]\nhostname = 3\nstat = ""\n[smtp]\nreply = ""\n[nope]\n[plans.free]\nlog_days = 0\n'))
+        == 5
+    )
+
+
+def test_a_secret_is_never_in_a_mistake() -> None:
+    assert "hunter2" not in str(problems(ROUTE + 'username = "me"\npassword = ["hunter2"]\n'))
+    assert "hunter2" not in str(problems('[database]\nurl = "mysql://me:hunter2@host/x"\n'))
+    shown = config_docs.effective(
+        read(ROUTE + 'username = "me"\npassword = "hunter2"\n[database]\nurl = "postgresql://me:hunter2@h/x"\n')
+    )
+    assert "hunter2" not in str(shown)
+    assert shown["database"]["url"] == "postgresql://me:…@h/x"
+
+
+def test_the_environment_wins_and_takes_the_type_of_the_key() -> None:
+    settings = read(
+        ROUTE + "[smtp]\nreplay_window_s = 5\n",
+        HEPMAILD_SMTP__REPLAY_WINDOW_S="7",
+        HEPMAILD_SMTP__STARTTLS="127.0.0.1:25,[::1]:0",
+        HEPMAILD_SMTP__TRACE_CLIENT_ADDRESS="true",
+        HEPMAILD_DELIVERY__RETRY_AFTER_S="[1, 2]",
+        HEPMAILD_ROUTE__UP__USERNAME="me",
+        HEPMAILD_ROUTE__0__PASSWORD="secret",
+        HEPMAILD_PLANS__FREE__LOG_DAYS="9",
+        HEPMAILD_CONFIG="ignored",
+        HEPMAILD_TEST_POSTGRES="ignored",
+    )
+    assert settings.smtp.replay_window_s == 7
+    assert settings.smtp.starttls == ("127.0.0.1:25", "[::1]:0")
+    assert settings.smtp.trace_client_address is True
+    assert settings.delivery.retry_after_s == (1, 2)
+    assert (settings.route[0].username, settings.route[0].password) == ("me", "secret")
+    assert settings.plans["free"] == config.Plan(
+        calls_per_minute=5, messages_per_day=100, log_days=9, api_keys=15, smtp_servers=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("HEPMAILD_SMTP__REPLAY_WINDOW_S", "x", "HEPMAILD_SMTP__REPLAY_WINDOW_S: smtp.replay_window_s: must be"),
+        ("HEPMAILD_SMPT__REPLY", "x", "smpt: there is no such section"),
+        ("HEPMAILD_ROUTE__OTHER__HOST", "x", "HEPMAILD_ROUTE__OTHER__HOST: names nothing in the settings"),
+        ("HEPMAILD_SERVER__HOSTNAME__X", "x", "server.hostname: must be a string"),
+    ],
+)
+def test_a_mistake_in_the_environment_names_the_variable(name: str, value: str, said: str) -> None:
+    assert any(said in line for line in problems("", **{name: value}))
+
+
+def test_secrets_come_from_files_and_credentials(tmp_path: Path) -> None:
+    (tmp_path / "pw").write_text("from-file\n")
+    text = ROUTE + 'username = "me"\n'
+    assert read(text + 'password_file = "pw"\n', tmp_path).route[0].password == "from-file"
+    (tmp_path / "route.up.password").write_text("from-systemd")
+    (tmp_path / "database.url").write_text("postgresql://a:b@c/d\n")
+    settings = read(text, CREDENTIALS_DIRECTORY=str(tmp_path))
+    assert settings.route[0].password == "from-systemd"
+    assert settings.database.url == "postgresql://a:b@c/d"
+    (tmp_path / "two").write_text("a\nb\n")
+    assert "in one line" in problems(text + 'password_file = "two"\n', tmp_path)[0]
+
+
+def test_a_new_plan_inherits_from_standard() -> None:
+    plans = read("[plans.standard]\nlog_days = 60\n[plans.tiny]\ncalls_per_minute = 1\n").plans
+    assert plans["tiny"] == config.Plan(calls_per_minute=1, log_days=60)
+    assert plans["pro"] == config.SHIPPED_PLANS["pro"]
+
+
+def test_relative_paths_start_at_the_settings_file(tmp_path: Path) -> None:
+    file = tmp_path / "hepmaild.toml"
+    file.write_text('[server]\nstate_dir = "var"\n[tls]\ncertificate = "c.pem"\nprivate_key = "/k.pem"\n')
+    settings = load(file, {})
+    assert settings.server.state_dir == tmp_path / "var"
+    assert settings.tls == config.TlsSettings(str(tmp_path / "c.pem"), "/k.pem")
+
+
+def test_which_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_settings_file("a.toml", {"HEPMAILD_CONFIG": "b.toml"}) == Path("a.toml")
+    assert find_settings_file(None, {"HEPMAILD_CONFIG": "b.toml"}) == Path("b.toml")
+    (tmp_path / "hepmaild.toml").write_text("")
+    assert find_settings_file(None, {}) == Path("hepmaild.toml")
+    with pytest.raises(SettingsError, match="cannot be read: No such file"):
+        load(tmp_path / "none.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("[::1]:25", ("::1", 25)),
+        ("127.0.0.1:0", ("127.0.0.1", 0)),
+        ("*:25", ("::", 25)),
+        ("localhost:1", ("localhost", 1)),
+    ],
+)
+def test_addresses(text: str, address: tuple[str, int]) -> None:
+    assert config.parse_address(text) == address
+    assert config.parse_address(config.format_address(*address)) == address
