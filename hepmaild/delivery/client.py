@@ -31,6 +31,7 @@ from hepmaild.mail.reply import Reply
 
 MASK = "****"
 
+
 class Stage(StrEnum):
     """Where in the conversation something happened; decides what it means and how long it may take."""
 
