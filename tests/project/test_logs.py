@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log keeps its form whatever is logged, and tells no secret."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import shlex
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hepmaild import logs
+
+KEY = "hyd-mail-" + "aB3" * 13 + "Z"
+
+
+@pytest.fixture
+def lines() -> io.StringIO:
+    stream = io.StringIO()
+    logs.configure(stream=stream)
+    return stream
+
+
+def test_a_line_is_what_the_contract_shows(lines: io.StringIO) -> None:
+    structlog.get_logger().info("listening", door="smtp-starttls", address="127.0.0.1:40123")
+    line = lines.getvalue()
+    assert re.fullmatch(
+        r"at=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z level=info "
+        r"event=listening door=smtp-starttls address=127\.0\.0\.1:40123\n",
+        line,
+    )
+
+
+def test_hostile_text_stays_in_its_pair(lines: io.StringIO) -> None:
+    structlog.get_logger().info("seen", helo='x" level=error event="y\r\nevent=ready\x00\x1b[2J\u2028', n=3, none=None)
+    text = lines.getvalue()
+    assert text.count("\n") == 1
+    assert r'helo="x\" level=error event=\"y\r\nevent=ready\x00\x1b[2J\u2028" n=3 none=-' in text
+
+
+@given(st.text())
+def test_any_text_is_one_readable_value(text: str) -> None:
+    shown = logs.format_value(text)
+    assert shown.isprintable()
+    assert len(shlex.split(shown)) == 1
+
+
+def test_keys_and_passwords_are_masked_everywhere(lines: io.StringIO) -> None:
+    log = structlog.get_logger()
+    log.info("a", text=f"got {KEY}, and {KEY}", key=KEY, password="hunter2", url="postgresql://me:hunter2@h/x")
+    log.info("b", line="AUTH PLAIN AGh1bnRlcjI=", header="Authorization: Bearer abcdefgh.x")
+    try:
+        raise RuntimeError(KEY)
+    except RuntimeError:
+        log.exception("c")
+    text = lines.getvalue()
+    assert KEY not in text
+    assert "hunter2" not in text
+    assert "AGh1" not in text
+    assert "abcdefgh" not in text
+    assert text.count("hyd-mail-…" + KEY[-5:]) >= 4
+    assert text.count("\n") == 3
+    assert 'traceback="Traceback (most recent call last):\\n' in text
+
+
+def test_libraries_are_heard(lines: io.StringIO) -> None:
+    logging.getLogger("some.library").warning("careful with %s", KEY)
+    assert 'level=warning event=library logger=some.library text="careful with hyd-mail-…' in lines.getvalue()
+
+
+def test_a_reader_that_went_away_ends_nothing() -> None:
+    stream = io.StringIO()
+    stream.close()
+    logs.configure(stream=stream)
+    structlog.get_logger().info("anything")
+
+
+def test_the_level_decides(lines: io.StringIO) -> None:
+    logs.configure(level="warning", stream=lines)
+    structlog.get_logger().info("quiet")
+    structlog.get_logger().warning("loud")
+    assert "quiet" not in lines.getvalue()
+    assert "loud" in lines.getvalue()

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Certificates: the self-made one, and changes without a restart, by real handshakes."""
+
+from __future__ import annotations
+
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from hepmaild.config import TlsSettings
+from hepmaild.tls import ServerTls, make_self_signed, write_private
+
+
+def write_pair(folder: Path, hostname: str) -> TlsSettings:
+    certificate, key = make_self_signed(hostname, datetime.now(UTC))
+    write_private(folder / "c.pem", certificate)
+    write_private(folder / "k.pem", key)
+    return TlsSettings(str(folder / "c.pem"), str(folder / "k.pem"))
+
+
+def own(folder: Path, hostname: str = "smtp.example.com") -> ServerTls:
+    return ServerTls(TlsSettings(), state_dir=folder, hostname=hostname)
+
+
+async def handshake(server: ssl.SSLContext, **client_options: Any) -> tuple[trio.SSLStream[Any], bytes]:
+    client = ssl.create_default_context()
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    for name, value in client_options.items():
+        if name == "alpn":
+            client.set_alpn_protocols(value)
+        else:
+            setattr(client, name, value)
+    near, far = trio.testing.memory_stream_pair()
+    mine = trio.SSLStream(near, client, server_hostname="smtp.example.com")
+    theirs = trio.SSLStream(far, server, server_side=True)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(theirs.do_handshake)
+            nursery.start_soon(mine.do_handshake)
+    der = mine.getpeercert(binary_form=True)
+    assert der is not None
+    return mine, der
+
+
+def common_name(der: bytes) -> str:
+    return x509.load_der_x509_certificate(der).subject.rfc4514_string()
+
+
+async def test_the_self_made_pair_is_private_and_kept(tmp_path: Path) -> None:
+    first = own(tmp_path)
+    assert (first.private_key.stat().st_mode & 0o777, first.certificate.stat().st_mode & 0o777) == (0o600, 0o600)
+    before = first.certificate.read_bytes()
+    assert own(tmp_path).certificate.read_bytes() == before
+    assert own(tmp_path, "other.example.com").certificate.read_bytes() != before
+
+
+@pytest.mark.parametrize("name", ["smtp.example.com", "localhost", "127.0.0.1", "::1"])
+async def test_the_self_made_certificate_holds_for_its_names(tmp_path: Path, name: str) -> None:
+    server = own(tmp_path)
+    client = ssl.create_default_context(cafile=str(server.certificate))
+    near, far = trio.testing.memory_stream_pair()
+    mine = trio.SSLStream(near, client, server_hostname=name)
+    theirs = trio.SSLStream(far, server.smtp, server_side=True)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(theirs.do_handshake)
+            nursery.start_soon(mine.do_handshake)
+
+
+async def test_versions_and_alpn(tmp_path: Path) -> None:
+    server = own(tmp_path)
+    stream, _ = await handshake(server.smtp, alpn=["h2"])
+    assert (stream.version(), stream.selected_alpn_protocol()) == ("TLSv1.3", None)
+    stream, _ = await handshake(server.http, alpn=["http/1.1", "h2"], maximum_version=ssl.TLSVersion.TLSv1_2)
+    assert (stream.version(), stream.selected_alpn_protocol()) == ("TLSv1.2", "h2")
+    assert server.smtp.minimum_version is ssl.TLSVersion.TLSv1_2
+
+
+async def test_a_changed_file_is_used_by_the_next_handshake(tmp_path: Path, log_events: Any) -> None:
+    settings = write_pair(tmp_path, "one.example.com")
+    server = ServerTls(settings, state_dir=tmp_path, hostname="x")
+    assert not server.reload_if_changed()
+    write_pair(tmp_path, "two.example.com")
+    assert server.reload_if_changed()
+    for context in (server.smtp, server.http):
+        assert common_name((await handshake(context))[1]) == "CN=two.example.com"
+    assert log_events.named("certificate_loaded")
+
+
+async def test_broken_files_keep_the_old_certificate(tmp_path: Path, log_events: Any) -> None:
+    server = ServerTls(write_pair(tmp_path, "one.example.com"), state_dir=tmp_path, hostname="x")
+    other = make_self_signed("other.example.com", datetime.now(UTC))
+    encrypted = serialization.load_pem_private_key(other[1], None).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"x"),
+    )
+    for n, (name, content) in enumerate(
+        [("c.pem", b""), ("c.pem", b"rubbish"), ("c.pem", other[0]), ("k.pem", other[1][:50]), ("k.pem", encrypted)]
+    ):
+        write_private(tmp_path / name, content)
+        assert not server.reload_if_changed()
+        assert len(log_events.named("certificate_not_loaded")) == n + 1
+        assert not server.reload_if_changed()
+        assert len(log_events.named("certificate_not_loaded")) == n + 1, "warned once a change"
+        assert common_name((await handshake(server.smtp))[1]) == "CN=one.example.com"
+    (tmp_path / "c.pem").unlink()
+    assert not server.reload()
+    write_pair(tmp_path, "two.example.com")
+    assert server.reload_if_changed()
+    assert common_name((await handshake(server.smtp))[1]) == "CN=two.example.com"
+
+
+async def test_the_watcher_notices(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    server = ServerTls(write_pair(tmp_path, "one.example.com"), state_dir=tmp_path, hostname="x")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.watch)
+        write_pair(tmp_path, "two.example.com")
+        await trio.sleep(11)
+        nursery.cancel_scope.cancel()
+    assert common_name((await handshake(server.smtp))[1]) == "CN=two.example.com"
+
+
+async def test_a_self_made_certificate_is_renewed_in_time(tmp_path: Path) -> None:
+    server = own(tmp_path)
+    old = make_self_signed("smtp.example.com", datetime.now(UTC) - timedelta(days=825 - 29))
+    write_private(server.certificate, old[0])
+    write_private(server.private_key, old[1])
+    assert server.reload_if_changed()
+    assert server.expires_at() > datetime.now(UTC) + timedelta(days=800)
+
+
+def test_a_daemon_without_its_certificate_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        ServerTls(TlsSettings("/none/c.pem", "/none/k.pem"), state_dir=tmp_path, hostname="x")
