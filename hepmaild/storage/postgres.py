@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PostgreSQL: asyncpg under SQLAlchemy's AsyncEngine; the same plain functions run by `conn.run_sync`.
+
+Every wait ends by itself, the inner before the outer: lock, statement, the connection cut by a timer, the caller's
+deadline.  While the server is away calls fail at once, and a connection is tried again after a short, growing pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+import trio
+from sqlalchemy import URL, Connection, event, text
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
+
+from hepmaild.errors import StoreUnavailable
+from hepmaild.storage.announce import RESYNC, Hub
+from hepmaild.storage.bridge import Bridge
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+CHANNEL = "hepmaild"
+TRIES = 5  # of a unit that lost against another one
+MIN_PAUSE_S = 0.05
+MAX_PAUSE_S = 1.0
+LISTEN_PING_S = 30.0
+
+_LOST_AGAINST_ANOTHER = frozenset({"40001", "40P01", "0A000"})  # serialization, deadlock, plan of an older schema
+_SICK_CLASSES = frozenset({"08", "28", "3D", "53", "57", "58", "XX"})
+_SICK_STATES = frozenset({"55P03", "25006", "25P02", "25P03", *_LOST_AGAINST_ANOTHER})
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """The five characters with which PostgreSQL names an error."""
+    state = getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None)
+    return state if isinstance(state, str) else None
+
+
+def store_failure(error: BaseException) -> StoreUnavailable | None:
+    """`StoreUnavailable` if the server, the way to it or its disk failed; None if the statement is to blame."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    state = sqlstate(error)
+    if state is not None:
+        sick = state[:2] in _SICK_CLASSES or state in _SICK_STATES
+    elif isinstance(error, DBAPIError):
+        sick = error.connection_invalidated or (isinstance(error, InterfaceError) and "clos" in str(cause))
+    else:
+        sick = isinstance(error, OSError | TimeoutError | PoolTimeoutError)
+    if not sick:
+        return None
+    words = str(cause).splitlines() or [type(cause).__name__]
+    return StoreUnavailable(f"PostgreSQL: {words[0]}" + (f" ({state})" if state else ""))
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far a unit came, which decides what its failure means."""
+
+    connected: bool = False
+    committing: bool = False
+
+
+class PostgresBackend:
+    """What the store needs of an engine, on PostgreSQL.
+
+    url: `postgresql://…`, never logged.  connections: of the pool; the group writer and the listener have one more each.
+    """
+
+    is_sqlite = False
+    joins_writes = False
+
+    def __init__(self, url: URL, bridge: Bridge, *, timeout_s: float, connections: int, hub: Hub) -> None:
+        self._bridge = bridge
+        self._timeout_s = timeout_s
+        self._hub = hub
+        self._name = secrets.token_hex(6)  # of this process, to know its own announcements
+        self._url, self._connect_args = connect_arguments(url, timeout_s)
+        pool = {"pool_timeout": timeout_s * 0.4, "max_overflow": 0}
+        self._writer = self._engine(poolclass=AsyncAdaptedQueuePool, pool_size=1, **pool)
+        self._pool = self._engine(poolclass=AsyncAdaptedQueuePool, pool_size=connections, **pool)
+        # One snapshot for all statements of a read, as on SQLite.
+        self._reader = self._pool.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        self._down_until = 0.0
+        self._pause_s = 0.0
+        self._down_because = ""
+
+    def _engine(self, **options: Any) -> AsyncEngine:
+        engine = create_async_engine(self._url, connect_args=self._connect_args, hide_parameters=True, **options)
+        event.listen(engine.sync_engine, "connect", _keep_alive)
+        event.listen(engine.sync_engine, "checkout", _refuse_closed)
+        return engine
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[None]:
+        """Hold the connections; closed at the end, by force after a few seconds."""
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+                await self._bridge.run(self._writer.dispose)
+                await self._bridge.run(self._pool.dispose)
+
+    async def unit(self, fn: Callable[..., T], *args: Any) -> T:
+        """Run `fn(conn, *args)` as one transaction in the pool, committed when it returns.
+
+        Raises `StoreUnavailable` when the server failed, else what `fn` raised.  Ends within the unit's time.
+        """
+        return await self._run(self._pool, fn, args)
+
+    async def group_unit(self, fn: Callable[..., T], *args: Any) -> T:
+        """As `unit`, on the group writer's own connection."""
+        return await self._run(self._writer, fn, args)
+
+    async def read(self, fn: Callable[..., T], *args: Any) -> T:
+        """Run `fn(conn, *args)` in a read-only transaction on one snapshot.  May be cancelled at any time."""
+        return await self._run(self._reader, fn, args)
+
+    async def _run(self, engine: AsyncEngine, fn: Callable[..., T], args: tuple[Any, ...]) -> T:
+        deadline = trio.current_time() + self._timeout_s
+        tries = 0
+        while True:
+            if trio.current_time() < self._down_until:
+                raise StoreUnavailable(self._down_because)
+            tries += 1
+            progress = _Progress()
+            left_s = deadline - trio.current_time()
+            try:
+                result = await self._bridge.run(self._in_loop, engine, fn, args, progress, left_s * 0.9)
+            except (DBAPIError, OSError, PoolTimeoutError) as error:
+                failure = store_failure(error)
+                if failure is None:
+                    raise
+                if not progress.connected and not isinstance(error, PoolTimeoutError):
+                    self._went_down(failure)
+                if not self._worth_retrying(error, progress, tries, deadline):
+                    raise failure from error
+            else:
+                self._pause_s = 0.0
+                return result
+            await trio.sleep(random.uniform(0, 0.01 * 2**tries))
+
+    @staticmethod
+    def _worth_retrying(error: Exception, progress: _Progress, tries: int, deadline: float) -> bool:
+        if tries >= TRIES or trio.current_time() > deadline - 0.5:
+            return False
+        if sqlstate(error) in _LOST_AGAINST_ANOTHER:
+            return True
+        # A connection that died while it was idle: nothing was committed, another one may be good.
+        lost = isinstance(error, DBAPIError) and error.connection_invalidated
+        return lost and tries == 1 and not progress.committing
+
+    def _went_down(self, failure: StoreUnavailable) -> None:
+        if self._pause_s == 0.0:
+            log.warning("store_down", reason=str(failure))
+        self._pause_s = min(MAX_PAUSE_S, max(MIN_PAUSE_S, self._pause_s * 2))
+        self._down_because = str(failure)
+        self._down_until = trio.current_time() + self._pause_s * random.uniform(0.5, 1)
+
+    @staticmethod
+    async def _in_loop(
+        engine: AsyncEngine, fn: Callable[..., T], args: tuple[Any, ...], progress: _Progress, timeout_s: float
+    ) -> T:
+        """The asyncio side.  A server that is silent (frozen, or behind a dead line) is cut off by the timer."""
+        cut_at = asyncio.get_running_loop().time() + timeout_s
+        async with engine.connect() as conn:
+            progress.connected = True
+            raw = (await conn.get_raw_connection()).driver_connection
+            timer = asyncio.get_running_loop().call_at(cut_at, raw.terminate)  # type: ignore[union-attr]
+            try:
+                async with conn.begin():
+                    result = await conn.run_sync(fn, *args)
+                    progress.committing = True
+                return result
+            finally:
+                timer.cancel()
+
+    async def migrate(self, fn: Callable[[Connection], T]) -> T:
+        """Run `fn` as a unit without the time limits of statements; other processes wait at an advisory lock."""
+        engine = self._engine(poolclass=NullPool)
+
+        def unhurried(conn: Connection) -> T:
+            conn.execute(text("SET LOCAL statement_timeout = 0"))
+            conn.execute(text("SET LOCAL lock_timeout = 0"))
+            conn.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+            return fn(conn)
+
+        try:
+            return await self._bridge.run(self._in_loop, engine, unhurried, (), _Progress(), 24 * 3600)
+        except (DBAPIError, OSError) as error:
+            failure = store_failure(error)
+            if failure is None:
+                raise
+            raise failure from error
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+                await self._bridge.run(engine.dispose)
+
+    @staticmethod
+    def touch(conn: Connection) -> None:
+        """Take a transaction id, which a standby cannot give."""
+        conn.execute(text("SELECT pg_current_xact_id()"))
+
+    async def announce(self, topic: str) -> None:
+        """NOTIFY every process on this database.  Raises `StoreUnavailable`."""
+        await self.unit(_notify, f"{self._name} {topic}")
+
+    async def run_listener(self) -> None:
+        """LISTEN until cancelled, over lost connections; after each new one `RESYNC` says that some may be missed."""
+        while True:
+            try:
+                await self._bridge.run(self._listen)
+            except (DBAPIError, OSError, TimeoutError) as error:
+                log.info("listen_interrupted", reason=type(error).__name__)
+            await trio.sleep(random.uniform(0.5, 1) * MAX_PAUSE_S)
+
+    async def _listen(self) -> None:
+        """The asyncio side of the listener; returns or raises when the connection is lost."""
+        engine = self._engine(poolclass=NullPool)
+        async with engine.connect() as conn:
+            raw: Any = (await conn.get_raw_connection()).driver_connection
+            lost = asyncio.Event()
+            raw.add_termination_listener(lambda _raw: lost.set())
+            await raw.add_listener(CHANNEL, self._heard)
+            self._hub.tell(RESYNC)
+            try:
+                while not lost.is_set():
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(lost.wait(), LISTEN_PING_S)
+                    if not lost.is_set():
+                        await raw.execute("SELECT 1", timeout=self._timeout_s)
+            finally:
+                raw.terminate()
+
+    def _heard(self, _raw: Any, _pid: int, _channel: str, payload: str) -> None:
+        name, _, topic = payload.partition(" ")
+        if name != self._name:
+            self._hub.hear(topic)
+
+
+def connect_arguments(url: URL, timeout_s: float) -> tuple[URL, dict[str, Any]]:
+    """The URL for SQLAlchemy and what asyncpg is told: `sslmode` as libpq spells it, all time limits, UTC."""
+    query = dict(url.query)
+    arguments: dict[str, Any] = {"timeout": max(1.0, min(5.0, timeout_s * 0.4))}
+    if "sslmode" in query:
+        arguments["ssl"] = query.pop("sslmode")
+    query.pop("application_name", None)
+    arguments["server_settings"] = {
+        "application_name": "hepmaild",
+        "timezone": "UTC",
+        "synchronous_commit": "on",
+        "statement_timeout": str(int(timeout_s * 800)),
+        "lock_timeout": str(int(timeout_s * 700)),
+        "idle_in_transaction_session_timeout": str(int(timeout_s * 1000)),
+        "tcp_keepalives_idle": "30",
+        "tcp_keepalives_interval": "10",
+        "tcp_keepalives_count": "3",
+        "jit": "off",  # short statements only: compiling them costs more than running them
+    }
+    return url.set(drivername="postgresql+asyncpg", query=query), arguments
+
+
+def _keep_alive(connection: Any, _record: Any) -> None:
+    transport = getattr(connection.driver_connection, "_transport", None)
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is None or sock.family not in {socket.AF_INET, socket.AF_INET6}:
+        return
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+
+
+def _refuse_closed(connection: Any, _record: Any, _proxy: Any) -> None:
+    """A connection that the server closed meanwhile is replaced at once, without a question to the server."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError("closed by the server")
+
+
+def _notify(conn: Connection, payload: str) -> None:
+    conn.execute(text("SELECT pg_notify(:channel, :payload)"), {"channel": CHANNEL, "payload": payload})

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Group commit: what arrives while a unit runs goes into the next one, together.
+
+One task takes what waits, has it run as one database transaction, and hands every member its result after the commit.
+It knows no database: it is given a function that runs a plain function as one durable unit.
+
+    submit ──► waiting members ─┐   at most MAX_UNIT of them
+                                ├─► unit ─► commit ─► results to the members
+    call ────► waiting calls ───┘   each alone, in turn with the units
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from enum import Enum
+from typing import Any, Protocol
+
+import outcome
+import structlog
+import trio
+from sqlalchemy import Connection
+
+from hepmaild.errors import StoreUnavailable
+
+log = structlog.get_logger()
+
+MAX_UNIT = 200
+MAX_WAITING = 10_000
+
+RunUnit = Callable[[Connection, list[Any]], list[Any]]
+
+
+class RunAlone(Protocol):
+    """Runs `fn(conn, *args)` as one transaction; durable when it returns.
+
+    Raises `StoreUnavailable` when the store failed, and whatever `fn` raised (rolled back) otherwise.
+    """
+
+    def __call__(self, fn: Callable[..., Any], *args: Any) -> Awaitable[Any]: ...
+
+
+class _State(Enum):
+    WAITING = 1
+    BEGUN = 2  # its unit runs: cancellation has to wait
+    GONE = 3  # withdrawn, answered, or its caller gave up
+
+
+class _Waiter:
+    """A caller that waits for its member (or its call)."""
+
+    __slots__ = ("payload", "scope", "state", "task")
+
+    def __init__(self, payload: Any, task: trio.lowlevel.Task, scope: trio.CancelScope) -> None:
+        self.payload = payload
+        self.task = task
+        self.scope = scope
+        self.state = _State.WAITING
+
+    def begin(self) -> None:
+        """From here on only the deadline ends the waiting: the commit may happen whatever the caller does."""
+        self.state = _State.BEGUN
+        self.scope.shield = True
+
+    def answer(self, result: outcome.Outcome[Any]) -> None:
+        if self.state is not _State.GONE:
+            self.state = _State.GONE
+            trio.lowlevel.reschedule(self.task, result)
+
+
+class GroupWriter:
+    """The queue in front of the store's units.
+
+    run_alone: runs one transaction.  run_unit: decides all members of a unit, one result each, and never lets one
+    member's refusal fail the others.  timeout_s: after that many seconds a caller gets `StoreUnavailable`.
+    """
+
+    def __init__(self, run_alone: RunAlone, run_unit: RunUnit, *, timeout_s: float, max_waiting: int = MAX_WAITING):
+        self._run_alone = run_alone
+        self._run_unit = run_unit
+        self._timeout_s = timeout_s
+        self._max_waiting = max_waiting
+        self._members: deque[_Waiter] = deque()
+        self._calls: deque[_Waiter] = deque()
+        self._waiting = 0
+        self._sleeper: trio.lowlevel.Task | None = None
+        self._closed = False
+        self.units = 0  # committed, for metrics
+        self.members = 0  # committed in them
+        self.last_commit_at = -math.inf  # Trio's clock
+
+    @property
+    def waiting(self) -> int:
+        """How many members and calls wait for their turn."""
+        return self._waiting
+
+    async def submit(self, member: Any) -> Any:
+        """Have `member` decided in the next unit; its result once that is committed.
+
+        Cancelled while it waits, it is taken out and never runs.  Once its unit has begun the waiting is shielded, for
+        `timeout_s` from the start at most.  Raises `StoreUnavailable` when the store failed, the time is over (the
+        member may or may not be committed) or too many wait; or what `run_unit` raised for this member alone.
+        """
+        return await self._wait_in(self._members, member)
+
+    async def call(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Run `fn(conn, *args)` as a unit of its own, in turn with the members.  Otherwise as `submit`."""
+        return await self._wait_in(self._calls, (fn, args))
+
+    async def _wait_in(self, line: deque[_Waiter], payload: Any) -> Any:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+        if self._waiting >= self._max_waiting:
+            raise StoreUnavailable(f"{self._waiting} units of work wait for the store already")
+        with trio.CancelScope(deadline=trio.current_time() + self._timeout_s) as scope:
+            waiter = _Waiter(payload, trio.lowlevel.current_task(), scope)
+
+            def abort(_: Callable[[], None]) -> trio.lowlevel.Abort:
+                if waiter.state is _State.WAITING:
+                    self._waiting -= 1
+                waiter.state = _State.GONE
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            line.append(waiter)
+            self._waiting += 1
+            self._wake()
+            return await trio.lowlevel.wait_task_rescheduled(abort)
+        raise StoreUnavailable(f"the store did not answer within {self._timeout_s:g} s")
+
+    def _wake(self) -> None:
+        if self._sleeper is not None:
+            task, self._sleeper = self._sleeper, None
+            trio.lowlevel.reschedule(task)
+
+    async def run(self) -> None:
+        """Serve until cancelled.  A unit that runs then is finished first; what waits gets `StoreUnavailable`."""
+        try:
+            while True:
+                if not self._members and not self._calls:
+                    await self._sleep()
+                if calls := self._take(self._calls, 1):
+                    await self._serve_call(calls[0])
+                if members := self._take(self._members, MAX_UNIT):
+                    await self._serve_members(members)
+                await trio.lowlevel.checkpoint_if_cancelled()
+        finally:
+            self._closed = True
+            _fail((*self._calls, *self._members), StoreUnavailable("the store is closed"))
+
+    async def _sleep(self) -> None:
+        self._sleeper = trio.lowlevel.current_task()
+
+        def abort(_: Callable[[], None]) -> trio.lowlevel.Abort:
+            self._sleeper = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _take(self, line: deque[_Waiter], most: int) -> list[_Waiter]:
+        taken: list[_Waiter] = []
+        while line and len(taken) < most:
+            waiter = line.popleft()
+            if waiter.state is _State.WAITING:
+                waiter.begin()
+                taken.append(waiter)
+        self._waiting -= len(taken)
+        return taken
+
+    async def _serve_call(self, waiter: _Waiter) -> None:
+        fn, args = waiter.payload
+        result = await self._attempt(fn, *args)
+        waiter.answer(result)
+
+    async def _serve_members(self, waiters: Sequence[_Waiter]) -> None:
+        result = await self._attempt(_checked, self._run_unit, [waiter.payload for waiter in waiters])
+        if not isinstance(result, outcome.Error):
+            self.units += 1
+            self.members += len(waiters)
+            for waiter, value in zip(waiters, result.unwrap(), strict=True):
+                waiter.answer(outcome.Value(value))
+        elif isinstance(result.error, StoreUnavailable):
+            _fail(waiters, result.error)
+        elif len(waiters) == 1:
+            waiters[0].answer(result)
+        else:
+            log.warning("unit_split", members=len(waiters), error=repr(result.error))
+            for waiter in waiters:
+                # Whose caller was told "unavailable" meanwhile is better off not committed behind its back.
+                if waiter.state is _State.BEGUN:
+                    await self._serve_members([waiter])
+
+    async def _attempt(self, fn: Callable[..., Any], *args: Any) -> outcome.Value[Any] | outcome.Error:
+        """Run one unit; an error is carried to whoever waits for it.  Shielded: `run_alone` bounds its own time."""
+        captured: outcome.Value[Any] | outcome.Error | None = None
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * self._timeout_s):
+            captured = await outcome.acapture(self._run_alone, fn, *args)
+        if isinstance(captured, outcome.Value):
+            self.last_commit_at = trio.current_time()
+            return captured
+        if captured is None or isinstance(captured.error, trio.Cancelled):
+            return outcome.Error(StoreUnavailable("the store hangs"))
+        if not isinstance(captured.error, Exception):
+            raise captured.error
+        return captured
+
+
+def _fail(waiters: Iterable[_Waiter], error: StoreUnavailable) -> None:
+    """Tell each, with an error of its own: a traceback grows in every task that raises it."""
+    for waiter in waiters:
+        own = StoreUnavailable(*error.args)
+        own.__cause__ = error.__cause__
+        waiter.answer(outcome.Error(own))
+
+
+def _checked(conn: Connection, run_unit: RunUnit, members: list[Any]) -> list[Any]:
+    """Inside the transaction: a wrong number of results must not be committed."""
+    results = run_unit(conn, members)
+    if len(results) != len(members):
+        raise RuntimeError(f"run_unit gave {len(results)} results for {len(members)} members")
+    return results
