@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Header field values: decoding what others wrote, encoding what we write (RFC 5322, RFC 2047, RFC 6532).
+
+Everything read here is hostile: no function raises on any input unless it says so, and each runs in linear time.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from email.header import Header
+from email.utils import format_datetime
+
+from hepmaild.mail.address import MAX_ADDRESS_OCTETS, check_address
+from hepmaild.mail.submission import Mailbox
+
+MAX_LINE = 998  # RFC 5322 §2.1.1, without CRLF
+FOLD_AT = 76
+MAX_LISTED_ADDRESSES = 1000
+
+_ENCODED_WORD = re.compile(r"=\?([A-Za-z0-9_.:+-]{1,40})(?:\*[A-Za-z0-9-]{0,20})?\?([bBqQ])\?([^?\s]*)\?=")
+_BETWEEN_WORDS = re.compile(r"(?<=\?=)[ \t]+(?==\?)")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+_TOKEN = re.compile(
+    r'(?P<space>\s+)|(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<angle><(?:[^<>"]|"(?:[^"\\]|\\.)*")*>)'
+    r'|(?P<atom>[^\s"<>(),:;]+)|(?P<mark>[(),:;])',
+    re.DOTALL,
+)
+_IN_COMMENT = re.compile(r"[^()\\]+|\\.|[()]", re.DOTALL)
+_ONE_MAILBOX = re.compile(r'(?:([^"<>(),:;@\\]*)|\s*"([^"\\]*)"\s*)<([^\s<>"(),:;\\]+)>\s*')
+_BARE_ADDRESS = re.compile(r'\s*([^\s<>"(),:;\\]+)\s*')
+_AROUND_MARK = re.compile(r" ?([@.]) ?")
+_QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
+# Both alternatives also match what is never closed: else each quote or parenthesis would be searched to the end.
+_NOT_AN_ADDRESS = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|\((?:[^()\\]|\\.)*\)?', re.DOTALL)
+_ADDRESS_LIKE = re.compile(r'[^\s<>,;:"()]+')
+_ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+\-/=?^_`{|}~]+(?: [A-Za-z0-9!#$%&'*+\-/=?^_`{|}~]+)*")
+_WORD = re.compile(r"[ \t]*[^ \t]+")
+
+
+def unfold(raw: bytes) -> str:
+    """A field body as text on one line; what is not UTF-8 is read as Latin-1."""
+    raw = raw.replace(b"\r\n", b"").replace(b"\n", b"")
+    try:
+        return raw.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1").strip()
+
+
+def decode_words(text: str) -> str:
+    """Encoded words (RFC 2047) made readable; one that cannot be decoded stays as it is.  No control characters."""
+    if "=?" in text:
+        text = _ENCODED_WORD.sub(_decoded, _BETWEEN_WORDS.sub("", text))
+    return _UNPRINTABLE.sub(" ", text)
+
+
+def _decoded(match: re.Match[str]) -> str:
+    charset, how, body = match.groups()
+    try:
+        if how in "bB":
+            octets = binascii.a2b_base64(body + "=" * (-len(body) % 4))
+        else:
+            octets = binascii.a2b_qp(body, header=True)
+        return octets.decode(charset, "replace")
+    except (ValueError, LookupError):  # bad base64, not ASCII, no such charset
+        return match[0]
+
+
+def parse_from(text: str) -> tuple[Mailbox, ...]:
+    """Every mailbox of an unfolded From field body, groups included, comments left out (RFC 5322 §3.4, RFC 6854).
+
+    An address that is none is given as it stands, cut: nobody owns it.  Raises ValueError where readers could disagree
+    about who the author is.
+    """
+    simple = _ONE_MAILBOX.fullmatch(text)
+    if simple is not None:
+        return (Mailbox(_normalised(simple[3]), decode_words((simple[2] or simple[1] or "").strip())),)
+    bare = _BARE_ADDRESS.fullmatch(text)
+    if bare is not None:
+        return (Mailbox(_normalised(bare[1])),)
+    return tuple(_FromParser().parse(text))
+
+
+def _normalised(address: str) -> str:
+    try:
+        return check_address(address)
+    except ValueError:
+        return _UNPRINTABLE.sub(" ", address)[:MAX_ADDRESS_OCTETS]
+
+
+class _FromParser:
+    """The slow path of `parse_from`: a list of mailboxes and groups, token by token."""
+
+    def __init__(self) -> None:
+        self.found: list[Mailbox] = []
+        self.phrase: list[str] = []
+        self.angle: str | None = None
+        self.in_group = False
+
+    def parse(self, text: str) -> list[Mailbox]:
+        at = 0
+        while at < len(text):
+            match = _TOKEN.match(text, at)
+            if match is None:
+                raise ValueError("an unclosed quote or angle bracket")
+            at = match.end()
+            token = match[0]
+            if match.lastgroup == "space":
+                self.phrase.append(" ")
+            elif match.lastgroup == "angle":
+                if self.angle is not None:
+                    raise ValueError("two addresses without a comma between them")
+                self.angle = token[1:-1].strip()
+            elif match.lastgroup == "mark":
+                at = self._mark(token, text, at)
+            else:
+                if self.angle is not None:
+                    raise ValueError("text behind an address without a comma between them")
+                self.phrase.append(token)
+        if self.in_group:
+            raise ValueError("an unclosed group")
+        self._finish()
+        return self.found
+
+    def _mark(self, mark: str, text: str, at: int) -> int:
+        if mark == "(":
+            return _behind_comment(text, at)
+        if mark == ",":
+            self._finish()
+        elif mark == ":" and not self.in_group and self.angle is None:
+            self.in_group = True
+            self.phrase.clear()
+        elif mark == ";" and self.in_group:
+            self._finish()
+            self.in_group = False
+        else:
+            raise ValueError(f"a misplaced '{mark}'")
+        return at
+
+    def _finish(self) -> None:
+        phrase = "".join(self.phrase).strip()
+        if self.angle is not None:
+            name = decode_words(" ".join(_unquoted(word) for word in self.phrase if word != " "))
+            self.found.append(Mailbox(_normalised(self.angle), name))
+        elif phrase:
+            self.found.append(Mailbox(_normalised(_AROUND_MARK.sub(r"\1", phrase))))
+        self.phrase.clear()
+        self.angle = None
+
+
+def _unquoted(word: str) -> str:
+    return _QUOTED_PAIR.sub(r"\1", word[1:-1]) if word.startswith('"') else word
+
+
+def _behind_comment(text: str, at: int) -> int:
+    """Where the comment ends whose opening parenthesis was just read; comments nest."""
+    depth = 1
+    while depth:
+        match = _IN_COMMENT.match(text, at)
+        if match is None:
+            raise ValueError("an unclosed comment")
+        at = match.end()
+        depth += {"(": 1, ")": -1}.get(match[0], 0)
+    return at
+
+
+def list_addresses(text: str) -> list[str]:
+    """The normalised addresses in a To, Cc or Bcc field body, at most `MAX_LISTED_ADDRESSES`; the rest is left out."""
+    if '"' in text or "(" in text:
+        text = _NOT_AN_ADDRESS.sub(" ", text)
+    found: list[str] = []
+    for match in _ADDRESS_LIKE.finditer(text):
+        if "@" not in match[0]:
+            continue
+        try:
+            found.append(check_address(match[0]))
+        except ValueError:
+            continue
+        if len(found) == MAX_LISTED_ADDRESSES:
+            break
+    return found
+
+
+def encode_text(name: str, value: str) -> str:
+    """An unstructured field body for the field `name`: folded, RFC 2047 where it must be, ASCII only.
+
+    `value` must be free of control characters.
+    """
+    value = value.strip()
+    longest = max(map(len, value.split()), default=0)
+    if value.isascii() and longest < MAX_LINE - len(name) - 2 and "=?" not in value:
+        return fold(name, value)
+    return Header(value, "utf-8", maxlinelen=FOLD_AT, header_name=name).encode(linesep="\r\n")
+
+
+def fold(name: str, value: str) -> str:
+    """`value` with line breaks before white space, so that lines are at most `FOLD_AT` long where that is possible."""
+    length = len(name) + 2
+    if length + len(value) <= FOLD_AT:
+        return value
+    lines = [""]
+    for word in _WORD.findall(value):
+        if length + len(word) > FOLD_AT and word[0] in " \t" and lines[-1]:
+            lines.append("")
+            length = 0
+        lines[-1] += word
+        length += len(word)
+    return "\r\n".join(lines)
+
+
+def format_mailbox(mailbox: Mailbox) -> str:
+    """A mailbox as a header field shows it.  A non-ASCII local part stays UTF-8: such a message needs SMTPUTF8."""
+    name = mailbox.name
+    if not name:
+        return mailbox.address
+    if not name.isascii() or "=?" in name:
+        # maxlinelen leaves room for the field name, which is not known here.
+        shown = Header(name, "utf-8", maxlinelen=FOLD_AT - 12).encode(linesep="\r\n")
+    elif _ATOMS.fullmatch(name):
+        shown = name
+    else:
+        escaped = name.replace("\\", "\\\\").replace('"', '\\"')
+        shown = f'"{escaped}"'
+    return f"{shown} <{mailbox.address}>"
+
+
+def format_mailboxes(name: str, mailboxes: Iterable[Mailbox]) -> str:
+    """An address list for the field `name`, folded between mailboxes."""
+    written = ""
+    length = len(name) + 2
+    for mailbox in mailboxes:
+        shown = format_mailbox(mailbox)
+        first, last = shown.find("\r\n"), shown.rfind("\r\n")
+        if written:
+            fits = length + (first if first >= 0 else len(shown)) + 2 <= FOLD_AT
+            written += ", " if fits else ",\r\n "
+            length = length + 2 if fits else 1
+        written += shown
+        length = len(shown) - last - 2 if last >= 0 else length + len(shown)
+    return written
+
+
+def format_date(at: datetime) -> str:
+    """An RFC 5322 date of an aware instant."""
+    return format_datetime(at)
