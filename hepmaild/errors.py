@@ -12,9 +12,12 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hepmaild.mail.reply import Reply
+
+if TYPE_CHECKING:
+    from hepmaild.mail.submission import RateState
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ class Refusal:
 
     kind: which refusal.  message: a sentence that says what to do; safe to show.  field: the offending input, `cc[2]`.
     retry_after_s: whole seconds after which trying again makes sense.  extra: further members of the JSON answer.
-    reply: for RELAY_FAILED, the next hop's own reply.
+    reply: for RELAY_FAILED, the next hop's own reply.  rate: where a call was refused, the key's window as it stands.
     """
 
     kind: ErrorKind
@@ -104,6 +107,7 @@ class Refusal:
     retry_after_s: int | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reply: Reply | None = None
+    rate: RateState | None = None
 
     def to_reply(self) -> Reply:
         """The SMTP reply for this refusal."""

@@ -1,39 +1,335 @@
 # SPDX-License-Identifier: Apache-2.0
 """The intake: the only way in for mail, whichever door it came by.
 
-Interface first; every method returns a value or a `Refusal`, and raises `StoreUnavailable` when the store does not
-answer (503 / 451 4.3.0; 454 4.7.0 at AUTH).
+Every method returns a value or a `Refusal`, and raises `StoreUnavailable` when the store does not answer (503 /
+451 4.3.0; 454 4.7.0 at AUTH).  The order of the checks is the contract's and lives here and in `policy` only:
+key → rate → limits → sender → recipients → idempotency → one commit → first attempt → receipt.
 """
 
 from __future__ import annotations
 
-from hepmaild.errors import Refusal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import trio
+
+from hepmaild import policy
+from hepmaild.config import DeliverySettings, LimitSettings, Plan, ReplyWhen, ReversePath, RouteSettings, SmtpSettings
+from hepmaild.delivery.job import Job, JobRecipient
+from hepmaild.directory import Directory
+from hepmaild.errors import ErrorKind, Refusal, StoreUnavailable
+from hepmaild.lifecycle import Lifecycle
+from hepmaild.mail.content import Content
 from hepmaild.mail.submission import Door, KeyIdentity, RateState, Receipt, Submission, Verified
+from hepmaild.outbox import FirstAttempt, Outbox
+from hepmaild.prepare import Prepared, Preparer
+from hepmaild.receipts import accepted_event, answer_of, first_receipt, outcome_of_attempt, receipt_from
+from hepmaild.storage import keys, messages
+from hepmaild.storage.accept import Accept, Taken, Twin
+from hepmaild.storage.directory import KeyRow
+from hepmaild.storage.store import Store
+from hepmaild.storage.unit import Answer, Answers, Call, Used
+
+WORD_LIFE_US = 86_400_000_000
+PIECE_OCTETS = 1 << 20
+TWIN_PATIENCE_S = 15
+
+
+class Dispatcher(Protocol):
+    """The delivery pool as the intake sees it."""
+
+    def has_room(self, route: str) -> bool:
+        """Whether a message for this route would be worked on at once."""
+
+    def offer_nowait(self, job: Job) -> bool:
+        """Hand a leased job over.  False: no room after all."""
+
+    def wake(self) -> None:
+        """Something in the store became due."""
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeSettings:
+    """The slices of the settings that the intake obeys; replaced as a whole on reload."""
+
+    smtp: SmtpSettings
+    limits: LimitSettings
+    delivery: DeliverySettings
+    plans: dict[str, Plan]
+    routes: dict[str, RouteSettings]
+
+
+class _Pending:
+    """A caller's answer in the making, for twins that come meanwhile."""
+
+    __slots__ = ("answer", "done")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.answer: Receipt | Refusal | None = None
 
 
 class Intake:
+    """See the module.  now_us: the process's clock."""
+
+    def __init__(
+        self,
+        settings: IntakeSettings,
+        *,
+        store: Store,
+        directory: Directory,
+        outbox: Outbox,
+        dispatcher: Dispatcher,
+        preparer: Preparer,
+        lifecycle: Lifecycle,
+        now_us: Callable[[], int],
+    ) -> None:
+        self.settings = settings
+        self._store = store
+        self._directory = directory
+        self._outbox = outbox
+        self._dispatcher = dispatcher
+        self._preparer = preparer
+        self._lifecycle = lifecycle
+        self._now_us = now_us
+        self._failed_keys = policy.FailedKeys(settings.limits.unknown_keys_per_minute, now_us)
+        self._pending: dict[str, _Pending] = {}
+
     async def authenticate(self, secret: str, *, door: Door, peer_ip: str) -> Verified | Refusal:
         """Check a key.  Refusals: INVALID_KEY, KEY_DISABLED, KEY_EXPIRED, IP_NOT_ALLOWED, CHANNEL_NOT_ALLOWED,
-        ACCOUNT_SUSPENDED, TOO_MANY_FAILED_KEYS (with retry_after_s: HTTP answers 429 with Retry-After; SMTP waits
-        retry_after_s... capped at 10 s, then answers the 535).  Cancel-safe."""
-        raise NotImplementedError
+        ACCOUNT_SUSPENDED, TOO_MANY_FAILED_KEYS (retry_after_s: HTTP's Retry-After; SMTP waits that long, at most
+        10 s, before its 535).  Cancel-safe.
+        """
+        secret_hash = keys.hash_secret(secret)
+        row = await self._directory.key(secret_hash) if keys.looks_like_key(secret) else None
+        if row is None:
+            wait_s = self._failed_keys.note(peer_ip)
+            if wait_s:
+                text = f"too many unknown API keys from your IP address: check the key, try again in {wait_s} seconds"
+                return Refusal(ErrorKind.TOO_MANY_FAILED_KEYS, text, retry_after_s=wait_s)
+            return Refusal(ErrorKind.INVALID_KEY, "this is not a valid API key: use one from the API Keys tab")
+        return self._judge(row, secret_hash, door, peer_ip)
+
+    def _judge(self, row: KeyRow, secret_hash: bytes, door: Door, peer_ip: str) -> Verified | Refusal:
+        now_us = self._now_us()
+        refusal = policy.check_key(row, door, peer_ip, now_us)
+        if refusal is not None:
+            return refusal
+        self._outbox.used(Used(row.key_id, now_us, peer_ip[:45], door.value))
+        return Verified(policy.identity_of(row, secret_hash, self.settings.plans))
 
     async def open_transaction(self, key: KeyIdentity, *, door: Door, peer_ip: str) -> KeyIdentity | Refusal:
-        """At every MAIL: is the key still good, is there room in the backlog, are we draining?  Returns the identity
-        as it is now.  Refusals: the key ones of `authenticate` (535: the session is as before AUTH), BACKLOG_FULL,
-        DRAINING."""
-        raise NotImplementedError
+        """At every MAIL: is the key still good, is there room in the backlog, are we draining?
+
+        Returns the identity as it is now.  Refusals: those of `authenticate` (535: the session is as before AUTH),
+        BACKLOG_FULL, DRAINING.  Cancel-safe.
+        """
+        if self._lifecycle.is_draining:
+            return Refusal(ErrorKind.DRAINING, "shutting down: connect again")
+        row = await self._directory.key(key.secret_hash)
+        if row is None:
+            return Refusal(ErrorKind.INVALID_KEY, "this API key was deleted or changed: log in with a valid one")
+        judged = self._judge(row, key.secret_hash, door, peer_ip)
+        if isinstance(judged, Refusal):
+            return judged
+        return self.check_backlog() or judged.key
+
+    def check_backlog(self) -> Refusal | None:
+        """Whether one more message may wait."""
+        if self._outbox.backlog < self.settings.limits.backlog:
+            return None
+        return Refusal(ErrorKind.BACKLOG_FULL, "too many messages wait already: try again later", retry_after_s=60)
 
     async def take_call(self, key: KeyIdentity, *, recipients: int = 0) -> RateState | Refusal:
-        """Count one call in the shared window, durably.  HTTP: once per send request with a valid key, before the body
-        is read (recipients=0).  SMTP: when the content is about to be asked for (DATA, first BDAT) with the number
-        of recipients so far, so that missing credits show early.  Refusals: RATE_LIMITED (retry_after_s set),
-        DAILY_LIMIT_REACHED, INSUFFICIENT_CREDITS (extra: required, balance)."""
-        raise NotImplementedError
+        """Count one call in the shared window, durably (committed when this returns).
+
+        HTTP: once per send request with a valid key, before the body is read (recipients=0).  SMTP: when the content
+        is about to be asked for, with the number of distinct recipients, so that missing credits show early.
+        Refusals: RATE_LIMITED, DAILY_LIMIT_REACHED (retry_after_s), INSUFFICIENT_CREDITS (extra: required, balance).
+        Cancelled before its unit begins it counts nothing.
+        """
+        plan = policy.plan_of(self.settings.plans, key.plan)
+        state: RateState | Refusal = await self._store.submit(
+            Call(key.key_id, key.account_id, plan.calls_per_minute, plan.messages_per_day, recipients)
+        )
+        return state
 
     async def accept(self, submission: Submission) -> Receipt | Refusal:
-        """Everything after the call was counted: sender, idempotency, one durable commit, hand over to delivery, wait
-        for the first attempt up to `delivery.relay_wait_s` (SMTP with smtp.reply="on-commit": not at all).
+        """Everything after the call was counted, up to the receipt.
+
+        Waits for the first attempt up to `delivery.relay_wait_s` (SMTP with smtp.reply = "on-commit": not at all).
         Cancellation before the commit costs nothing; from the commit on the message is ours whatever the caller does.
-        RELAY_FAILED carries the next hop's reply in `reply`."""
-        raise NotImplementedError
+        RELAY_FAILED carries the next hop's reply in `reply`.
+        """
+        full = self.check_backlog()
+        if full is not None:
+            return full
+        book = await self._directory.book(submission.key.account_id)
+        prepared = await self._preparer.prepare(submission, book, self.settings)
+        if isinstance(prepared, Refusal):
+            return prepared
+        if prepared.content.size > PIECE_OCTETS:
+            await self._stage(prepared)
+        return await self._commit(submission, prepared)
+
+    async def _stage(self, prepared: Prepared) -> None:
+        """Store a large content ahead of its unit, piece by piece; without the unit, the pieces are swept later."""
+        for n, piece in enumerate(prepared.content.chunks(octets=PIECE_OCTETS)):
+            await self._store.write(messages.stage_piece, prepared.message_id, n, piece, prepared.at_us)
+
+    async def _commit(self, submission: Submission, prepared: Prepared) -> Receipt | Refusal:
+        member = self._member(submission, prepared)
+        waits = not self._answers_on_commit(submission)
+        waiter = self._outbox.expect(member.message_id) if waits else None
+        pending = self._pending[member.message_id] = _Pending()
+        try:
+            result = await self._submit(member)
+            if isinstance(result, Twin):
+                return await self._answer_twin(result)
+            if isinstance(result, Refusal):
+                return result
+            self._hand_over(member, prepared, result)
+            receipt = first_receipt(member)
+            if waiter is None:
+                pending.answer = receipt
+                return receipt
+            pending.answer = await self._wait(waiter, receipt, member)
+            await self._record(member, pending.answer)
+            return pending.answer
+        finally:
+            pending.done.set()
+            del self._pending[member.message_id]
+            self._outbox.forget(member.message_id)
+
+    def _answers_on_commit(self, submission: Submission) -> bool:
+        return submission.origin.door is Door.SMTP and self.settings.smtp.reply is ReplyWhen.ON_COMMIT
+
+    def _member(self, submission: Submission, prepared: Prepared) -> Accept:
+        plan = policy.plan_of(self.settings.plans, submission.key.plan)
+        route = prepared.sender.route
+        word, life_us = self._word(submission, prepared)
+        member = Accept(
+            message_id=prepared.message_id,
+            account_id=submission.key.account_id,
+            key=submission.key,
+            door=submission.origin.door.value,
+            sender=prepared.from_address,
+            route=route,
+            reverse_path=self._reverse_path(submission, prepared, route),
+            subject=prepared.subject,
+            header_message_id=prepared.header_message_id,
+            size=prepared.content.size,
+            smtputf8=prepared.smtputf8,
+            recipients=prepared.recipients,
+            content=prepared.content.data if prepared.content.size <= PIECE_OCTETS else None,
+            expires_at_us=prepared.at_us + self.settings.delivery.expire_after_s * 1_000_000,
+            at_us=prepared.at_us,
+            messages_per_day=plan.messages_per_day,
+            event=accepted_event(submission, prepared),
+            answer="",
+            word=word,
+            word_life_us=life_us,
+            fingerprint=prepared.fingerprint,
+            owner=self._outbox.owner if self._dispatcher.has_room(route) else None,
+        )
+        return replace(member, answer=answer_of(first_receipt(member), is_final=self._answers_on_commit(submission)))
+
+    def _word(self, submission: Submission, prepared: Prepared) -> tuple[str | None, int]:
+        """The idempotency word with its namespace, and how long it lives."""
+        if prepared.word is not None:
+            return f"w:{prepared.word}", WORD_LIFE_US
+        window_us = self.settings.smtp.replay_window_s * 1_000_000
+        if submission.origin.door is Door.SMTP and window_us and prepared.has_own_message_id:
+            return f"r:{prepared.fingerprint.hex()}", window_us
+        return None, 0
+
+    def _reverse_path(self, submission: Submission, prepared: Prepared, route: str) -> str:
+        """A null path stays null; otherwise the sender's address, or the client's where the route says so."""
+        if submission.reverse_path == "":
+            return ""
+        settings = self.settings.routes.get(route)
+        if submission.reverse_path and settings is not None and settings.reverse_path is ReversePath.CLIENT:
+            return submission.reverse_path
+        return prepared.from_address
+
+    async def _submit(self, member: Accept) -> Taken | Twin | Refusal:
+        try:
+            result: Taken | Twin | Refusal = await self._store.submit(member)
+        except StoreUnavailable:
+            # It may be committed all the same; then its lease must end, so that it leaves soon.
+            self._outbox.doubt_accept(member.message_id, 1)
+            raise
+        return result
+
+    def _hand_over(self, member: Accept, prepared: Prepared, taken: Taken) -> None:
+        """No await in here: between the commit and this call nothing may come."""
+        self._outbox.accepted()
+        if member.owner is None:
+            self._dispatcher.wake()
+            return
+        job = Job(
+            message_id=member.message_id,
+            account_id=member.account_id,
+            route=member.route,
+            reverse_path=member.reverse_path,
+            recipients=tuple(JobRecipient(n, r.address) for n, r in enumerate(member.recipients)),
+            token=taken.token,
+            size=member.size,
+            smtputf8=member.smtputf8,
+            accepted_at_us=member.at_us,
+            expires_at_us=member.expires_at_us,
+            content=None if prepared.content.is_spooled else prepared.content,
+        )
+        if not self._dispatcher.offer_nowait(job):
+            self._outbox.doubt_accept(member.message_id, taken.token)
+            self._dispatcher.wake()
+
+    async def _wait(self, waiter: FirstAttempt, receipt: Receipt, member: Accept) -> Receipt | Refusal:
+        with trio.move_on_after(self.settings.delivery.relay_wait_s):
+            await waiter.done.wait()
+        return outcome_of_attempt(waiter.outcomes, receipt, member, self.settings.delivery.relay_wait_s)
+
+    async def _record(self, member: Accept, answer: Receipt | Refusal) -> None:
+        """Remember what the caller is told.  For a caller with a word before it is told, so that a twin hears the same
+        whatever happens to this process; otherwise behind its back."""
+        now_us = self._now_us()
+        row = Answer(
+            member.message_id,
+            member.account_id,
+            now_us,
+            answer_of(answer, is_final=True),
+            answer_of(answer, is_final=True),
+            free_word=isinstance(answer, Refusal),
+        )
+        if member.word is None or not member.word.startswith("w:"):
+            self._outbox.answer_later(row)
+            return
+        try:
+            await self._store.submit(Answers((row,)))
+        except StoreUnavailable:
+            self._outbox.answer_later(row)
+
+    async def _answer_twin(self, twin: Twin) -> Receipt | Refusal:
+        """The first call's answer; if that is still in the making here, wait for it a while."""
+        receipt = receipt_from(twin.answer)
+        if receipt is not None:
+            return receipt
+        pending = self._pending.get(twin.message_id)
+        if pending is not None:
+            with trio.move_on_after(self.settings.delivery.relay_wait_s + TWIN_PATIENCE_S):
+                await pending.done.wait()
+            if isinstance(pending.answer, Receipt):
+                return replace(pending.answer, replayed=True)
+            if pending.answer is not None:
+                return pending.answer
+        age_s = (self._now_us() - twin.at_us) / 1e6
+        provisional = receipt_from(twin.answer, even_provisional=True)
+        if age_s > self.settings.delivery.relay_wait_s + TWIN_PATIENCE_S and provisional is not None:
+            # Its process ended before it could say: what it would have said at the latest is "queued".
+            return provisional
+        text = "the first call with this idempotency key still runs: ask again in a few seconds"
+        return Refusal(ErrorKind.IDEMPOTENCY_IN_PROGRESS, text, retry_after_s=5)
+
+
+__all__ = ["Content", "Dispatcher", "Intake", "IntakeSettings"]

@@ -47,16 +47,16 @@ class Content:
         self._file.seek(0)
         return self._file.read(limit)
 
-    def chunks(self, start: int = 0) -> Iterator[bytes]:
-        """The octets from `start`, in pieces of at most CHUNK_OCTETS."""
+    def chunks(self, start: int = 0, octets: int = CHUNK_OCTETS) -> Iterator[bytes]:
+        """The octets from `start`, in pieces of at most `octets`."""
         if self._file is None:
-            for at in range(start, self.size, CHUNK_OCTETS):
-                yield self._data[at : at + CHUNK_OCTETS]
+            for at in range(start, self.size, octets):
+                yield self._data[at : at + octets]
             return
         at = start
         while at < self.size:
             self._file.seek(at)
-            piece = self._file.read(min(CHUNK_OCTETS, self.size - at))
+            piece = self._file.read(min(octets, self.size - at))
             if not piece:
                 raise OSError("the spool file is shorter than what was written to it")
             at += len(piece)

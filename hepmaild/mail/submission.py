@@ -44,7 +44,10 @@ class Permission(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KeyIdentity:
-    """An authenticated key, as it was when it was last checked."""
+    """An authenticated key, as it was when it was last checked.
+
+    secret_hash: by which it is looked up again.  senders: the only sender addresses (as compared) it may use, or None.
+    """
 
     key_id: str
     key_name: str
@@ -53,6 +56,8 @@ class KeyIdentity:
     account_email: str
     plan: str
     calls_per_minute: int
+    secret_hash: bytes = field(default=b"", repr=False)
+    senders: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +181,6 @@ class RateState:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A key that was checked just now, with its window as it stands."""
+    """A key that was checked just now."""
 
     key: KeyIdentity
-    rate: RateState = field(default=RateState(0, 0, 0))

@@ -22,7 +22,7 @@ class Accept:
     """A message that passed every check but those that need the store.
 
     content: all of it, or None when its pieces were staged.  word: idempotency word with its namespace; it lives for
-    `word_life_us`.  owner: the process that delivers it at once, or None to leave it to whoever claims first.
+    `word_life_us`.  answer: what the caller is told unless the first attempt says otherwise (JSON).  owner: the process that delivers it at once, or None to leave it to whoever claims first.
     Result: `Taken`, `Twin`, or a `Refusal`.
     """
 
@@ -43,6 +43,7 @@ class Accept:
     at_us: int
     messages_per_day: int
     event: str
+    answer: str
     word: str | None = None
     word_life_us: int = 0
     fingerprint: bytes = b""
@@ -59,10 +60,10 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """The same call was accepted before.  answer: what its caller was told (JSON), None when that is not known yet."""
+    """The same call was accepted before.  answer: what its caller was, or is to be, told (JSON)."""
 
     message_id: str
-    answer: str | None
+    answer: str
     at_us: int
 
 
@@ -117,7 +118,7 @@ def run(
             ledger_rows.append(purse.book(-len(m.recipients), "debit", m.at_us, message_id=m.message_id))
             accepted.append(m)
             if m.word is not None:
-                words[m.key.key_id, m.word] = (m.fingerprint, Twin(m.message_id, None, m.at_us))
+                words[m.key.key_id, m.word] = (m.fingerprint, Twin(m.message_id, m.answer, m.at_us))
     if stale:
         conn.execute(_FORGET, stale)
     if accepted:
@@ -130,7 +131,7 @@ def _find_twins(conn: Connection, members: list[Accept]) -> dict[tuple[str, str]
     if not pairs:
         return {}
     rows = conn.execute(_TWINS, {"pairs": sorted(pairs)})
-    return {(r.key_id, r.word): (r.fingerprint, Twin(r.message_id, r.answer, r.at_us)) for r in rows}
+    return {(r.key_id, r.word): (r.fingerprint, Twin(r.message_id, r.answer or "{}", r.at_us)) for r in rows}
 
 
 def _decide(
@@ -227,7 +228,7 @@ def _message_row(m: Accept) -> dict[str, Any]:
         "expires_at_us": m.expires_at_us,
         "finished_at_us": None,
         "body_until_us": None,
-        "answer": None,
+        "answer": m.answer,
     }
 
 

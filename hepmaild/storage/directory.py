@@ -7,6 +7,7 @@ use what it has; that read is the only one an authenticated MAIL or request cost
 
 from __future__ import annotations
 
+import hmac
 import json
 from dataclasses import dataclass
 
@@ -65,6 +66,7 @@ _KEY = select(
     api_key.c.name,
     api_key.c.last_five,
     api_key.c.status,
+    api_key.c.secret_hash,
     api_key.c.permissions,
     api_key.c.senders,
     api_key.c.addresses,
@@ -79,7 +81,7 @@ _KEY = select(
 def key_by_hash(conn: Connection, secret_hash: bytes) -> KeyRow | None:
     """The key with this secret, unless it was deleted."""
     row = conn.execute(_KEY.where(api_key.c.secret_hash == secret_hash, api_key.c.status != "deleted")).one_or_none()
-    if row is None:
+    if row is None or not hmac.compare_digest(row.secret_hash, secret_hash):
         return None
     return KeyRow(
         key_id=row.id,

@@ -7,6 +7,7 @@ the rows to write, and writes each table once.  A member that is refused leaves 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,8 +41,8 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """What a caller was told.  free_word: it was an error, so its word may be used anew.  Result: None."""
+class Answer:
+    """What a caller was told, as JSON.  free_word: it was an error, so its idempotency word may be used anew."""
 
     message_id: str
     account_id: str
@@ -53,7 +54,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """A key was used.  Result: None."""
+    """A key was used."""
 
     key_id: str
     at_us: int
@@ -61,7 +62,15 @@ class Used:
     door: str
 
 
-Member = Call | Accept | Mark | Report | Answered | Used
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Answers and uses of keys, mostly written behind everybody's back.  Result: None."""
+
+    answers: tuple[Answer, ...]
+    uses: tuple[Used, ...] = ()
+
+
+Member = Call | Accept | Mark | Report | Answers
 
 _ANSWER = update(message).where(message.c.id == bindparam("the_id")).values(answer=bindparam("the_answer"))
 _FREE = delete(idempotency).where(idempotency.c.message_id == bindparam("the_id"))
@@ -93,8 +102,9 @@ class UnitRunner:
             done = reports.run(conn, marks_and_reports, purses, ledger_rows)
             results.update(zip(map(id, marks_and_reports), done, strict=True))
         money.save(conn, purses.values(), ledger_rows)
-        _write_answers(conn, [m for m in members if isinstance(m, Answered)])
-        keys.note_use(conn, [(m.key_id, m.at_us, m.ip, m.door) for m in members if isinstance(m, Used)])
+        late = [m for m in members if isinstance(m, Answers)]
+        _write_answers(conn, [answer for m in late for answer in m.answers])
+        keys.note_use(conn, [(use.key_id, use.at_us, use.ip, use.door) for m in late for use in m.uses])
         return [results.get(id(m)) for m in members]
 
     @staticmethod
@@ -118,18 +128,18 @@ def _decide_call(
     if window.inside >= limit:
         wait_s = max(1, -(-(rate.passes_at_us(conn, window, limit) - window.now_us) // 1_000_000))
         text = f"more than {limit} calls in a minute with this key: try again in {wait_s} seconds"
-        return Refusal(ErrorKind.RATE_LIMITED, text, retry_after_s=wait_s, extra={"_rate": window.state(limit)})
+        return Refusal(ErrorKind.RATE_LIMITED, text, retry_after_s=wait_s, rate=window.state(limit))
     if purse is not None:
         refusal = accept.check_day(purse, call.messages_per_day, now_us) or (
             accept.check_balance(purse, call.recipients) if call.recipients else None
         )
         if refusal is not None:
-            return refusal
+            return dataclasses.replace(refusal, rate=window.state(limit))
     window.take(limit)
     return window.state(limit)
 
 
-def _write_answers(conn: Connection, answered: list[Answered]) -> None:
+def _write_answers(conn: Connection, answered: list[Answer]) -> None:
     if not answered:
         return
     conn.execute(_ANSWER, [{"the_id": a.message_id, "the_answer": a.answer} for a in answered])
@@ -139,4 +149,4 @@ def _write_answers(conn: Connection, answered: list[Answered]) -> None:
         conn.execute(_FREE, freed)
 
 
-__all__ = ["Accept", "Answered", "Call", "Mark", "Member", "Report", "Taken", "UnitRunner", "Used"]
+__all__ = ["Accept", "Answer", "Answers", "Call", "Mark", "Member", "Report", "Taken", "UnitRunner", "Used"]

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys, accounts and senders as this process knows them, never older than the question.
+
+The store keeps a generation that moves with every change of a key, account or sender.  Each question first learns the
+present generation, by a read that began after the question came; all questions that wait share one read.  So a change
+that was confirmed anywhere is obeyed by the next MAIL or request everywhere, and an unchanged world costs a fraction
+of a read.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TypeVar
+
+import trio
+
+from hepmaild.config import SenderSettings
+from hepmaild.errors import StoreUnavailable
+from hepmaild.mail.address import key_of
+from hepmaild.policy import SenderBook, make_book
+from hepmaild.storage import directory as rows
+from hepmaild.storage.directory import KeyRow, SenderRow
+from hepmaild.storage.store import Store
+
+MAX_CACHED = 10_000
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class Directory:
+    """`run` must be running for the questions to be answered.
+
+    Unknown keys are not cached: they would push out good ones.
+    """
+
+    def __init__(self, store: Store, senders: Sequence[SenderSettings]) -> None:
+        self._store = store
+        self._from_settings = settings_senders(senders)
+        self._generation = -1
+        self._keys: OrderedDict[bytes, KeyRow] = OrderedDict()
+        self._books: OrderedDict[str, SenderBook] = OrderedDict()
+        self._next = _Round()
+        self._wanted = trio.Event()
+
+    def replace_settings(self, senders: Sequence[SenderSettings]) -> None:
+        """The settings were reloaded."""
+        self._from_settings = settings_senders(senders)
+        self._books.clear()
+
+    async def key(self, secret_hash: bytes) -> KeyRow | None:
+        """The key with this secret as it is now; None: there is none.  Raises `StoreUnavailable`.  Cancel-safe."""
+        await self._validate()
+        row = self._keys.get(secret_hash)
+        if row is None:
+            generation = self._generation
+            row = await self._store.read(rows.key_by_hash, secret_hash)
+            if row is not None and generation == self._generation:
+                _remember(self._keys, secret_hash, row)
+        return row
+
+    async def book(self, account_id: str) -> SenderBook:
+        """The senders of this account, as the last validated generation has them.  Raises `StoreUnavailable`."""
+        book = self._books.get(account_id)
+        if book is None:
+            generation = self._generation
+            book = make_book(await self._store.read(rows.senders_of, account_id), self._from_settings)
+            if generation == self._generation:
+                _remember(self._books, account_id, book)
+        return book
+
+    async def _validate(self) -> None:
+        """Wait for a read of the generation that begins after now."""
+        shared = self._next
+        self._wanted.set()
+        await shared.done.wait()
+        if shared.failed:
+            raise StoreUnavailable("the keys could not be read")
+
+    async def run(self) -> None:
+        """Answer questions until cancelled."""
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            shared, self._next = self._next, _Round()
+            try:
+                generation = await self._store.read(rows.generation)
+            except StoreUnavailable:
+                shared.failed = True
+            else:
+                if generation != self._generation:
+                    self._generation = generation
+                    self._keys.clear()
+                    self._books.clear()
+            finally:
+                shared.done.set()
+
+
+class _Round:
+    """One read of the generation and those who wait for it."""
+
+    __slots__ = ("done", "failed")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.failed = False
+
+
+def settings_senders(senders: Sequence[SenderSettings]) -> tuple[SenderRow, ...]:
+    """The global senders of the settings file as rows."""
+    return tuple(SenderRow("", s.address, key_of(s.address), s.route, s.daily_cap, s.default) for s in senders)
+
+
+def _remember(cache: OrderedDict[_K, _V], key: _K, value: _V) -> None:
+    cache[key] = value
+    if len(cache) > MAX_CACHED:
+        cache.popitem(last=False)

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what a door brought to what is stored: sender picked, message composed or completed, recipients distinct."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from hepmaild.config import LimitSettings, RecipientsFrom, SmtpSettings
+from hepmaild.errors import ErrorKind, Refusal
+from hepmaild.mail import compose, ids
+from hepmaild.mail.content import Content, ContentBuilder
+from hepmaild.mail.message import Inspected, inspect, received_field, rewrite
+from hepmaild.mail.submission import Draft, Kind, Mailbox, Recipient, Submission
+from hepmaild.policy import SenderBook, distinct, pick_sender
+from hepmaild.storage.directory import SenderRow
+
+THREAD_OCTETS = 256 << 10  # above this, work on content moves to a thread
+
+
+class PrepareSettings(Protocol):
+    """What preparing obeys of the settings."""
+
+    @property
+    def smtp(self) -> SmtpSettings: ...
+    @property
+    def limits(self) -> LimitSettings: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A message that passed every check but those that need the store.
+
+    from_address: shown in From and used as reverse-path.  word: the caller's idempotency word.  fingerprint: equal for
+    equal calls.  has_own_message_id: the client wrote a Message-ID, so that a replay can be known.
+    """
+
+    message_id: str
+    header_message_id: str
+    sender: SenderRow
+    from_address: str
+    recipients: tuple[Recipient, ...]
+    content: Content
+    subject: str
+    smtputf8: bool
+    at_us: int
+    word: str | None
+    fingerprint: bytes
+    has_own_message_id: bool
+
+
+class Preparer:
+    """hostname: for the trace field.  spool_dir: where large content goes.  limiter: for its own threads."""
+
+    def __init__(
+        self, *, hostname: str, spool_dir: Path | None, limiter: trio.CapacityLimiter, now_us: Callable[[], int]
+    ) -> None:
+        self._hostname = hostname
+        self._spool_dir = spool_dir
+        self._limiter = limiter
+        self._now_us = now_us
+
+    async def prepare(self, submission: Submission, book: SenderBook, settings: PrepareSettings) -> Prepared | Refusal:
+        """Pick the sender and make the message.  Refusals: MALFORMED_MESSAGE, SENDER_NOT_ALLOWED,
+        TOO_MANY_RECIPIENTS.  Large content is worked on in a thread, which cancellation waits for."""
+        source = submission.source
+        work = self._from_draft if isinstance(source, Draft) else self._from_message
+        octets = sum(len(a.content) for a in source.attachments) if isinstance(source, Draft) else source.size
+        if octets <= THREAD_OCTETS:
+            return work(submission, book, settings)
+        return await trio.to_thread.run_sync(work, submission, book, settings, limiter=self._limiter)
+
+    def _from_draft(self, submission: Submission, book: SenderBook, settings: PrepareSettings) -> Prepared | Refusal:
+        del settings
+        draft = submission.source
+        assert isinstance(draft, Draft)
+        wanted = (draft.sender.address,) if draft.sender is not None else ()
+        row = pick_sender(book, wanted, submission.key.senders)
+        if isinstance(row, Refusal):
+            return row
+        address = draft.sender.address if draft.sender is not None else row.address
+        name = draft.from_name or (draft.sender.name if draft.sender is not None else "")
+        at_us = self._now_us()
+        header_id = ids.header_message_id(secrets.token_bytes(ids.HEADER_ID_ENTROPY_OCTETS), address)
+        octets = compose.compose(
+            draft,
+            Mailbox(address, name),
+            message_id=header_id,
+            date=datetime.fromtimestamp(at_us // 1_000_000, UTC),
+            entropy=secrets.token_bytes(16),
+        )
+        recipients = distinct(submission.recipients)
+        return Prepared(
+            message_id=ids.message_id(secrets.token_bytes(ids.MESSAGE_ID_ENTROPY_OCTETS)),
+            header_message_id=header_id,
+            sender=row,
+            from_address=address,
+            recipients=recipients,
+            content=Content(octets),
+            subject=draft.subject[:500],
+            smtputf8=compose.needs_smtputf8(draft, Mailbox(address, name))
+            or not all(r.address.isascii() for r in recipients),
+            at_us=at_us,
+            word=submission.idempotency_word,
+            fingerprint=submission.fingerprint,
+            has_own_message_id=False,
+        )
+
+    def _from_message(self, submission: Submission, book: SenderBook, settings: PrepareSettings) -> Prepared | Refusal:
+        source = submission.source
+        assert isinstance(source, Content)
+        found = inspect(source.head())
+        if found.problem is not None:
+            return Refusal(ErrorKind.MALFORMED_MESSAGE, found.problem)
+        wanted = found.from_addresses
+        if not found.from_count and submission.reverse_path:
+            wanted = (submission.reverse_path,)
+        row = pick_sender(book, wanted, submission.key.senders)
+        if isinstance(row, Refusal):
+            return row
+        recipients = _recipients(submission, found, settings)
+        if isinstance(recipients, Refusal):
+            return recipients
+        address = wanted[0] if wanted else row.address
+        message_id = ids.message_id(secrets.token_bytes(ids.MESSAGE_ID_ENTROPY_OCTETS))
+        at_us = self._now_us()
+        date = _date(at_us // 1_000_000)
+        header_id = found.message_id
+        if header_id is None:
+            header_id = ids.header_message_id(secrets.token_bytes(ids.HEADER_ID_ENTROPY_OCTETS), address)
+        head = rewrite(
+            source.head(),
+            found,
+            received=received_field(
+                submission.origin,
+                self._hostname,
+                message_id,
+                date,
+                with_address=settings.smtp.trace_client_address,
+            ),
+            sender=None if found.from_count else Mailbox(address),
+            date=None if found.has_date else date,
+            message_id=None if found.message_id is not None else header_id,
+        )
+        return Prepared(
+            message_id=message_id,
+            header_message_id=header_id,
+            sender=row,
+            from_address=address,
+            recipients=recipients,
+            content=self._join(head, source, found.header_end),
+            subject=found.subject,
+            smtputf8=submission.smtputf8,
+            at_us=at_us,
+            word=found.idempotency_word,
+            fingerprint=_fingerprint(submission, source, recipients),
+            has_own_message_id=found.message_id is not None,
+        )
+
+    def _join(self, head: bytes, source: Content, body_at: int) -> Content:
+        if not source.is_spooled:
+            return Content(head + source.data[body_at:])
+        builder = ContentBuilder(self._spool_dir)
+        builder.write(head)
+        for piece in source.chunks(body_at):
+            builder.write(piece)
+        source.close()
+        return builder.finish()
+
+
+@lru_cache(maxsize=4)
+def _date(unix_s: int) -> str:
+    """RFC 5322 date-time, in UTC; the same for all messages of a second."""
+    return format_datetime(datetime.fromtimestamp(unix_s, UTC))
+
+
+def _recipients(submission: Submission, found: Inspected, settings: PrepareSettings) -> tuple[Recipient, ...] | Refusal:
+    """The envelope's recipients, shown as the header has them; with `envelope+headers` the header's own too."""
+    envelope = submission.recipients
+    if len(envelope) == 1 and len(found.to) == 1 and envelope[0].address == found.to[0]:
+        return envelope
+    shown = [replace(r, kind=found.kind_of(r.address)) for r in envelope]
+    if settings.smtp.recipients is RecipientsFrom.ENVELOPE_AND_HEADERS:
+        for kind, listed in ((Kind.TO, found.to), (Kind.CC, found.cc), (Kind.BCC, found.bcc)):
+            shown += [Recipient(address, kind) for address in listed]
+    recipients = distinct(shown)
+    limit = settings.limits.recipients_per_message
+    if len(recipients) > limit:
+        text = f"the message has {len(recipients)} recipients, {limit} are allowed: split it"
+        return Refusal(ErrorKind.TOO_MANY_RECIPIENTS, text)
+    return recipients
+
+
+def _fingerprint(submission: Submission, source: Content, recipients: tuple[Recipient, ...]) -> bytes:
+    """Equal for the same content, reverse-path and recipients, whichever order these are in."""
+    envelope = sorted(r.address.casefold() for r in recipients)
+    digest = hashlib.sha256("\n".join(["smtp", submission.reverse_path or "", *envelope, ""]).encode())
+    if source.is_spooled:
+        for piece in source.chunks():
+            digest.update(piece)
+    else:
+        digest.update(source.data)
+    return digest.digest()

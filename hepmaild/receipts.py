@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a caller is told about an accepted message, and the forms in which that is remembered.  Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from hepmaild.delivery.job import Outcome, Result
+from hepmaild.errors import ErrorKind, Refusal
+from hepmaild.mail.reply import Reply
+from hepmaild.mail.submission import Receipt, Rejected, Status, Submission
+from hepmaild.prepare import Prepared
+from hepmaild.storage.accept import Accept
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def first_receipt(member: Accept) -> Receipt:
+    """The receipt right after the commit: everything still waits."""
+    return Receipt(
+        message_id=member.message_id,
+        header_message_id=member.header_message_id,
+        status=Status.QUEUED,
+        sender=member.sender,
+        recipients=len(member.recipients),
+        credits_charged=len(member.recipients),
+        retry_hint="The message is queued; the first attempt is made as soon as possible.",
+    )
+
+
+def outcome_of_attempt(
+    outcomes: Sequence[Outcome], receipt: Receipt, member: Accept, waited_s: float
+) -> Receipt | Refusal:
+    """The answer once the first attempt was made, or was waited for in vain (no outcomes)."""
+    if not outcomes:
+        hint = f"The next hop has not answered within {waited_s:g} seconds; delivery goes on without you."
+        return replace(receipt, retry_hint=hint)
+    failed = [o for o in outcomes if o.result is Result.FAILED]
+    if len(failed) == receipt.recipients:
+        reply = failed[0].reply or Reply(550, "5.0.0", "refused by the next hop")
+        enhanced = reply.enhanced if reply.enhanced.startswith("5") else "5.0.0"
+        text = f"The next hop refused every recipient for good: {reply}. The credits were refunded."
+        return Refusal(ErrorKind.RELAY_FAILED, text, reply=Reply(550, enhanced, reply.text))
+    rejected = tuple(
+        Rejected(member.recipients[o.recipient_id].address, o.reply or Reply(550, "5.0.0", "refused")) for o in failed
+    )
+    receipt = replace(receipt, rejected=rejected, credits_charged=receipt.recipients - len(rejected))
+    waiting = [o for o in outcomes if o.retry_at_us is not None]
+    if waiting or len(outcomes) < receipt.recipients:
+        return replace(receipt, retry_hint=_hint(waiting))
+    return replace(receipt, status=Status.SENT, retry_hint="")
+
+
+def _hint(waiting: Sequence[Outcome]) -> str:
+    if not waiting:
+        return "Some recipients still wait for their first attempt."
+    first = min(waiting, key=lambda o: o.retry_at_us or 0)
+    when = datetime.fromtimestamp((first.retry_at_us or 0) / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    said = f"The next hop answered: {first.reply}." if first.reply is not None else "The next hop gave no answer."
+    return f"{said} The next attempt is at {when}."
+
+
+def answer_of(answer: Receipt | Refusal, *, is_final: bool) -> str:
+    """An answer as JSON, to be remembered.  Not final: what holds should this process end before it can say."""
+    if isinstance(answer, Refusal):
+        return _encode({"refused": answer.kind.api_code, "reply": str(answer.to_reply())})
+    return _encode(
+        {
+            "final": is_final,
+            "id": answer.message_id,
+            "header_id": answer.header_message_id,
+            "status": answer.status.value,
+            "from": answer.sender,
+            "recipients": answer.recipients,
+            "charged": answer.credits_charged,
+            "rejected": [[r.address, r.reply.code, r.reply.enhanced, r.reply.text] for r in answer.rejected],
+            "hint": answer.retry_hint,
+        }
+    )
+
+
+def receipt_from(answer: str, *, even_provisional: bool = False) -> Receipt | None:
+    """The remembered receipt, as a replay; None when there is none, or only a provisional one."""
+    data: dict[str, Any] = json.loads(answer)
+    if "id" not in data or not (data["final"] or even_provisional):
+        return None
+    return Receipt(
+        message_id=data["id"],
+        header_message_id=data["header_id"],
+        status=Status(data["status"]),
+        sender=data["from"],
+        recipients=data["recipients"],
+        credits_charged=data["charged"],
+        rejected=tuple(Rejected(r[0], Reply(r[1], r[2], r[3])) for r in data["rejected"]),
+        retry_hint=data["hint"],
+        replayed=True,
+    )
+
+
+def accepted_event(submission: Submission, prepared: Prepared) -> str:
+    """The event record of an accepted message: how it came, with the inbound leg's steps so far."""
+    origin = submission.origin
+    return _encode(
+        {
+            "door": origin.door.value,
+            "peer": origin.peer_ip,
+            "session": origin.session_id,
+            "tls": [origin.tls_version, origin.tls_cipher] if origin.tls_version else None,
+            "helo": origin.helo,
+            "size": prepared.content.size,
+            "steps": [step.to_json() for step in submission.steps],
+        }
+    )
