@@ -379,9 +379,17 @@ class ClientMachine:
         self.transaction.data = reply
         return self._fail(Stage.CONTENT, reply, "the next hop refused the content before its end")
 
-    def check_in_step(self) -> bool:
-        """Whether nothing was said too early; ask before the dot goes out."""
-        return not self._reader.has_leftover
+    def check_in_step(self) -> Failed | None:
+        """Ask before the dot goes out: what was said too early would be taken for the answer to it."""
+        if not self._reader.has_leftover:
+            return None
+        return self._fail(Stage.CONTENT, None, "protocol error: the content was answered before its end")
+
+    def refuse_content(self, reply: Reply) -> Failed:
+        """Our own check refuses the content; the connection cannot be used on, since it waits for the rest."""
+        if self.transaction is not None:
+            self.transaction.data = reply
+        return self._fail(Stage.LOCAL, reply, reply.text)
 
     def content_note(self, text: str, now_us: int) -> None:
         """The driver sent content: say so in the transcript."""

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fetches due work from the store, no more than can be worked on (Trio).
+
+It sleeps until the next thing is due, a lane has room again or a pause ends, and otherwise does nothing: an idle daemon
+asks the store once a minute, in case another process left something behind and died.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import structlog
+import trio
+
+from hepmaild.delivery.job import Job, Queue
+from hepmaild.delivery.lane import Lane
+from hepmaild.errors import StoreUnavailable
+
+log = structlog.get_logger()
+
+CLAIM_LIMIT = 256
+LOOK_AGAIN_S = 60.0
+FIRST_BACKOFF_S = 0.5
+LONGEST_BACKOFF_S = 10.0
+SKIPPED_S = 0.5  # something is due but could not be claimed: others hold it
+UNIT_TIMEOUT_S = 60  # the store has its own, shorter one
+
+
+class Scheduler:
+    """`run` until `stop`; `wake` when there may be something to claim.
+
+    lanes: all lanes now; take: puts claimed jobs into their lanes; resumed: a lane's pause is over.
+    is_behind: the store holds more due work than was claimed.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        *,
+        lanes: Callable[[], Iterable[Lane]],
+        take: Callable[[Sequence[Job]], None],
+        resumed: Callable[[Lane], None],
+        now_us: Callable[[], int],
+    ) -> None:
+        self.is_behind = False
+        self._queue = queue
+        self._lanes = lanes
+        self._take = take
+        self._resumed = resumed
+        self._now_us = now_us
+        self._event = trio.Event()
+        self._stopping = False
+        self._stopped = trio.Event()
+        self._sleeps_until_us = 0
+        self._backoff_s = 0.0
+
+    def wake(self) -> None:
+        """Look now.  Cheap, and harmless when nothing is there."""
+        self._event.set()
+
+    def note_due(self, due_us: int) -> None:
+        """Something will be due then: look no later than that."""
+        if due_us < self._sleeps_until_us:
+            self.wake()
+
+    def store_failed(self) -> None:
+        """Somebody found the store unavailable: claims pause for a moment."""
+        self._backoff_s = self._backoff_s or FIRST_BACKOFF_S
+
+    async def stop(self) -> None:
+        """No more claims.  Returns when a claim under way has ended; what it brought was taken."""
+        self._stopping = True
+        self.wake()
+        await self._stopped.wait()
+
+    async def run(self) -> None:
+        """Claim and sleep.  When cancelled a claim under way is finished first (bounded), so that no lease is lost."""
+        try:
+            while not self._stopping:
+                self._event = trio.Event()  # before looking, so that no wake-up falls between
+                self._sleeps_until_us = 0
+                sleep_s = await self._look()
+                if self._stopping:
+                    break
+                self._sleeps_until_us = self._now_us() + int(sleep_s * 1_000_000)
+                with trio.move_on_after(sleep_s):
+                    await self._event.wait()
+                if self._backoff_s:
+                    await trio.sleep(self._backoff_s)  # wake-ups do not shorten the wait for a sick store
+        finally:
+            self._stopped.set()
+
+    async def _look(self) -> float:
+        """Claim what there is room for; how many seconds to sleep then."""
+        try:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + UNIT_TIMEOUT_S):
+                sleep_s = await self._claim_all()
+                self._backoff_s = 0.0
+                return sleep_s
+        except StoreUnavailable:
+            pass
+        self._backoff_s = min(max(2 * self._backoff_s, FIRST_BACKOFF_S), LONGEST_BACKOFF_S)
+        log.warning("store_unavailable", doing="claim", again_in_s=self._backoff_s)
+        return 0.0
+
+    async def _claim_all(self) -> float:
+        while True:
+            now = trio.current_time()
+            room, full, resume_s = self._survey(now)
+            if not room:
+                return min(resume_s, LOOK_AGAIN_S)
+            limit = min(room, CLAIM_LIMIT)
+            jobs = await self._queue.claim(limit, exclude=full)
+            if jobs:
+                self._take(jobs)
+            self.is_behind = len(jobs) >= limit
+            if self._stopping:
+                return 0.0
+            if self.is_behind:
+                continue
+            due_us = await self._queue.next_due_at_us(exclude=full)
+            if due_us is None:
+                return min(resume_s, LOOK_AGAIN_S)
+            due_s = (due_us - self._now_us()) / 1_000_000
+            return min(max(due_s, 0.0 if jobs else SKIPPED_S if due_s <= 0 else 0.001), resume_s, LOOK_AGAIN_S)
+
+    def _survey(self, now: float) -> tuple[int, list[str], float]:
+        """How much room there is, which routes have none, and in how many seconds the next pause ends."""
+        room, full, resume_s = 0, [], LOOK_AGAIN_S
+        for lane in self._lanes():
+            if lane.paused_until and now >= lane.paused_until:
+                lane.paused_until = 0.0
+                lane.tls_works = True
+                self._resumed(lane)
+            elif lane.paused_until:
+                resume_s = min(resume_s, lane.paused_until - now)
+            lane_room = lane.room(now)
+            room += lane_room
+            if not lane_room:
+                full.append(lane.route.name)
+        return room, full, resume_s
