@@ -77,7 +77,8 @@ class _Progress:
 class PostgresBackend:
     """What the store needs of an engine, on PostgreSQL.
 
-    url: `postgresql://…`, never logged.  connections: of the pool; the group writer and the listener have one more each.
+    url: `postgresql://…`, never logged.  connections: of the pool; the group writer and the listener have one each
+    beside it.
     """
 
     is_sqlite = False

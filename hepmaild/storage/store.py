@@ -187,8 +187,23 @@ async def open_store(
         opener = _open_sqlite(settings, state_dir, path, run_unit, exclusive=exclusive)
     else:
         opener = _open_postgres(settings, url, run_unit, exclusive=exclusive)
-    async with opener as store:
-        yield store
+    try:
+        async with opener as store:
+            yield store
+    except BaseExceptionGroup as group:
+        # The nurseries in here are our own affair: what the block raised comes out as it was.
+        errors = [error for error in _leaves(group) if not isinstance(error, trio.Cancelled)]
+        if len(errors) != 1:
+            raise
+        raise errors[0] from errors[0].__cause__
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
 
 
 @asynccontextmanager
@@ -196,7 +211,6 @@ async def _open_sqlite(
     settings: DatabaseSettings, state_dir: Path, path: Path, run_unit: RunUnit, *, exclusive: bool
 ) -> AsyncIterator[Store]:
     hub = announce.Hub()
-    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _lock(state_dir, wanted=exclusive):
         if exclusive:
             share_interpreter()
@@ -253,7 +267,11 @@ def parse_url(text: str) -> URL:
 
 @contextmanager
 def _lock(state_dir: Path, *, wanted: bool) -> Iterator[None]:
-    """Hold the lock of the state folder.  The file says who has it; it stays, only the lock counts."""
+    """Hold the lock of the state folder, which is made if it is not there.
+
+    The file says who has it; it stays, only the lock counts.
+    """
+    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not wanted:
         yield
         return

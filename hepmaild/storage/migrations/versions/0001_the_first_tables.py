@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first tables: accounts, keys, money, messages and their queue."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "account",
+        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("email", sa.Text(), nullable=False),
+        sa.Column("email_key", sa.Text(), nullable=False),
+        sa.Column("plan", sa.String(length=100), nullable=False),
+        sa.Column("status", sa.String(length=20), nullable=False),
+        sa.Column("balance", sa.BigInteger(), nullable=False),
+        sa.Column("ledger_seq", sa.BigInteger(), nullable=False),
+        sa.Column("ledger_head", sa.String(length=64), nullable=False),
+        sa.Column("day", sa.Integer(), nullable=False),
+        sa.Column("day_messages", sa.Integer(), nullable=False),
+        sa.Column("created_at_us", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_account")),
+        sa.UniqueConstraint("email_key", name=op.f("uq_account_email_key")),
+    )
+    op.create_table(
+        "body",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("message_id", sa.String(length=16), nullable=False),
+        sa.Column("n", sa.Integer(), nullable=False),
+        sa.Column("at_us", sa.BigInteger(), nullable=False),
+        sa.Column("data", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_body")),
+    )
+    op.create_index(op.f("ix_body_message_id"), "body", ["message_id"], unique=False)
+    op.create_table(
+        "counter",
+        sa.Column("name", sa.String(length=40), nullable=False),
+        sa.Column("value", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_counter")),
+    )
+    op.create_table(
+        "event",
+        sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("message_id", sa.String(length=16), nullable=False),
+        sa.Column("account_id", sa.String(length=36), nullable=False),
+        sa.Column("at_us", sa.BigInteger(), nullable=False),
+        sa.Column("kind", sa.String(length=20), nullable=False),
+        sa.Column("data", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("seq", name=op.f("pk_event")),
+        sqlite_autoincrement=True,
+    )
+    op.create_index(op.f("ix_event_message_id"), "event", ["message_id"], unique=False)
+    op.create_table(
+        "idempotency",
+        sa.Column("key_id", sa.String(length=36), nullable=False),
+        sa.Column("word", sa.Text(), nullable=False),
+        sa.Column("fingerprint", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("message_id", sa.String(length=16), nullable=False),
+        sa.Column("at_us", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("key_id", "word", name=op.f("pk_idempotency")),
+        sqlite_with_rowid=False,
+    )
+    op.create_index("ix_idempotency_at_us", "idempotency", ["at_us"], unique=False)
+    op.create_index("ix_idempotency_message_id", "idempotency", ["message_id"], unique=False)
+    op.create_table(
+        "ledger",
+        sa.Column("account_id", sa.String(length=36), nullable=False),
+        sa.Column("seq", sa.BigInteger(), nullable=False),
+        sa.Column("amount", sa.BigInteger(), nullable=False),
+        sa.Column("balance_after", sa.BigInteger(), nullable=False),
+        sa.Column("reason", sa.String(length=20), nullable=False),
+        sa.Column("message_id", sa.String(length=16), nullable=True),
+        sa.Column("granted_by", sa.Text(), nullable=True),
+        sa.Column("note", sa.Text(), nullable=True),
+        sa.Column("at_us", sa.BigInteger(), nullable=False),
+        sa.Column("hash", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint("account_id", "seq", name=op.f("pk_ledger")),
+        sqlite_with_rowid=False,
+    )
+    op.create_index("ix_ledger_message_id", "ledger", ["message_id"], unique=False)
+    op.create_table(
+        "message",
+        sa.Column("id", sa.String(length=16), nullable=False),
+        sa.Column("account_id", sa.String(length=36), nullable=False),
+        sa.Column("key_id", sa.String(length=36), nullable=False),
+        sa.Column("key_name", sa.String(length=100), nullable=False),
+        sa.Column("key_last_five", sa.String(length=5), nullable=False),
+        sa.Column("door", sa.String(length=10), nullable=False),
+        sa.Column("sender", sa.Text(), nullable=False),
+        sa.Column("route", sa.String(length=100), nullable=False),
+        sa.Column("reverse_path", sa.Text(), nullable=False),
+        sa.Column("subject", sa.Text(), nullable=False),
+        sa.Column("header_message_id", sa.Text(), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("smtputf8", sa.Boolean(), nullable=False),
+        sa.Column("recipients", sa.Integer(), nullable=False),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("waiting", sa.Integer(), nullable=False),
+        sa.Column("failed", sa.Integer(), nullable=False),
+        sa.Column("accepted_at_us", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at_us", sa.BigInteger(), nullable=False),
+        sa.Column("finished_at_us", sa.BigInteger(), nullable=True),
+        sa.Column("body_until_us", sa.BigInteger(), nullable=True),
+        sa.Column("answer", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_message")),
+    )
+    op.create_index("ix_message_accepted_at_us", "message", ["accepted_at_us"], unique=False)
+    op.create_index(
+        "ix_message_account_id_accepted_at_us", "message", ["account_id", "accepted_at_us", "id"], unique=False
+    )
+    op.create_index(
+        "ix_message_body_until_us",
+        "message",
+        ["body_until_us"],
+        unique=False,
+        sqlite_where=sa.text("body_until_us IS NOT NULL"),
+        postgresql_where=sa.text("body_until_us IS NOT NULL"),
+    )
+    op.create_table(
+        "process",
+        sa.Column("id", sa.String(length=40), nullable=False),
+        sa.Column("alive_until_us", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_process")),
+    )
+    op.create_table(
+        "queue",
+        sa.Column("message_id", sa.String(length=16), nullable=False),
+        sa.Column("destination", sa.Text(), nullable=False),
+        sa.Column("account_id", sa.String(length=36), nullable=False),
+        sa.Column("route", sa.String(length=100), nullable=False),
+        sa.Column("due_at_us", sa.BigInteger(), nullable=False),
+        sa.Column("owner", sa.String(length=40), nullable=True),
+        sa.Column("token", sa.BigInteger(), nullable=False),
+        sa.Column("marked", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("message_id", "destination", name=op.f("pk_queue")),
+        sqlite_with_rowid=False,
+    )
+    op.create_index(
+        "ix_queue_owner",
+        "queue",
+        ["owner"],
+        unique=False,
+        sqlite_where=sa.text("owner IS NOT NULL"),
+        postgresql_where=sa.text("owner IS NOT NULL"),
+    )
+    op.create_index("ix_queue_route_due_at_us", "queue", ["route", "due_at_us"], unique=False)
+    op.create_table(
+        "rate_call",
+        sa.Column("key_id", sa.String(length=36), nullable=False),
+        sa.Column("at_us", sa.BigInteger(), nullable=False),
+        sa.Column("calls", sa.Integer(), nullable=False),
+        sa.Column("total", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("key_id", "at_us", name=op.f("pk_rate_call")),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "recipient",
+        sa.Column("message_id", sa.String(length=16), nullable=False),
+        sa.Column("n", sa.Integer(), nullable=False),
+        sa.Column("address", sa.Text(), nullable=False),
+        sa.Column("kind", sa.String(length=5), nullable=False),
+        sa.Column("destination", sa.Text(), nullable=False),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("doubts", sa.Integer(), nullable=False),
+        sa.Column("due_at_us", sa.BigInteger(), nullable=True),
+        sa.Column("last_reply", sa.Text(), nullable=True),
+        sa.Column("changed_at_us", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("message_id", "n", name=op.f("pk_recipient")),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "sender",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("account_id", sa.String(length=36), nullable=False),
+        sa.Column("address", sa.Text(), nullable=False),
+        sa.Column("address_key", sa.Text(), nullable=False),
+        sa.Column("route", sa.String(length=100), nullable=False),
+        sa.Column("daily_cap", sa.Integer(), nullable=False),
+        sa.Column("is_default", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_sender")),
+    )
+    op.create_index("uq_sender_account_id_address_key", "sender", ["account_id", "address_key"], unique=True)
+    op.create_table(
+        "api_key",
+        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("account_id", sa.String(length=36), nullable=False),
+        sa.Column("name", sa.String(length=100), nullable=False),
+        sa.Column("secret_hash", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("last_five", sa.String(length=5), nullable=False),
+        sa.Column("status", sa.String(length=20), nullable=False),
+        sa.Column("permissions", sa.Text(), nullable=True),
+        sa.Column("senders", sa.Text(), nullable=True),
+        sa.Column("addresses", sa.Text(), nullable=True),
+        sa.Column("expires_at_us", sa.BigInteger(), nullable=True),
+        sa.Column("created_at_us", sa.BigInteger(), nullable=False),
+        sa.Column("last_used_at_us", sa.BigInteger(), nullable=True),
+        sa.Column("last_used_ip", sa.String(length=45), nullable=True),
+        sa.Column("last_used_door", sa.String(length=10), nullable=True),
+        sa.ForeignKeyConstraint(["account_id"], ["account.id"], name=op.f("fk_api_key_account_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_api_key")),
+        sa.UniqueConstraint("secret_hash", name=op.f("uq_api_key_secret_hash")),
+    )
+    op.create_index("ix_api_key_account_id", "api_key", ["account_id"], unique=False)
+    op.create_index(
+        "uq_api_key_account_id_name",
+        "api_key",
+        ["account_id", "name"],
+        unique=True,
+        sqlite_where=sa.text("status <> 'deleted'"),
+        postgresql_where=sa.text("status <> 'deleted'"),
+    )
+    op.create_table(
+        "user_account",
+        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("account_id", sa.String(length=36), nullable=False),
+        sa.Column("email", sa.Text(), nullable=False),
+        sa.Column("email_key", sa.Text(), nullable=False),
+        sa.Column("first_name", sa.Text(), server_default="", nullable=False),
+        sa.Column("surname", sa.Text(), server_default="", nullable=False),
+        sa.Column("password_hash", sa.Text(), nullable=True),
+        sa.Column("scope", sa.String(length=20), nullable=False),
+        sa.Column("is_operator", sa.Boolean(), nullable=False),
+        sa.Column("created_at_us", sa.BigInteger(), nullable=False),
+        sa.Column("modified_at_us", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["account_id"], ["account.id"], name=op.f("fk_user_account_account_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_user_account")),
+        sa.UniqueConstraint("email_key", name=op.f("uq_user_account_email_key")),
+    )
+    op.create_index(op.f("ix_user_account_account_id"), "user_account", ["account_id"], unique=False)
