@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A private Postfix: own configuration, queue and data folders, loopback only, no system log.
 
-Three roles: `submission_server` (TLS, SASL; relays everything to one next hop: the benchmark's peer), `smarthost_client`
-(takes mail from `sendmail` and relays it by an authenticated TLS session, as countless machines do), and `mail_server`
-(a next hop that keeps what it gets).  master(8) has to be started by root; its daemons run as the user postfix.
+Three roles: `submission_server` (TLS, SASL; relays everything to one next hop: the benchmark's peer),
+`smarthost_client` (takes mail from `sendmail` and relays it by an authenticated TLS session, as countless machines do),
+and `mail_server` (a next hop that keeps what it gets).  master(8) has to be started by root; its daemons run as the
+user postfix.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ def _end_stragglers(folder: Path) -> None:
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):
-            if Path(os.readlink(entry / "cwd")).is_relative_to(folder / "spool"):
+            if (entry / "cwd").readlink().is_relative_to(folder / "spool"):
                 os.kill(int(entry.name), 9)
 
 
@@ -185,7 +186,7 @@ def _add_sasl(folder: Path, user: str, password: str) -> dict[str, str]:
     shutil.chown(database, "root", pwd.getpwnam("postfix").pw_gid)
     database.chmod(0o640)
     (sasl / "smtpd.conf").write_text(
-        "pwcheck_method: auxprop\nauxprop_plugin: sasldb\nmech_list: PLAIN LOGIN\n" f"sasldb_path: {database}\n"
+        f"pwcheck_method: auxprop\nauxprop_plugin: sasldb\nmech_list: PLAIN LOGIN\nsasldb_path: {database}\n"
     )
     return {
         "cyrus_sasl_config_path": str(sasl),
@@ -285,4 +286,3 @@ def mail_server(*, starttls: bool = True) -> Iterator[Postfix]:
         services = f"127.0.0.1:{ports['smtp']} inet n - n - - smtpd\n"
         with _running(folder, settings, services, ports) as postfix:
             yield postfix
-

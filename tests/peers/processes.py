@@ -27,7 +27,11 @@ class PeerFailed(Exception):
 
 
 def wait_until(
-    condition: Callable[[], T], what: str, *, timeout_s: float = START_TIMEOUT_S, alive: Callable[[], bool] | None = None
+    condition: Callable[[], T],
+    what: str,
+    *,
+    timeout_s: float = START_TIMEOUT_S,
+    alive: Callable[[], bool] | None = None,
 ) -> T:
     """Poll an outside condition until it is true; its value.
 
@@ -115,7 +119,7 @@ class Child:
                 stdout=out,
                 stderr=err,
                 env=None if env is None else {**os.environ, **env},
-                preexec_fn=preexec,  # noqa: PLW1509 - no threads of ours are running when peers start
+                preexec_fn=preexec,
                 start_new_session=True,
             )
 

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m bench [relay|memory|http]`: one command each, see --help."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from bench.generator import BenchFailed
+from tests.peers.processes import PeerFailed
+from tests.peers.programs import MissingProgram
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    commands = parser.add_subparsers(dest="command")
+    relay = commands.add_parser("relay", help="rates, processor time and replies beside Postfix (the default)")
+    relay.add_argument("--connections", type=int, nargs="+", default=[20, 100])
+    relay.add_argument("--messages", type=int, default=3000, help="in each run")
+    relay.add_argument("--rounds", type=int, default=5)
+    relay.add_argument("--pipelining", action="store_true", help="MAIL, RCPT and DATA at once")
+    relay.add_argument("--only", nargs="+", default=["postfix", "hepmaild", "hepmaild, after-relay"])
+    relay.add_argument("--no-accept-only", action="store_true")
+    relay.add_argument("--no-offered", action="store_true")
+    memory = commands.add_parser("memory", help="idle, many sessions, large messages, a long queue")
+    memory.add_argument("--waiting", type=int, default=100_000, help="messages waiting in the queue")
+    memory.add_argument("--only", nargs="+", default=["idle", "sessions", "large", "waiting"])
+    http = commands.add_parser("http", help="the HTTP door beside an empty route on the same server")
+    http.add_argument("--connections", type=int, default=20)
+    http.add_argument("--messages", type=int, default=3000)
+    http.add_argument("--rounds", type=int, default=5)
+    arguments = sys.argv[1:]
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in {"-h", "--help"}):
+        arguments = ["relay", *arguments]
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    options = _arguments()
+    try:
+        if options.command == "relay":
+            from bench import relay
+
+            relay.run(
+                relay.Plan(
+                    connections=tuple(options.connections),
+                    messages=options.messages,
+                    rounds=options.rounds,
+                    pipelining=options.pipelining,
+                    servers=tuple(options.only),
+                    accept_only=not options.no_accept_only,
+                    offered=not options.no_offered,
+                )
+            )
+        elif options.command == "memory":
+            from bench import memory
+
+            return memory.run(tuple(options.only), options.waiting)
+        else:
+            from bench import http_door
+
+            http_door.run(options.connections, options.messages, options.rounds)
+    except (BenchFailed, MissingProgram, PeerFailed) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
