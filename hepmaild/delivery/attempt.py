@@ -372,9 +372,10 @@ class Runner:
             while True:
                 try:
                     await unit()
-                    return
                 except StoreUnavailable:
                     log.warning("store_unavailable", message_id=flight.job.message_id, doing="report")
+                else:
+                    return
                 await trio.sleep(delay_s)
                 delay_s = min(2 * delay_s, LONGEST_RETRY_S)
         log.warning("lease_left_to_end", message_id=flight.job.message_id, route=flight.job.route)

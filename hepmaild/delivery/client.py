@@ -161,7 +161,7 @@ class ClientMachine:
 
     # What comes in
 
-    def receive(self, data: bytes, now_us: int) -> Action | None:
+    def receive(self, data: bytes | bytearray, now_us: int) -> Action | None:
         """Take octets from the peer (b"" at its end).  None: read on."""
         if not data:
             return self.eof()

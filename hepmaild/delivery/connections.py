@@ -143,7 +143,7 @@ class Connection:
         self._handshaking = False
         self._stream = stream
         # SSLStream forwards these to its SSLObject without declaring them.
-        self.tls_version = stream.version() or ""  # type: ignore[attr-defined]
+        self.tls_version = stream.version() or ""
         self.tls_cipher = stream.cipher()[0]
         return None
 

@@ -35,9 +35,9 @@ class ReplyReader:
         """Whether octets are held that no reply has used up."""
         return bool(self._buffer or self._lines)
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | bytearray) -> None:
         """Take octets; `next` then gives the replies in them."""
-        self._buffer = self._buffer + data if self._buffer else data
+        self._buffer += data
 
     def next(self) -> Reply | None:
         """The next whole reply, or None while there is none.  Raises `ProtocolError`."""

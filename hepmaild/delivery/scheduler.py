@@ -49,7 +49,7 @@ class Scheduler:
         self._resumed = resumed
         self._now_us = now_us
         self._event = trio.Event()
-        self._stopping = False
+        self._stopping = trio.Event()
         self._stopped = trio.Event()
         self._sleeps_until_us = 0
         self._backoff_s = 0.0
@@ -69,18 +69,18 @@ class Scheduler:
 
     async def stop(self) -> None:
         """No more claims.  Returns when a claim under way has ended; what it brought was taken."""
-        self._stopping = True
+        self._stopping.set()
         self.wake()
         await self._stopped.wait()
 
     async def run(self) -> None:
         """Claim and sleep.  When cancelled a claim under way is finished first (bounded), so that no lease is lost."""
         try:
-            while not self._stopping:
+            while not self._stopping.is_set():
                 self._event = trio.Event()  # before looking, so that no wake-up falls between
                 self._sleeps_until_us = 0
                 sleep_s = await self._look()
-                if self._stopping:
+                if self._stopping.is_set():
                     break
                 self._sleeps_until_us = self._now_us() + int(sleep_s * 1_000_000)
                 with trio.move_on_after(sleep_s):
@@ -114,7 +114,7 @@ class Scheduler:
             if jobs:
                 self._take(jobs)
             self.is_behind = len(jobs) >= limit
-            if self._stopping:
+            if self._stopping.is_set():
                 return 0.0
             if self.is_behind:
                 continue

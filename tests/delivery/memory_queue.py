@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A `Queue` in memory that keeps to the protocol: leases with tokens, due times, marks; and can be broken on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+
+import trio
+
+from hepmaild.delivery.job import Attempt, Job, JobRecipient, Outcome, Result
+from hepmaild.errors import StoreUnavailable
+from hepmaild.mail.content import Content
+
+
+@dataclass
+class Waiting:
+    """A message in the store: what is still due, when, and who leased it."""
+
+    job: Job
+    body: bytes
+    due_us: int
+    leased: bool = False
+    marked: bool = False
+    done: bool = False
+
+
+class MemoryQueue:
+    """See the module's page.  `attempts` and `outcomes` are the record; `changed` is set at each report and release."""
+
+    def __init__(self, now_us: Callable[[], int]) -> None:
+        self.now_us = now_us
+        self.messages: dict[str, Waiting] = {}
+        self.attempts: list[Attempt] = []
+        self.outcomes: dict[str, list[Outcome]] = {}
+        self.released: list[str] = []
+        self.claims = 0
+        self.looks = 0
+        self.is_down = False
+        self.refuse_mark = False
+        self.on_mark: Callable[[Job], None] | None = None
+        self.changed = trio.Event()
+
+    def add(
+        self,
+        message_id: str,
+        recipients: Sequence[str] = ("a@example.net",),
+        *,
+        route: str = "upstream",
+        body: bytes = b"Subject: x\r\n\r\nhello\r\n",
+        leased: bool = False,
+        reverse_path: str = "s@example.com",
+        smtputf8: bool = False,
+        due_us: int | None = None,
+        attempts: int = 0,
+    ) -> Job:
+        now = self.now_us()
+        job = Job(
+            message_id=message_id,
+            account_id="acc",
+            route=route,
+            reverse_path=reverse_path,
+            recipients=tuple(JobRecipient(i + 1, address, attempts) for i, address in enumerate(recipients)),
+            token=1,
+            size=len(body),
+            smtputf8=smtputf8,
+            accepted_at_us=now,
+            expires_at_us=now + 4 * 86_400_000_000,
+        )
+        self.messages[message_id] = Waiting(job, body, now if due_us is None else due_us, leased)
+        return replace(job, content=Content(body)) if leased else job
+
+    async def _unit(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.is_down:
+            raise StoreUnavailable
+
+    def _waiting(self, exclude: Collection[str]) -> list[Waiting]:
+        waiting = [
+            w for w in self.messages.values() if not w.done and not w.leased and w.job.route not in set(exclude)
+        ]
+        return sorted(waiting, key=lambda w: w.due_us)
+
+    async def claim(self, limit: int, *, exclude: Collection[str] = ()) -> Sequence[Job]:
+        await self._unit()
+        self.claims += 1
+        due = [w for w in self._waiting(exclude) if w.due_us <= self.now_us()][:limit]
+        for waiting in due:
+            waiting.leased = True
+            waiting.job = replace(waiting.job, token=waiting.job.token + 1)
+        return [waiting.job for waiting in due]
+
+    async def next_due_at_us(self, *, exclude: Collection[str] = ()) -> int | None:
+        await self._unit()
+        self.looks += 1
+        waiting = self._waiting(exclude)
+        return waiting[0].due_us if waiting else None
+
+    async def load(self, job: Job) -> Content:
+        await self._unit()
+        return Content(self.messages[job.message_id].body)
+
+    def _mine(self, job: Job) -> Waiting | None:
+        waiting = self.messages[job.message_id]
+        return waiting if waiting.leased and waiting.job.token == job.token and not waiting.done else None
+
+    async def mark_in_doubt(self, job: Job) -> bool:
+        await self._unit()
+        waiting = self._mine(job)
+        if waiting is None or self.refuse_mark:
+            return False
+        waiting.marked = True
+        if self.on_mark is not None:
+            self.on_mark(job)
+        return True
+
+    async def report(self, attempt: Attempt) -> bool:
+        await self._unit()
+        waiting = self._mine(attempt.job)
+        if waiting is None:
+            return False
+        assert [o.recipient_id for o in attempt.outcomes] == [r.recipient_id for r in attempt.job.recipients]
+        self.attempts.append(attempt)
+        self.outcomes.setdefault(attempt.job.message_id, []).extend(attempt.outcomes)
+        again = {o.recipient_id: o for o in attempt.outcomes if o.result in {Result.DEFERRED, Result.IN_DOUBT}}
+        for outcome in again.values():
+            assert outcome.retry_at_us is not None
+        waiting.leased = waiting.marked = False
+        waiting.done = not again
+        if again:
+            waiting.due_us = min(o.retry_at_us or 0 for o in again.values())
+            recipients = tuple(
+                replace(r, attempts=r.attempts + 1) for r in attempt.job.recipients if r.recipient_id in again
+            )
+            waiting.job = replace(waiting.job, recipients=recipients)
+        self._notify()
+        return True
+
+    async def release(self, job: Job) -> None:
+        await self._unit()
+        waiting = self._mine(job)
+        if waiting is not None:
+            waiting.leased = waiting.marked = False
+            self.released.append(job.message_id)
+        self._notify()
+
+    def _notify(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition` holds after some report or release."""
+        while not condition():
+            await self.changed.wait()
+
+    def results(self, message_id: str) -> list[Result]:
+        return [outcome.result for outcome in self.outcomes.get(message_id, [])]
