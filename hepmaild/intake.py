@@ -39,8 +39,8 @@ TWIN_PATIENCE_S = 15
 class Dispatcher(Protocol):
     """The delivery pool as the intake sees it."""
 
-    def has_room(self, route: str) -> bool:
-        """Whether a message for this route would be worked on at once."""
+    def capacity_hint(self, route: str) -> int:
+        """How many more messages for this route would be worked on soon."""
 
     def offer_nowait(self, job: Job) -> bool:
         """Hand a leased job over.  False: no room after all."""
@@ -231,7 +231,7 @@ class Intake:
             word=word,
             word_life_us=life_us,
             fingerprint=prepared.fingerprint,
-            owner=self._outbox.owner if self._dispatcher.has_room(route) else None,
+            owner=self._outbox.owner if self._dispatcher.capacity_hint(route) else None,
         )
         return replace(member, answer=answer_of(first_receipt(member), is_final=self._answers_on_commit(submission)))
 

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon: builds every component in the order of their lifetimes, supervises them, and ends them in order.
+
+    store ─ (migrated, leases of the dead taken back)
+    └─ root nursery: signals · hard stop · watchdog · directory · late writer · heartbeat · reaper · certificate watch
+       └─ delivery nursery: the pool                  (opened before the doors, closed after them)
+          └─ ingress nursery: SMTP door · HTTP door
+
+This is the only module that knows the concrete classes.  A crash in the root or delivery nursery ends the process, and
+systemd starts it again: what was acknowledged is in the store.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+
+import structlog
+import trio
+
+from hepmaild import __version__
+from hepmaild.config import Settings
+from hepmaild.delivery.pool import DeliveryPool
+from hepmaild.delivery.route import from_settings
+from hepmaild.directory import Directory
+from hepmaild.errors import StoreUnavailable
+from hepmaild.http.server import HttpDoor
+from hepmaild.intake import Intake, IntakeSettings
+from hepmaild.lifecycle import Lifecycle
+from hepmaild.outbox import Outbox
+from hepmaild.prepare import Preparer
+from hepmaild.reaper import Reaper
+from hepmaild.sdnotify import Notifier
+from hepmaild.smtp.listener import SmtpDoor
+from hepmaild.storage.store import Store, open_store
+from hepmaild.storage.unit import UnitRunner
+from hepmaild.threads import Limiters
+from hepmaild.tls import ServerTls
+
+log = structlog.get_logger()
+
+Reload = Callable[[], Settings]
+DOOR_RESTARTS = 3
+DOOR_WINDOW_S = 60.0
+HARD_STOP_MARGIN_S = 5.0
+
+
+class SchemaDue(Exception):
+    """The database needs `hepmaild db upgrade`, and `database.migrate` is "manual"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The addresses that were bound, as `host:port`."""
+
+    starttls: tuple[str, ...]
+    implicit_tls: tuple[str, ...]
+    https: tuple[str, ...]
+    plain_http: tuple[str, ...] = ()
+
+
+@dataclass
+class Clock:
+    """Unix microseconds that never go backwards and ignore steps of the system's clock while we run."""
+
+    _offset_ns: int = field(default_factory=lambda: time.time_ns() - time.monotonic_ns())
+
+    def now_us(self) -> int:
+        """Now."""
+        return (time.monotonic_ns() + self._offset_ns) // 1000
+
+
+async def serve(
+    settings: Settings,
+    *,
+    reload: Reload | None = None,
+    on_ready: Callable[[Bound, Store], Awaitable[None]] | None = None,
+) -> None:
+    """Run until SIGTERM or SIGINT, then drain; returns when everything ended in order.
+
+    reload: reads the settings again (SIGHUP).  on_ready: awaited once the ports are bound.  Raises OSError (a port or a
+    file), `StoreUnavailable`, `SchemaDue`; a crash of a component as an ExceptionGroup.
+    """
+    clock = Clock()
+    notifier = Notifier(os.environ)
+    settings.server.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    tls = ServerTls(settings.tls, state_dir=settings.server.state_dir, hostname=settings.server.hostname)
+    runner = UnitRunner(clock.now_us)
+    try:
+        async with open_store(settings.database, settings.server.state_dir, runner, exclusive=True) as store:
+            await _bring_up_to_date(store, settings)
+            daemon = _Daemon(settings, store, tls, notifier, clock, reload)
+            await daemon.run(on_ready)
+    finally:
+        notifier.close()
+    log.info("stopped")
+
+
+async def _bring_up_to_date(store: Store, settings: Settings) -> None:
+    if not await store.schema_is_due():
+        return
+    if settings.database.migrate == "manual":
+        raise SchemaDue("the database is not at this version's schema: run `hepmaild db upgrade`")
+    log.info("migrating")
+    await store.upgrade()
+
+
+class _Daemon:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        tls: ServerTls,
+        notifier: Notifier,
+        clock: Clock,
+        reload: Reload | None,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._tls = tls
+        self._notifier = notifier
+        self._reload = reload
+        self.lifecycle = Lifecycle()
+        limiters = Limiters()
+        spool_dir = settings.server.state_dir / "spool"
+        spool_dir.mkdir(exist_ok=True, mode=0o700)
+        self.outbox = Outbox(
+            store,
+            owner=f"{os.getpid()}-{secrets.token_hex(8)}",
+            now_us=clock.now_us,
+            lease_s=settings.delivery.lease_s,
+            body_days=settings.delivery.body_days,
+            spool_dir=str(spool_dir),
+        )
+        self.directory = Directory(store, settings.sender)
+        self.pool = DeliveryPool(
+            settings.delivery,
+            [from_settings(route) for route in settings.route],
+            self.outbox,
+            self.lifecycle,
+            settings.server.hostname,
+            state_dir=settings.server.state_dir,
+            now_us=clock.now_us,
+            random=random.SystemRandom().random,
+            drain_timeout_s=settings.server.drain_timeout_s,
+        )
+        self.intake = Intake(
+            _intake_settings(settings),
+            store=store,
+            directory=self.directory,
+            outbox=self.outbox,
+            dispatcher=self.pool,
+            preparer=Preparer(
+                hostname=settings.server.hostname,
+                spool_dir=spool_dir,
+                limiter=limiters.files,
+                now_us=clock.now_us,
+            ),
+            lifecycle=self.lifecycle,
+            now_us=clock.now_us,
+        )
+        self.reaper = Reaper(store, self.outbox, settings.plans, clock.now_us)
+        self.smtp = SmtpDoor(
+            settings.smtp,
+            settings.limits,
+            settings.server.hostname,
+            self.intake,
+            self.lifecycle,
+            tls.smtp,
+            spool_dir=spool_dir,
+        )
+        self.http = HttpDoor(
+            settings.http,
+            settings.limits,
+            self.intake,
+            self.lifecycle,
+            tls.http,
+            readiness=self.problems,
+        )
+
+    async def problems(self) -> list[str]:
+        """Why this process should get no new work; empty when all is well (`/readyz`)."""
+        found = []
+        if self.lifecycle.is_draining:
+            found.append("draining")
+        if self.outbox.backlog >= self._settings.limits.backlog:
+            found.append("the backlog is full")
+        try:
+            await self._store.check()
+        except StoreUnavailable:
+            found.append("the store cannot be written")
+        return found
+
+    async def run(self, on_ready: Callable[[Bound, Store], Awaitable[None]] | None) -> None:
+        taken = await self.outbox.take_back()
+        if taken:
+            log.warning("leases_taken_back", messages=taken)
+        await self.outbox.recount()
+        async with trio.open_nursery() as root:
+            await root.start(self._obey_signals, root)
+            for task in (
+                self.directory.run,
+                self.outbox.run_late_writer,
+                self.outbox.run_heartbeat,
+                self.reaper.run,
+                self._tls.watch,
+                self._hear_announcements,
+                self._feed_watchdog,
+            ):
+                root.start_soon(task, name=getattr(task, "__qualname__", None))
+            async with trio.open_nursery() as delivery:
+                await delivery.start(self.pool.run)
+                await self._serve_doors(on_ready)
+                log.info("doors_closed")
+            log.info("deliveries_ended")
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + HARD_STOP_MARGIN_S):
+                with suppress(StoreUnavailable):
+                    await self.outbox.say_goodbye()
+            root.cancel_scope.cancel()
+
+    async def _serve_doors(self, on_ready: Callable[[Bound, Store], Awaitable[None]] | None) -> None:
+        async with trio.open_nursery() as ingress:
+            smtp = await ingress.start(self.smtp.run)
+            http = await ingress.start(self._supervise_http)
+            bound = Bound(
+                starttls=tuple(b.address for b in smtp if not b.implicit),
+                implicit_tls=tuple(b.address for b in smtp if b.implicit),
+                https=tuple(http.https),
+                plain_http=tuple(http.plain),
+            )
+            self.lifecycle.ready.set()
+            self._notifier.ready("serving")
+            log.info("ready", version=__version__, pid=os.getpid())
+            if on_ready is not None:
+                await on_ready(bound, self._store)
+
+    async def _supervise_http(self, *, task_status: trio.TaskStatus[object]) -> None:
+        """The HTTP server is a library's: should it crash, SMTP goes on, and it is started again a few times."""
+        crashes: list[float] = []
+        started = False
+        while True:
+            try:
+                await self.http.run(task_status=trio.TASK_STATUS_IGNORED if started else task_status)
+            except (OSError, trio.Cancelled):
+                raise
+            except Exception as error:  # noqa: BLE001 a library's server; counted below
+                now = trio.current_time()
+                crashes = [at for at in crashes if at > now - DOOR_WINDOW_S] + [now]
+                if len(crashes) > DOOR_RESTARTS or not self.lifecycle.ready.is_set():
+                    raise
+                started = True
+                log.error("http_door_crashed", error=repr(error), exc_info=True)
+            else:
+                return
+
+    async def _obey_signals(self, root: trio.Nursery, *, task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+            task_status.started()
+            async for number in received:
+                if number == signal.SIGHUP:
+                    await self._reload_settings()
+                elif self.lifecycle.is_draining:
+                    log.warning("stopping_now", reason="a second signal")
+                    root.cancel_scope.cancel()
+                else:
+                    log.info("draining", signal=signal.Signals(number).name)
+                    self._notifier.stopping("draining")
+                    self.lifecycle.draining.set()
+                    root.start_soon(self._stop_hard, root)
+
+    async def _stop_hard(self, root: trio.Nursery) -> None:
+        await trio.sleep(self._settings.server.drain_timeout_s + HARD_STOP_MARGIN_S)
+        log.warning("stopping_now", reason="drain_timeout_s is over")
+        root.cancel_scope.cancel()
+
+    async def _reload_settings(self) -> None:
+        """SIGHUP: certificate, senders, routes, plans, limits and timing; the rest needs a restart."""
+        self._notifier.reloading()
+        self._tls.reload()
+        if self._reload is not None:
+            try:
+                settings = self._reload()
+            except ValueError as error:
+                log.warning("settings_not_reloaded", error=str(error), kept="the previous ones")
+            else:
+                self._take_settings(settings)
+                log.info("settings_reloaded")
+        self._notifier.ready("serving")
+
+    def _take_settings(self, settings: Settings) -> None:
+        fixed = ("server", "database", "tls")
+        changed = [name for name in fixed if getattr(settings, name) != getattr(self._settings, name)]
+        if changed:
+            log.warning("restart_needed", sections=",".join(changed))
+        self.intake.settings = _intake_settings(settings)
+        self.directory.replace_settings(settings.sender)
+        self.pool.replace_routes([from_settings(route) for route in settings.route])
+        self.reaper.plans = settings.plans
+
+    async def _hear_announcements(self) -> None:
+        """Other processes and the command line: something became due, or everything may have changed."""
+        async with self._store.announcements() as topics:
+            async for topic in topics:
+                if topic in ("queue", "*"):
+                    self.pool.wake()
+                    with suppress(StoreUnavailable):
+                        await self.outbox.recount()
+
+    async def _feed_watchdog(self) -> None:
+        """Tell systemd that the loop turns.  A loop that hangs does not get here, and is restarted."""
+        interval_s = self._notifier.watchdog_s
+        while interval_s:
+            self._notifier.watchdog()
+            await trio.sleep(interval_s / 3)
+
+
+def _intake_settings(settings: Settings) -> IntakeSettings:
+    return IntakeSettings(
+        smtp=settings.smtp,
+        limits=settings.limits,
+        delivery=settings.delivery,
+        plans=settings.plans,
+        routes={route.name: route for route in settings.route},
+    )
+
+
+__all__ = ["Bound", "Clock", "SchemaDue", "serve"]
