@@ -135,7 +135,7 @@ def interleaved(binary: Path, servers: list[Server], load: Load, plan: Plan) -> 
 
 
 def median(runs: list[Run], field: str) -> float:
-    return statistics.median(getattr(run, field) for run in runs)
+    return float(statistics.median(getattr(run, field) for run in runs))
 
 
 COLUMNS = ("accepted_rate", "sink_rate", "cpu_ms", "dot_p50_ms", "dot_p99_ms", "generator_cpu_ms", "sink_cpu_ms")

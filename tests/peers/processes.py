@@ -101,7 +101,7 @@ class Child:
     def __init__(
         self,
         name: str,
-        command: Sequence[str | Path],
+        command: Sequence[object],
         folder: Path,
         *,
         env: Mapping[str, str] | None = None,

@@ -49,7 +49,7 @@ class CaptureSink:
 
     def content(self, entry: dict[str, Any]) -> bytes:
         """The octets of one delivery, dots removed, line ends as they came."""
-        return (self.folder / "content" / entry["file"]).read_bytes()
+        return (self.folder / "content" / str(entry["file"])).read_bytes()
 
     def wait_for(self, count: int, *, timeout_s: float = 60) -> list[dict[str, Any]]:
         """Wait until so many deliveries were written down; all of them."""
