@@ -47,6 +47,11 @@ class SubmissionMachine(VerbLayer):
         self._say(replies.line(Reply(220, "", f"{self._hostname} ESMTP hepmaild")))
         return self._run()
 
+    def start_tls_first(self, info: TlsInfo, now_us: int) -> list[Action]:
+        """The connection stands, and began with TLS (RFC 8314): the banner."""
+        self.session.tls = info
+        return self.start(now_us)
+
     def receive(self, data: bytes, now_us: int) -> list[Action]:
         """Octets arrived, at least one."""
         if self._mode is Mode.CLOSED:

@@ -28,13 +28,18 @@ def ehlo_reply(hostname: str, max_octets: int, max_recipients: int, *, under_tls
     return replies.line(Reply(250, "", "\n".join(words)))
 
 
-def refusal_line(refusal: Refusal) -> Line:
-    """A refusal as the reply to send.  One that says when to come back says it in its text: SMTP has no other place."""
+def refusal_reply(refusal: Refusal) -> Reply:
+    """A refusal as a reply.  One that says when to come back says it in its text: SMTP has no other place."""
     reply = refusal.to_reply()
     wait_s = refusal.retry_after_s
     if wait_s is not None and reply.code == 421 and str(wait_s) not in reply.text:
-        reply = Reply(reply.code, reply.enhanced, f"{reply.text.rstrip('.')}; try again in {wait_s} seconds")
-    return replies.line(reply)
+        return Reply(reply.code, reply.enhanced, f"{reply.text.rstrip('.')}; try again in {wait_s} seconds")
+    return reply
+
+
+def refusal_line(refusal: Refusal) -> Line:
+    """A refusal, ready to be sent."""
+    return replies.line(refusal_reply(refusal))
 
 
 def readable(line: bytes) -> str:

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server side of TLS over any Trio stream.
+
+Does what `trio.SSLStream` does for a server that reads and writes from one task, at about a third of its cost: one
+pass over two memory buffers, no locks, no exception on the common path.  A peer that closes without close_notify is at
+its end, not an error: SMTP has its own end (design.md P8).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+
+import trio
+
+from hepmaild.smtp.facts import TlsInfo
+from hepmaild.smtp.transport import READ_OCTETS
+
+
+class TlsStream(trio.abc.HalfCloseableStream):
+    """TLS by `context` over `transport`.  Nothing that was read before it is ever looked at: the buffers are new."""
+
+    __slots__ = ("_at_end", "_incoming", "_outgoing", "_tls", "transport")
+
+    def __init__(self, transport: trio.abc.HalfCloseableStream, context: ssl.SSLContext) -> None:
+        self.transport = transport
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._at_end = False
+
+    @property
+    def info(self) -> TlsInfo:
+        """Version and cipher; after the handshake."""
+        cipher = self._tls.cipher()
+        return TlsInfo(self._tls.version() or "", cipher[0] if cipher else "")
+
+    async def do_handshake(self) -> None:
+        """Shake hands; the caller sets the deadline.  Raises BrokenResourceError; the alert was then sent."""
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                await self._fetch("the peer left during the TLS handshake")
+            except ssl.SSLError as problem:
+                with contextlib.suppress(trio.BrokenResourceError):
+                    await self._flush()
+                raise trio.BrokenResourceError(_reason(problem)) from problem
+            else:
+                await self._flush()
+                return
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:  # noqa: ARG002
+        """All octets that have arrived, b"" at the end.  Cancellation loses none.  Raises BrokenResourceError."""
+        while True:
+            data = self._read()
+            if data or self._at_end:
+                return data
+            more = await self.transport.receive_some()
+            if not more:
+                self._at_end = True
+                return b""
+            self._incoming.write(more)
+
+    def _read(self) -> bytes:
+        """Decrypt every complete record that is here."""
+        tls, incoming = self._tls, self._incoming
+        first = b""
+        rest: list[bytes] = []
+        try:
+            while incoming.pending or tls.pending():
+                piece = tls.read(READ_OCTETS)
+                if first:
+                    rest.append(piece)
+                else:
+                    first = piece
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self._at_end = True
+        except ssl.SSLError as problem:
+            if not first:
+                raise trio.BrokenResourceError(_reason(problem)) from problem
+            self._at_end = True
+        return b"".join((first, *rest)) if rest else first
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send everything.  Raises BrokenResourceError."""
+        tls = self._tls
+        try:
+            sent = tls.write(data)
+            while sent < len(data):
+                sent += tls.write(memoryview(data)[sent:])
+        except ssl.SSLError as problem:
+            raise trio.BrokenResourceError(_reason(problem)) from problem
+        await self._flush()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the transport takes octets."""
+        await self.transport.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        """close_notify, then the end of the transport.  Raises BrokenResourceError."""
+        # The peer's own close_notify is not waited for: WANT_READ, or any complaint about a broken session.
+        with contextlib.suppress(ssl.SSLError, ValueError):
+            self._tls.unwrap()
+        await self._flush()
+        await self.transport.send_eof()
+
+    async def aclose(self) -> None:
+        """Close the transport; for a clean end `send_eof` and read to the end first."""
+        await self.transport.aclose()
+
+    async def _flush(self) -> None:
+        if self._outgoing.pending:
+            await self.transport.send_all(self._outgoing.read())
+
+    async def _fetch(self, at_end: str) -> None:
+        more = await self.transport.receive_some()
+        if not more:
+            raise trio.BrokenResourceError(at_end)
+        self._incoming.write(more)
+
+
+def _reason(problem: ssl.SSLError) -> str:
+    """OpenSSL's word for it, without source line numbers."""
+    return (problem.reason or type(problem).__name__).lower().replace("_", " ")

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A connected TCP socket as a Trio stream, with as little as possible between the socket and the session.
+
+`trio.SocketStream` would do; this one saves two thirds of its cost per operation (no attempt to read before the peer
+can have answered, no conflict detectors), which at thousands of small messages a second is worth sixty lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import trio
+
+READ_OCTETS = 65_536
+
+
+class SocketTransport(trio.abc.HalfCloseableStream):
+    """Owns a non-blocking stdlib socket.  One task reads and one task writes at a time, which callers see to.
+
+    Errors of the socket are `trio.BrokenResourceError`; use after close is `trio.ClosedResourceError`.
+    """
+
+    __slots__ = ("_fd", "_socket")
+
+    def __init__(self, connected: socket.socket) -> None:
+        connected.setblocking(False)
+        self._socket = connected
+        self._fd = connected.fileno()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """The next octets, b"" at the end.  Cancellation loses none."""
+        if self._socket.fileno() < 0:
+            raise trio.ClosedResourceError("the connection was closed by us")
+        while True:
+            await trio.lowlevel.wait_readable(self._fd)
+            try:
+                return self._socket.recv(max_bytes or READ_OCTETS)
+            except BlockingIOError:
+                continue
+            except OSError as problem:
+                raise trio.BrokenResourceError(str(problem)) from problem
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send everything.  Returns without a checkpoint when the kernel takes all at once: readers yield.
+
+        After cancellation it is unknown how much was sent.
+        """
+        if self._socket.fileno() < 0:
+            raise trio.ClosedResourceError("the connection was closed by us")
+        view = memoryview(data)
+        while True:
+            try:
+                sent = self._socket.send(view)
+            except BlockingIOError:
+                sent = 0
+            except OSError as problem:
+                raise trio.BrokenResourceError(str(problem)) from problem
+            if sent == len(view):
+                return
+            view = view[sent:]
+            await trio.lowlevel.wait_writable(self._fd)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the kernel takes octets."""
+        await trio.lowlevel.wait_writable(self._fd)
+
+    async def send_eof(self) -> None:
+        """Say that nothing more follows."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        """Close; octets not yet read make the kernel reset the connection, so read to the end first."""
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._fd)
+            self._socket.close()
+        await trio.lowlevel.checkpoint()
