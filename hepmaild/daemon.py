@@ -17,10 +17,9 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 
 import structlog
 import trio
@@ -220,9 +219,9 @@ class _Daemon:
                 await self._serve_doors(on_ready)
                 log.info("doors_closed")
             log.info("deliveries_ended")
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + HARD_STOP_MARGIN_S):
-                with suppress(StoreUnavailable):
-                    await self.outbox.say_goodbye()
+            deadline = trio.current_time() + HARD_STOP_MARGIN_S
+            with trio.CancelScope(shield=True, deadline=deadline), suppress(StoreUnavailable):
+                await self.outbox.say_goodbye()
             root.cancel_scope.cancel()
 
     async def _serve_doors(self, on_ready: Callable[[Bound, Store], Awaitable[None]] | None) -> None:
@@ -250,13 +249,13 @@ class _Daemon:
                 await self.http.run(task_status=trio.TASK_STATUS_IGNORED if started else task_status)
             except (OSError, trio.Cancelled):
                 raise
-            except Exception as error:  # noqa: BLE001 a library's server; counted below
+            except Exception as error:
                 now = trio.current_time()
                 crashes = [at for at in crashes if at > now - DOOR_WINDOW_S] + [now]
                 if len(crashes) > DOOR_RESTARTS or not self.lifecycle.ready.is_set():
                     raise
                 started = True
-                log.error("http_door_crashed", error=repr(error), exc_info=True)
+                log.exception("http_door_crashed", error=repr(error))
             else:
                 return
 

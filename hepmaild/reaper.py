@@ -56,4 +56,4 @@ class Reaper:
 
     async def _all(self, step: Callable[..., int], *args: object) -> None:
         while await self._store.write(step, *args):
-            await trio.sleep(0)
+            pass
