@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, tuple_
+from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail.submission import KeyIdentity, Recipient
@@ -77,7 +77,7 @@ _TWINS = (
         message.c.answer,
     )
     .join(message, message.c.id == idempotency.c.message_id, isouter=True)
-    .where(tuple_(idempotency.c.key_id, idempotency.c.word).in_(bindparam("pairs", expanding=True)))
+    .where(idempotency.c.word.in_(bindparam("words", expanding=True)))
 )
 _FORGET = delete(idempotency).where(
     idempotency.c.key_id == bindparam("the_key"), idempotency.c.word == bindparam("the_word")
@@ -127,10 +127,10 @@ def run(
 
 
 def _find_twins(conn: Connection, members: list[Accept]) -> dict[tuple[str, str], tuple[bytes, Twin]]:
-    pairs = {(m.key.key_id, m.word) for m in members if m.word is not None}
-    if not pairs:
+    words = {m.word for m in members if m.word is not None}
+    if not words:
         return {}
-    rows = conn.execute(_TWINS, {"pairs": sorted(pairs)})
+    rows = conn.execute(_TWINS, {"words": sorted(words)})  # of any key: words of others do no harm
     return {(r.key_id, r.word): (r.fingerprint, Twin(r.message_id, r.answer or "{}", r.at_us)) for r in rows}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, func, insert, null, select, tuple_, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, null, select, update
 
 from hepmaild.delivery.job import Job, JobRecipient
 from hepmaild.storage import credits as money
@@ -30,7 +30,7 @@ _DUE = (
 _LOCK_DUE = (
     select(queue.c.message_id, queue.c.destination, queue.c.token)
     .where(
-        tuple_(queue.c.message_id, queue.c.destination).in_(bindparam("pairs", expanding=True)),
+        queue.c.message_id.in_(bindparam("ids", expanding=True)),
         queue.c.due_at_us <= bindparam("now"),
     )
     .with_for_update(skip_locked=True)
@@ -71,14 +71,14 @@ def claim(
         for row in conn.execute(_DUE, {"route": route, "now": now_us, "most": most})
     ]
     due_rows.sort(key=lambda row: row.due_at_us)
-    pairs = [(r.message_id, r.destination) for r in due_rows[:most]]
-    if not pairs:
+    ids = sorted({r.message_id for r in due_rows[:most]})
+    if not ids:
         return Claimed([], 0)
-    rows = conn.execute(_LOCK_DUE, {"pairs": pairs, "now": now_us}).all()
+    rows = conn.execute(_LOCK_DUE, {"ids": ids, "now": now_us}).all()
     if not rows:
         return Claimed([], 0)
     conn.execute(_LEASE, [{"m": r.message_id, "d": r.destination, "o": owner, "t": r.token + 1} for r in rows])
-    ids = sorted({r.message_id for r in rows})
+    ids = sorted({r.message_id for r in rows})  # others may have been faster with some
     heads = {r.id: r for r in conn.execute(select(message).where(message.c.id.in_(ids)))}
     due: dict[tuple[str, str], list[JobRecipient]] = {}
     for r in conn.execute(

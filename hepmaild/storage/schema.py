@@ -243,8 +243,8 @@ body = Table(
 idempotency = Table(
     "idempotency",
     metadata,
-    Column("key_id", String(36), primary_key=True),
     Column("word", Text, primary_key=True),
+    Column("key_id", String(36), primary_key=True),
     Column("fingerprint", LargeBinary(32), nullable=False),
     Column("message_id", String(16), nullable=False),
     Column("at_us", BigInteger, nullable=False),
