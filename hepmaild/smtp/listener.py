@@ -88,6 +88,11 @@ class Bound:
     port: int
 
     @property
+    def implicit(self) -> bool:
+        """Whether TLS comes first."""
+        return self.door == IMPLICIT_TLS_DOOR
+
+    @property
     def address(self) -> str:
         """`127.0.0.1:587` or `[::]:587`."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -97,10 +102,6 @@ class Bound:
 class _Port:
     listening: socket.socket
     bound: Bound
-
-    @property
-    def implicit(self) -> bool:
-        return self.bound.door == IMPLICIT_TLS_DOOR
 
 
 class SmtpDoor:
@@ -113,13 +114,13 @@ class SmtpDoor:
 
     def __init__(
         self,
-        *,
         settings: SmtpSettings,
         limits: LimitSettings,
         hostname: str,
         intake: Intake,
         lifecycle: Lifecycle,
         ssl_context: Callable[[], ssl.SSLContext],
+        *,
         connections: ConnectionCounter | None = None,
         spool_dir: Path | None = None,
         sockets: Sequence[tuple[socket.socket, bool]] | None = None,
@@ -168,12 +169,11 @@ class SmtpDoor:
         ports: list[_Port] = []
         try:
             if self._adopted is not None:
-                ports = [_port(listening, implicit=implicit) for listening, implicit in self._adopted]
-                return ports
+                return [_port(listening, implicit=implicit) for listening, implicit in self._adopted]
             wanted = [(address, False) for address in self._settings.starttls]
             wanted += [(address, True) for address in self._settings.implicit_tls]
             for address, implicit in wanted:
-                ports.append(_port(await open_listener(address), implicit=implicit))  # noqa: PERF401  closed on error
+                ports.append(_port(await open_listener(address), implicit=implicit))
         except BaseException:
             for port in ports:
                 port.listening.close()
@@ -213,7 +213,7 @@ class SmtpDoor:
             line = replies.TOO_MANY_CONNECTIONS
         else:
             session = SmtpSession(
-                self._setup, stream, peer_ip=ip, session_id=secrets.token_hex(8), implicit=port.implicit
+                self._setup, stream, peer_ip=ip, session_id=secrets.token_hex(8), implicit=port.bound.implicit
             )
             self._sessions.add(session)
             sessions.start_soon(self._serve, session, ip)
@@ -223,7 +223,7 @@ class SmtpDoor:
             connected.close()
             return
         self._refusals += 1
-        sessions.start_soon(self._refuse, stream, line, port.implicit)
+        sessions.start_soon(self._refuse, stream, line, port.bound.implicit)
 
     async def _serve(self, session: SmtpSession, ip: str) -> None:
         try:
