@@ -139,7 +139,9 @@ shared_buffers = 32MB
                 check=False,
             )
         if done.returncode:
-            raise PeerFailed(f"pg_ctl {arguments[0]} failed: {(self._folder / 'pg_ctl').read_text()}\n{self.log()[-2000:]}")
+            raise PeerFailed(
+                f"pg_ctl {arguments[0]} failed: {(self._folder / 'pg_ctl').read_text()}\n{self.log()[-2000:]}"
+            )
 
 
 @contextlib.contextmanager

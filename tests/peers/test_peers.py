@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The peers among themselves: what a client sends, the next hop writes down.  Then a difference is the daemon's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.peers.certificates import make_certificate
+from tests.peers.clients import SMTP_CLIENTS, ClientFailed, dot_stuffed, send_smtplib
+from tests.peers.daemon import to_toml
+from tests.peers.messages import differences, new_id, tricky_message
+from tests.peers.postfix import mail_server
+from tests.peers.programs import require_postfix
+from tests.peers.sink import CaptureSink, capture_sink
+
+KEY = "hyd-mail-0123456789abcdefghijABCDEFGHIJ0123456789"[:49]
+SENDER = "noreply@example.com"
+
+
+@dataclass
+class StandIn:
+    """Looks like a daemon to a client: two doors, both of a capture server."""
+
+    ports: dict[str, int]
+    sinks: dict[str, CaptureSink]
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+    certificate = make_certificate(tmp_path_factory.mktemp("certificate"))
+    with (
+        capture_sink(tls=certificate, user="api", password=KEY) as starttls,
+        capture_sink(tls=certificate, user="api", password=KEY, implicit=True) as implicit,
+    ):
+        sinks = {"starttls": starttls, "implicit": implicit}
+        yield StandIn({door: sink.port for door, sink in sinks.items()}, sinks)
+
+
+@pytest.mark.parametrize("client", sorted(SMTP_CLIENTS))
+def test_a_client_sends_every_octet_as_it_is(stand_in: StandIn, client: str) -> None:
+    test_id = new_id()
+    message = tricky_message(test_id, sender=SENDER, to="someone@example.net")
+    SMTP_CLIENTS[client](stand_in, KEY, message, SENDER, ["someone@example.net", "other@example.net"])  # type: ignore[arg-type]
+    door = "implicit" if "465" in client else "starttls"
+    sink = stand_in.sinks[door]
+    entry = sink.wait_for_id(test_id)
+    assert entry["tls"]
+    assert sorted(entry["recipients"]) == ["other@example.net", "someone@example.net"]
+    expected = ["+received"] if client.startswith("postfix") else []
+    assert differences(message, sink.content(entry)) == expected
+
+
+def test_a_client_reports_a_refusal(stand_in: StandIn) -> None:
+    message = tricky_message(new_id(), sender=SENDER, to="reject-me@example.net")
+    with pytest.raises(ClientFailed):
+        send_smtplib(stand_in, KEY, message, SENDER, ["reject-me@example.net"])  # type: ignore[arg-type]
+
+
+def test_postfix_as_a_next_hop_keeps_what_it_gets() -> None:
+    require_postfix()
+    import smtplib
+
+    message = tricky_message(new_id(), sender=SENDER, to="someone@example.net")
+    with mail_server() as hop:
+        with smtplib.SMTP("127.0.0.1", hop.ports["smtp"]) as session:
+            session.sendmail(SENDER, ["someone@example.net"], message)
+        hop.child.wait_for(hop.messages, "the delivery")
+        (kept,) = hop.messages()
+    assert differences(message, kept.replace(b"\n", b"\r\n")) == [
+        "+return-path",
+        "+x-original-to",
+        "+delivered-to",
+        "+received",
+    ]
+
+
+def test_dots_are_doubled() -> None:
+    assert dot_stuffed(b".a\r\n.\r\nb") == b"..a\r\n..\r\nb\r\n.\r\n"
+
+
+def test_settings_are_written_as_toml(tmp_path: Path) -> None:
+    import tomllib
+
+    settings = {"smtp": {"starttls": ["127.0.0.1:0"], "n": 1.5, "flag": True}, "route": [{"name": 'a"b'}]}
+    settings["plans"] = {"bench": {"calls_per_minute": 5}}
+    assert tomllib.loads(to_toml(settings)) == settings
