@@ -96,7 +96,7 @@ class Preparer:
             Mailbox(address, name),
             message_id=header_id,
             date=datetime.fromtimestamp(at_us // 1_000_000, UTC),
-            entropy=secrets.token_bytes(16),
+            entropy=secrets.token_bytes(compose.BOUNDARY_ENTROPY_OCTETS),
         )
         recipients = distinct(submission.recipients)
         return Prepared(
@@ -107,8 +107,7 @@ class Preparer:
             recipients=recipients,
             content=Content(octets),
             subject=draft.subject[:500],
-            smtputf8=compose.needs_smtputf8(draft, Mailbox(address, name))
-            or not all(r.address.isascii() for r in recipients),
+            smtputf8=compose.needs_smtputf8(draft, Mailbox(address, name), recipients),
             at_us=at_us,
             word=submission.idempotency_word,
             fingerprint=submission.fingerprint,

@@ -22,7 +22,8 @@ class Accept:
     """A message that passed every check but those that need the store.
 
     content: all of it, or None when its pieces were staged.  word: idempotency word with its namespace; it lives for
-    `word_life_us`.  answer: what the caller is told unless the first attempt says otherwise (JSON).  owner: the process that delivers it at once, or None to leave it to whoever claims first.
+    `word_life_us`.  answer: what the caller is told unless the first attempt says otherwise (JSON).  owner: the process
+    that delivers it at once, or None to leave it to whoever claims first.
     Result: `Taken`, `Twin`, or a `Refusal`.
     """
 

@@ -59,12 +59,12 @@ def upgrade() -> None:
     op.create_index(op.f("ix_event_message_id"), "event", ["message_id"], unique=False)
     op.create_table(
         "idempotency",
-        sa.Column("key_id", sa.String(length=36), nullable=False),
         sa.Column("word", sa.Text(), nullable=False),
+        sa.Column("key_id", sa.String(length=36), nullable=False),
         sa.Column("fingerprint", sa.LargeBinary(length=32), nullable=False),
         sa.Column("message_id", sa.String(length=16), nullable=False),
         sa.Column("at_us", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("key_id", "word", name=op.f("pk_idempotency")),
+        sa.PrimaryKeyConstraint("word", "key_id", name=op.f("pk_idempotency")),
         sqlite_with_rowid=False,
     )
     op.create_index("ix_idempotency_at_us", "idempotency", ["at_us"], unique=False)
