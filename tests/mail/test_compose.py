@@ -10,7 +10,7 @@ import re
 from datetime import UTC, datetime
 from email.header import decode_header, make_header
 from email.message import EmailMessage
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -36,7 +36,7 @@ def read(draft: Draft, sender: Mailbox = SENDER) -> EmailMessage:
     made = email.message_from_bytes(octets(draft, sender), policy=email.policy.SMTP)
     for part in made.walk():
         assert not part.defects
-    return cast(EmailMessage, made)
+    return made
 
 
 def shape(part: Any) -> Any:
@@ -141,7 +141,7 @@ def test_smtputf8_is_for_local_parts_only() -> None:
 )
 def test_file_names(name: str) -> None:
     made = octets(Draft(None, TO, text="x", attachments=(Attachment(name, b"x"),)))
-    (part,) = cast(EmailMessage, email.message_from_bytes(made, policy=email.policy.SMTP)).iter_attachments()
+    (part,) = email.message_from_bytes(made, policy=email.policy.SMTP).iter_attachments()
     assert (part.get_filename() or "") == name
     assert max(len(line) for line in made.split(b"\r\n")) <= 280
 
@@ -213,7 +213,7 @@ def test_a_header_value_without_room_to_fold_is_encoded() -> None:
 def test_bodies_come_back(text: str) -> None:
     encoding, raw = encode_body(text)
     assert raw.endswith(b"\r\n")
-    decode = {"7bit": bytes, "base64": binascii.a2b_base64, "quoted-printable": binascii.a2b_qp}[encoding]
+    decode: Any = {"7bit": bytes, "base64": binascii.a2b_base64, "quoted-printable": binascii.a2b_qp}[encoding]
     expected = re.sub("\r\n?|\n", "\r\n", text)
     assert decode(raw).decode() == expected + ("" if expected.endswith("\r\n") else "\r\n")
     assert re.search(rb"(?<!\r)\n|\r(?!\n)|[\x00-\x08\x7f-\xff]", raw) is None
