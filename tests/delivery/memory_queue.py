@@ -76,9 +76,7 @@ class MemoryQueue:
             raise StoreUnavailable
 
     def _waiting(self, exclude: Collection[str]) -> list[Waiting]:
-        waiting = [
-            w for w in self.messages.values() if not w.done and not w.leased and w.job.route not in set(exclude)
-        ]
+        waiting = [w for w in self.messages.values() if not w.done and not w.leased and w.job.route not in set(exclude)]
         return sorted(waiting, key=lambda w: w.due_us)
 
     async def claim(self, limit: int, *, exclude: Collection[str] = ()) -> Sequence[Job]:

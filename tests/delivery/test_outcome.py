@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What answers mean, as tables; when to try again."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hepmaild.delivery.client import Envelope, Failed, Stage, Transaction
+from hepmaild.delivery.job import Result
+from hepmaild.delivery.outcome import MAX_HINT_S, MIN_HINT_S, Kind, classify, deferred, judge, retry_hint_s
+from hepmaild.mail.reply import Reply
+from hepmaild.mail.schedule import retry_at_us, retry_delay_s
+
+OK = Reply(250, "2.0.0", "ok")
+GO = Reply(354, "", "go")
+NO = Reply(550, "5.1.1", "no")
+LATER = Reply(451, "4.3.0", "later")
+
+
+def one(
+    *,
+    mail: Reply | None = OK,
+    rcpt: Reply | None = OK,
+    data: Reply | None = GO,
+    dot: Reply | None = None,
+    dot_is_out: bool = True,
+    failure: Failed | None = None,
+) -> Result:
+    transaction = Transaction(Envelope("s@x", ("a@x",), 1), [None], [rcpt], mail, data, dot, dot_is_out)
+    return judge(transaction, failure)[0].result
+
+
+@pytest.mark.parametrize(
+    ("dot", "result"),
+    [
+        (OK, Result.DELIVERED),
+        (Reply(251, "", "x"), Result.DELIVERED),
+        (LATER, Result.DEFERRED),
+        (Reply(421, "", "bye"), Result.DEFERRED),
+        (NO, Result.FAILED),
+        (Reply(552, "", "quota"), Result.FAILED),
+        (Reply(354, "", "more"), Result.IN_DOUBT),
+        (None, Result.IN_DOUBT),
+    ],
+)
+def test_the_answer_to_the_dot(dot: Reply | None, result: Result) -> None:
+    assert one(dot=dot) is result
+    assert one(dot=dot, failure=Failed(Stage.DOT, None, "lost")) is result
+
+
+@pytest.mark.parametrize(
+    ("reply", "result"),
+    [
+        (NO, Result.FAILED),
+        (LATER, Result.DEFERRED),
+        (Reply(421, "", "bye"), Result.DEFERRED),
+        (Reply(530, "5.7.0", "log in"), Result.DEFERRED),
+        (Reply(535, "5.7.8", "log in"), Result.DEFERRED),
+        (Reply(503, "5.5.1", "AUTH first"), Result.DEFERRED),
+        (Reply(354, "", "what"), Result.DEFERRED),
+    ],
+)
+def test_refusals_before_the_dot(reply: Reply, result: Result) -> None:
+    assert one(mail=reply, rcpt=None, data=None, dot_is_out=False) is result
+    assert one(rcpt=reply, data=None, dot_is_out=False) is result
+    if reply.code != 354:
+        assert one(data=reply, dot_is_out=False) is result
+
+
+def test_each_recipient_has_its_own_result() -> None:
+    envelope = Envelope("s@x", ("a@x", "b@x", "c@x", "d@x"), 1)
+    transaction = Transaction(envelope, [None, None, None, NO], [OK, NO, LATER, None], OK, GO, OK, True)
+    results = [verdict.result for verdict in judge(transaction, None)]
+    assert results == [Result.DELIVERED, Result.FAILED, Result.DEFERRED, Result.FAILED]
+
+
+def test_a_lost_connection_keeps_what_was_answered() -> None:
+    envelope = Envelope("s@x", ("a@x", "b@x"), 1)
+    transaction = Transaction(envelope, [None, None], [NO, None], OK)
+    verdicts = judge(transaction, Failed(Stage.RCPT, None, "the connection was lost"))
+    assert [verdict.result for verdict in verdicts] == [Result.FAILED, Result.DEFERRED]
+
+
+def test_too_many_recipients_go_next() -> None:
+    many = Reply(452, "4.5.3", "too many recipients")
+    transaction = Transaction(Envelope("s@x", ("a@x",), 1), [None], [many], OK, GO, OK, True)
+    assert judge(transaction, None)[0].hint_s == 1
+    assert classify(Stage.RCPT, Reply(552, "", "too many")) is Kind.LATER
+    assert classify(Stage.RCPT, Reply(552, "5.2.2", "mailbox full")) is Kind.NEVER
+
+
+@pytest.mark.parametrize("stage", [Stage.GREETING, Stage.EHLO, Stage.STARTTLS, Stage.TLS, Stage.AUTH, Stage.CONNECT])
+def test_trouble_with_the_route_never_fails_mail(stage: Stage) -> None:
+    assert deferred(Failed(stage, Reply(554, "5.0.0", "go away"), "")).result is Result.DEFERRED
+    assert deferred(Failed(stage, None, "x")).reply.is_transient
+
+
+@given(st.integers(200, 599), st.sampled_from(list(Stage)))
+def test_every_code_means_something(code: int, stage: Stage) -> None:
+    kind = classify(stage, Reply(code, "", ""))
+    assert (kind is Kind.YES) == (code < 300)
+    if kind is Kind.NEVER:
+        assert code >= 500
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("Greylisted, see http://postgrey.example/help/x.html; try again in 300 seconds", 300),
+        ("Greylisted for 5 minutes", 300),
+        ("greylisting in action, please come back in 00:05:00", 300),
+        ("please retry after 30s", 30),
+        ("try again in 2 hours", 7200),
+        ("wait 0 seconds", MIN_HINT_S),
+        ("try again in 999999999 seconds", MAX_HINT_S),
+        ("try again later", None),
+        ("blocked from 192.0.2.30 s", None),
+        ("4.2.0 mailbox busy", None),
+        ("", None),
+    ],
+)
+def test_hints(text: str, seconds: int | None) -> None:
+    assert retry_hint_s(text) == seconds
+
+
+@given(st.text())
+def test_hints_of_anything(text: str) -> None:
+    hint = retry_hint_s("try again in " + text)
+    assert hint is None or MIN_HINT_S <= hint <= MAX_HINT_S
+
+
+def test_schedule() -> None:
+    schedule = (60, 300, 900)
+    assert [retry_delay_s(schedule, n, 0.5) for n in (1, 2, 3, 4, 99)] == [60, 300, 900, 900, 900]
+    assert retry_delay_s(schedule, 1, 0.0) == 54
+    assert retry_delay_s(schedule, 1, 0.5, hint_s=200) == 210
+    with pytest.raises(ValueError, match="counts from 1"):
+        retry_delay_s(schedule, 0, 0.0)
+
+
+def test_no_attempt_is_planned_past_the_end() -> None:
+    assert retry_at_us(1_000_000, 5, 99_000_000) == 6_000_000
+    assert retry_at_us(1_000_000, 500, 99_000_000) == 99_000_000
+    assert retry_at_us(100_000_000, 500, 99_000_000) == 100_000_000
