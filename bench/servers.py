@@ -54,7 +54,7 @@ def bench_settings(certificate: Certificate, *, reply: str = "on-commit") -> dic
         "tls": {"certificate": str(certificate.certificate), "private_key": str(certificate.private_key)},
         "smtp": {"reply": reply},
         "limits": {"connections_per_ip": 5000, "backlog": 10_000_000},
-        "delivery": {"retry_after_s": [60], "lease_s": 900},
+        "delivery": {"retry_after_s": [60]},
     }
 
 

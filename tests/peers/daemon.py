@@ -56,7 +56,7 @@ def base_settings(folder: Path, *, sink_port: int, database_url: str = "sqlite:/
         "smtp": {"starttls": ["127.0.0.1:0"], "implicit_tls": ["127.0.0.1:0"]},
         "http": {"listen": ["127.0.0.1:0"], "public_url": "https://localhost"},
         "limits": {"connections_per_ip": 200},
-        "delivery": {"retry_after_s": [1], "lease_s": 5, "final_dot_timeout_s": 20},
+        "delivery": {"retry_after_s": [1], "final_dot_timeout_s": 60, "lease_s": 61},
         "route": [{"name": "sink", "kind": "smtp", "host": "127.0.0.1", "port": sink_port, "tls": "none"}],
         "sender": [{"address": SENDER, "route": "sink", "default": True}],
         "plans": {"bench": {"calls_per_minute": 100_000_000}},

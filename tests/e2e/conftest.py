@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the end-to-end tests share: one daemon with one next hop for each module, databases, and what must always hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.peers import postgres
+from tests.peers.daemon import Daemon, open_daemon
+from tests.peers.sink import CaptureSink, capture_sink
+
+UNLIMITED = "bench"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running daemon, its next hop, and a key of an account that no rate stops."""
+
+    daemon: Daemon
+    sink: CaptureSink
+    key: str
+
+
+@pytest.fixture(scope="module")
+def sink() -> Iterator[CaptureSink]:
+    """A next hop that writes everything down."""
+    with capture_sink() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def service(sink: CaptureSink) -> Iterator[Service]:
+    """A daemon on SQLite for a whole module."""
+    with open_daemon(sink_port=sink.port, start=False) as daemon:
+        key = daemon.setup(plan=UNLIMITED)
+        daemon.start()
+        yield Service(daemon, sink, key)
+        assert "Traceback" not in daemon.log()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """A PostgreSQL server for the whole run."""
+    postgres.require_postgres()
+    with postgres.open_server() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_database(postgres_server: str) -> Iterator[str]:
+    """A new, empty database."""
+    with postgres.open_database(postgres_server) as url:
+        yield url

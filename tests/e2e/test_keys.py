@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done to a key by the command line holds at once: for the next request, and the next MAIL of an open session."""
+
+from __future__ import annotations
+
+import smtplib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.conftest import UNLIMITED
+from tests.peers.daemon import ACCOUNT, SENDER, Daemon, open_daemon, open_smtp, post
+from tests.peers.messages import new_id, plain_message
+from tests.peers.sink import CaptureSink
+
+TO = "someone@example.net"
+BODY = {"to": TO, "subject": "x", "text": "x"}
+HTTP_ANSWERS = {"disable": (403, "KEY_DISABLED"), "rotate": (401, "INVALID_KEY"), "delete": (401, "INVALID_KEY")}
+
+
+@pytest.fixture(scope="module")
+def sqlite_daemons(sink: CaptureSink) -> Iterator[list[Daemon]]:
+    with open_daemon(sink_port=sink.port, start=False) as daemon:
+        daemon.setup(plan=UNLIMITED)
+        daemon.start()
+        yield [daemon]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def daemons(request: pytest.FixtureRequest, sink: CaptureSink) -> Iterator[list[Daemon]]:
+    """All processes of one service."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("sqlite_daemons")
+        return
+    url = request.getfixturevalue("postgres_database")
+    with (
+        open_daemon(sink_port=sink.port, database_url=url, name="daemon0", start=False) as first,
+        open_daemon(sink_port=sink.port, database_url=url, name="daemon1", start=False) as second,
+    ):
+        first.setup(plan=UNLIMITED)
+        first.start()
+        second.start()
+        yield [first, second]
+
+
+def send(session: smtplib.SMTP) -> None:
+    session.sendmail(SENDER, [TO], plain_message(new_id(), sender=SENDER, to=TO))
+
+
+@pytest.mark.parametrize("change", ["disable", "rotate", "delete"])
+def test_a_change_ends_open_sessions_too(daemons: list[Daemon], change: str) -> None:
+    minted = daemons[0].mint(name=f"{change}-{new_id()[:8]}")
+    key = minted["key"]
+    sessions = [open_smtp(daemon, key) for daemon in daemons]
+    for daemon, session in zip(daemons, sessions, strict=True):
+        send(session)
+        assert post(daemon, BODY, key)[0] in {200, 202}
+
+    changed = daemons[0].cli("key", change, minted["id"], "--json")
+
+    for daemon, session in zip(daemons, sessions, strict=True):
+        status, answer, _ = post(daemon, BODY, key)
+        assert (status, answer["code"]) == HTTP_ANSWERS[change]
+        code, text = session.mail(SENDER)
+        assert code == 535, text
+        assert text.startswith(b"5.7.8")
+        code, text = session.mail(SENDER)
+        assert code == 530, "the session is as before AUTH"
+        assert text.startswith(b"5.7.0")
+        with pytest.raises(smtplib.SMTPAuthenticationError) as refused:
+            session.login("api", key)
+        assert refused.value.smtp_code == 535
+    if change == "disable":
+        daemons[-1].cli("key", "enable", minted["id"])
+    if change == "rotate":
+        import json
+
+        key = json.loads(changed)["key"]
+        assert key != minted["key"]
+    for daemon, session in zip(daemons, sessions, strict=True):
+        session.close()
+        if change != "delete":
+            with open_smtp(daemon, key) as again:
+                send(again)
+            assert post(daemon, BODY, key)[0] in {200, 202}
+
+
+def test_a_suspended_account_is_stopped_at_once(daemons: list[Daemon]) -> None:
+    key = daemons[0].mint(name=f"suspend-{new_id()[:8]}")["key"]
+    with open_smtp(daemons[-1], key) as session:
+        send(session)
+        daemons[0].cli("account", "suspend", ACCOUNT)
+        try:
+            code, text = session.mail(SENDER)
+            assert (code, text[:5]) == (535, b"5.7.8")
+            status, answer, _ = post(daemons[-1], BODY, key)
+            assert (status, answer["code"]) == (403, "ACCOUNT_SUSPENDED")
+        finally:
+            daemons[0].cli("account", "resume", ACCOUNT)
+    with open_smtp(daemons[-1], key) as session:
+        send(session)
