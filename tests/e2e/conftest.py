@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the end-to-end tests share: one daemon with one next hop for each module, databases, and what must always hold."""
+"""What the end-to-end tests share: one daemon with one next hop for each module, and databases."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done to a key by the command line holds at once: for the next request, and the next MAIL of an open session."""
+"""What the command line does to a key holds at once: for the next request, and the next MAIL of an open session."""
 
 from __future__ import annotations
 

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a hostile client must leave behind: nothing.  No descriptor, no memory, no secret, one line in the log."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from tests.peers.daemon import Daemon, memory_of, post, reset_peak
+from tests.peers.processes import wait_until
+
+MEBI = 1024 * 1024
+# One message that is taken in may be on its way through once; what is hostile must cost less than that.
+MEMORY_ROOM_OCTETS = 64 * MEBI
+
+
+@contextlib.contextmanager
+def leaves_nothing(
+    daemon: Daemon, *, connections: int, room_octets: int = MEMORY_ROOM_OCTETS, lines_each: int = 1
+) -> Iterator[None]:
+    """Run hostile clients inside; afterwards the daemon is as it was.
+
+    connections: how many they open.  lines_each: lines that each may cost in the log.
+    """
+    descriptors, before = daemon.descriptors(), memory_of(daemon.pid)["rss"]
+    log_before = len(daemon.log().splitlines())
+    reset_peak(daemon.pid)
+    yield
+    wait_until(
+        lambda: daemon.descriptors() <= descriptors,
+        f"descriptors to be closed (before: {descriptors}, now: {daemon.descriptors()})",
+        timeout_s=60,
+    )
+    peak = memory_of(daemon.pid)["peak"]
+    assert peak - before < room_octets, f"memory grew from {before / MEBI:.0f} to {peak / MEBI:.0f} MiB"
+    new = daemon.log().splitlines()[log_before:]
+    assert len(new) <= connections * lines_each, "\n".join(new)
+    assert not any("Traceback" in line or "level=error" in line for line in new), "\n".join(new)
+
+
+def assert_secret_is_nowhere(daemon: Daemon, *secrets: str) -> None:
+    """No file of the daemon, log and database included, holds any of these."""
+    assert daemon.child is not None
+    files = [path for path in daemon.state_dir.rglob("*") if path.is_file()]
+    files += [daemon.child.out_path, daemon.child.err_path]
+    assert files
+    for path in files:
+        content = path.read_bytes()
+        for secret in secrets:
+            assert secret.encode() not in content, f"a secret stands in {path}"
+
+
+def still_works(daemon: Daemon, key: str) -> None:
+    """The next honest customer is served."""
+    status, answer, _ = post(daemon, {"to": "someone@example.net", "subject": "x", "text": "x"}, key)
+    assert status in {200, 202}, answer
