@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 
 import structlog
 import trio
-from trio import TaskStatus
 
 from hepmaild import __version__
 from hepmaild.config import Settings
@@ -241,7 +240,7 @@ class _Daemon:
             if on_ready is not None:
                 await on_ready(bound, self._store)
 
-    async def _supervise_http(self, *, task_status: TaskStatus[object]) -> None:
+    async def _supervise_http(self, *, task_status: trio.TaskStatus[object]) -> None:
         """The HTTP server is a library's: should it crash, SMTP goes on, and it is started again a few times."""
         crashes: list[float] = []
         started = False
@@ -260,7 +259,7 @@ class _Daemon:
             else:
                 return
 
-    async def _obey_signals(self, root: trio.Nursery, *, task_status: TaskStatus[None]) -> None:
+    async def _obey_signals(self, root: trio.Nursery, *, task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
             task_status.started()
             async for number in received:

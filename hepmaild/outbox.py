@@ -139,7 +139,7 @@ class Outbox:
         await self._settle_uncertain()
         now_us = self._now_us()
         if not self._alone:
-            taken = await self._store.write(_take_over, now_us)
+            taken = await self._store.write(queue.take_over, now_us, alone=False)
             if taken:
                 log.warning("leases_taken_over", messages=taken)
         claimed = await self._store.write(queue.claim, self.owner, now_us, limit, self._body_keep_us, tuple(exclude))
@@ -208,7 +208,7 @@ class Outbox:
 
     async def take_back(self) -> int:
         """At start: take back what dead processes held."""
-        return await self._store.write(_take_over_alone if self._alone else _take_over, self._now_us())
+        return await self._store.write(queue.take_over, self._now_us(), alone=self._alone)
 
     async def say_goodbye(self) -> None:
         """At an orderly end: write what is late, release what is still held."""
@@ -220,14 +220,6 @@ class Outbox:
             if await self._store.write(queue.release, message_id, token, self._now_us()):
                 log.warning("accepted_after_all", message_id=message_id)
             del self._uncertain[message_id]
-
-
-def _take_over(conn: messages.Connection, now_us: int) -> int:
-    return queue.take_over(conn, now_us, alone=False)
-
-
-def _take_over_alone(conn: messages.Connection, now_us: int) -> int:
-    return queue.take_over(conn, now_us, alone=True)
 
 
 def _attempt_json(attempt: Attempt) -> str:
