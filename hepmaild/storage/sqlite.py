@@ -202,7 +202,8 @@ def shrink(conn: Connection, pages: int = 256) -> int:
     """
     if conn.dialect.name != "sqlite":
         return 0
-    conn.exec_driver_sql(f"PRAGMA incremental_vacuum({int(pages)})").fetchall()
+    driver: Any = conn.connection.driver_connection
+    driver.execute(f"PRAGMA incremental_vacuum({int(pages)})").fetchall()  # a step a page: only fetching makes them
     return int(conn.exec_driver_sql("PRAGMA freelist_count").scalar_one())
 
 

@@ -200,9 +200,12 @@ class GroupWriter:
             self.last_commit_at = trio.current_time()
             return captured
         if captured is None or isinstance(captured.error, trio.Cancelled):
+            self.last_commit_at = -math.inf
             return outcome.Error(StoreUnavailable("the store hangs"))
         if not isinstance(captured.error, Exception):
             raise captured.error
+        if isinstance(captured.error, StoreUnavailable):
+            self.last_commit_at = -math.inf
         return captured
 
 

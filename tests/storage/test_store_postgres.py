@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PostgreSQL goes away, freezes, cuts connections, and finds deadlocks: what callers see, and that service returns."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from hepmaild.errors import StoreUnavailable
+from hepmaild.storage import announce
+from hepmaild.storage.store import Store
+from tests.peers import postgres
+from tests.storage.conftest import Opener, debit, keep, make_opener, words
+
+DEADLINE_S = 60
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[postgres.Cluster]:
+    postgres.require_postgres(own=True)
+    with postgres.open_cluster() as opened:
+        yield opened
+
+
+@pytest.fixture
+def url(cluster: postgres.Cluster) -> Iterator[str]:
+    with postgres.open_database(cluster.server) as opened:
+        yield opened
+
+
+@pytest.fixture
+def opener(url: str, tmp_path: Path) -> Opener:
+    return make_opener(url, tmp_path)
+
+
+async def submit_until_it_works(store: Store, word: str) -> None:
+    """As a sender does: try again after a temporary error."""
+    while True:
+        try:
+            await store.submit(word)
+        except StoreUnavailable:
+            await trio.sleep(0.05)
+        else:
+            return
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+async def test_stopped_and_started_again(opener: Opener, cluster: postgres.Cluster, mode: str) -> None:
+    acknowledged: set[str] = set()
+    stop = False
+
+    async def load(store: Store, name: int) -> None:
+        n = 0
+        while not stop:
+            n += 1
+            try:
+                await store.submit(f"{name} {n}")
+            except StoreUnavailable:
+                await trio.sleep(0.01)
+            else:
+                acknowledged.add(f"{name} {n}")
+
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True, unit_timeout_s=5) as store, store.announcements() as heard:
+            async with trio.open_nursery() as nursery:
+                for name in range(8):
+                    nursery.start_soon(load, store, name)
+                await trio.sleep(0.3)
+                await trio.to_thread.run_sync(cluster.stop, mode)
+                before = trio.current_time()
+                for call in (store.submit("x"), store.write(keep, "x"), store.read(words), store.check()):
+                    with pytest.raises(StoreUnavailable):
+                        await call
+                assert trio.current_time() - before < 5
+                await trio.to_thread.run_sync(cluster.start)
+                await submit_until_it_works(store, "back")
+                stop = True
+            kept = await store.read(words)
+            assert acknowledged <= kept
+            assert "back" in kept
+            await store.check()
+            # The listener is back as well.
+            assert await anext(heard) == announce.RESYNC
+            async with opener(exclusive=False) as other:
+                topic = ""
+                while topic != "keys":
+                    await other.announce("keys")
+                    with trio.move_on_after(0.2):
+                        topic = await anext(heard)
+
+
+async def test_a_frozen_server_is_cut_off_in_time(opener: Opener, cluster: postgres.Cluster) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True, unit_timeout_s=1) as store:
+            pids = await store.read(
+                lambda conn: (
+                    conn.execute(text("select pid from pg_stat_activity where datname = current_database()"))
+                    .scalars()
+                    .all()
+                )
+            )
+            frozen = [cluster.postmaster_pid, *pids]
+            for pid in frozen:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                before = trio.current_time()
+                async with trio.open_nursery() as nursery:
+                    for call in (store.submit, store.check, store.read, store.write):
+                        nursery.start_soon(expect_unavailable, call)
+                assert trio.current_time() - before < 5
+            finally:
+                for pid in frozen:
+                    os.kill(pid, signal.SIGCONT)
+            await submit_until_it_works(store, "thawed")
+
+
+async def expect_unavailable(call: object) -> None:
+    arguments = {"submit": ("x",), "check": (), "read": (words,), "write": (keep, "y")}
+    with pytest.raises(StoreUnavailable):
+        await call(*arguments[call.__name__])  # type: ignore[operator, attr-defined]
+
+
+async def test_a_connection_cut_while_idle_is_not_noticed(opener: Opener, url: str) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True) as store:
+            await store.submit("a")
+            await trio.to_thread.run_sync(
+                postgres.sql,
+                url,
+                "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database()"
+                " and pid <> pg_backend_pid()",
+            )
+            assert await store.submit("b") == ("kept", "b")
+            assert await store.write(debit, 1) == 99
+            assert await store.read(words) == {"a", "b"}
+
+
+async def test_a_connection_cut_in_a_unit_loses_nothing(opener: Opener) -> None:
+    def suicide(conn: Connection) -> None:
+        keep(conn, "gone")
+        conn.execute(text("select pg_terminate_backend(pg_backend_pid())"))
+
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True) as store:
+            with pytest.raises(StoreUnavailable):
+                await store.write(suicide)
+            assert await store.read(words) == set()
+            assert await store.write(keep, "next") == "next"
+
+
+async def test_a_deadlock_is_tried_again(opener: Opener) -> None:
+    async with opener(tables=True) as store:
+        await store.write(lambda conn: conn.execute(text("insert into t_purse values (2, 100)")))
+        runs: list[tuple[int, int]] = []
+
+        def cross(conn: Connection, first: int, second: int) -> None:
+            runs.append((first, second))
+            for purse in (first, second):
+                conn.execute(text("update t_purse set credits = credits - 1 where id = :id"), {"id": purse})
+                conn.execute(text("select pg_sleep(0.2)"))
+
+        with trio.fail_after(DEADLINE_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(store.write, cross, 1, 2)
+                nursery.start_soon(store.write, cross, 2, 1)
+        left = await store.read(lambda conn: conn.execute(text("select credits from t_purse")).scalars().all())
+        assert left == [98, 98]
+        assert len(runs) > 2
+
+
+async def test_a_waiting_lock_ends_before_the_caller_gives_up(opener: Opener) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True, unit_timeout_s=1) as store, opener(exclusive=False) as other:
+
+            def hold(conn: Connection) -> None:
+                debit(conn, 1)
+                conn.execute(text("set local statement_timeout = 0"))
+                conn.execute(text("select pg_sleep(2)"))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(other.write, hold)
+                await trio.sleep(0.3)
+                with pytest.raises(StoreUnavailable, match="PostgreSQL"):
+                    await store.write(debit, 1)
+            assert await store.write(debit, 1) == 98
+
+
+async def test_a_wrong_password_is_unavailable_and_not_shown(cluster: postgres.Cluster, tmp_path: Path) -> None:
+    url = f"postgresql://postgres:hidden-word@127.0.0.1:{cluster.port}/postgres"
+    with pytest.raises(StoreUnavailable) as caught:
+        async with make_opener(url, tmp_path)():
+            pass
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert "hidden-word" not in str(error)
+        error = error.__cause__
+
+
+async def test_by_unix_socket(cluster: postgres.Cluster, tmp_path: Path) -> None:
+    url = f"postgresql://postgres:{cluster.password}@/postgres?host={cluster.socket_folder}&port={cluster.port}"
+    async with make_opener(url, tmp_path)() as store:
+        where = await store.read(lambda conn: conn.execute(text("select inet_server_addr()")).scalar())
+        assert where is None
+
+
+async def test_the_session_is_set_as_it_must_be(opener: Opener) -> None:
+    names = (
+        "synchronous_commit",
+        "statement_timeout",
+        "lock_timeout",
+        "TimeZone",
+        "idle_in_transaction_session_timeout",
+    )
+    async with opener(unit_timeout_s=10) as store:
+        shown = await store.read(lambda conn: [conn.execute(text(f"show {name}")).scalar() for name in names])
+    assert shown == ["on", "8s", "7s", "UTC", "10s"]
+
+
+async def test_parameters_are_not_in_errors(opener: Opener) -> None:
+    async with opener(tables=True) as store:
+        await store.write(keep, "a secret")
+        with pytest.raises(DBAPIError) as caught:
+            await store.write(keep, "a secret")
+        assert "a secret" not in str(caught.value).replace(str(caught.value.orig), "")
+
+
+async def test_no_thread_is_left(opener: Opener) -> None:
+    before = threading.active_count()
+    async with opener():
+        pass
+    assert threading.active_count() == before

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SQLite: its settings, a full disk, another process's lock, the write-ahead log, and the online copy."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from sqlalchemy import Connection, text
+
+from hepmaild.errors import StoreUnavailable
+from hepmaild.storage import sqlite
+from hepmaild.storage.store import LOCK_NAME, Store
+from tests.storage.conftest import Journal, Opener, debit, keep, make_opener, words
+
+DEADLINE_S = 60
+
+
+@pytest.fixture
+def opener(tmp_path: Path) -> Opener:
+    return make_opener("sqlite:///test.db", tmp_path)
+
+
+@contextmanager
+def no_file_beyond(octets: int) -> Iterator[None]:
+    """What a full disk is like, without one: no file may grow beyond this."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (octets, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def fill(conn: Connection, word: str, octets: int = 500_000) -> None:
+    conn.execute(text("create table if not exists t_big (word text, data blob)"))
+    conn.execute(text("insert into t_big values (:word, :data)"), {"word": word, "data": os.urandom(octets)})
+
+
+async def test_settings(opener: Opener, tmp_path: Path) -> None:
+    async with opener(tables=True) as store:
+        pragmas = ("journal_mode", "synchronous", "foreign_keys", "auto_vacuum", "temp_store")
+
+        def look(conn: Connection) -> list[object]:
+            return [conn.exec_driver_sql(f"pragma {name}").scalar() for name in pragmas]
+
+        assert await store.write(look) == ["wal", 2, 1, 2, 2]
+        assert await store.read(look) == ["wal", 2, 1, 2, 2]
+        for name in ("test.db", "test.db-wal", LOCK_NAME):
+            assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+        assert (tmp_path / LOCK_NAME).read_text().strip() == str(os.getpid())
+
+
+async def test_a_full_disk_is_a_temporary_error(opener: Opener, tmp_path: Path) -> None:
+    acknowledged: set[str] = set()
+    refused = 0
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True, unit_timeout_s=5) as store:
+            await store.write(fill, "before")
+            with no_file_beyond((tmp_path / "test.db-wal").stat().st_size + 20_000):
+                for n in range(40):
+                    try:
+                        await store.submit(f"word {n}")
+                    except StoreUnavailable:
+                        refused += 1
+                    else:
+                        acknowledged.add(f"word {n}")
+                with pytest.raises(StoreUnavailable, match="SQLite"):
+                    await store.write(fill, "no", 2_000_000)
+                with pytest.raises(StoreUnavailable):
+                    await store.write(fill, "no", 2_000_000)
+                assert await store.read(words) == acknowledged
+            assert await store.submit("after") == ("kept", "after")
+            await store.write(fill, "after")
+            await store.check()
+    assert refused
+    with closing(sqlite3.connect(tmp_path / "test.db")) as connection:
+        assert connection.execute("pragma integrity_check").fetchall() == [("ok",)]
+        assert {row[0] for row in connection.execute("select word from t_note")} == acknowledged | {"after"}
+        assert [row[0] for row in connection.execute("select word from t_big")] == ["before", "after"]
+
+
+async def test_anothers_lock_is_a_temporary_error(opener: Opener, tmp_path: Path) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True, unit_timeout_s=1) as store:
+            with closing(sqlite3.connect(tmp_path / "test.db", isolation_level=None)) as other:
+                other.execute("begin immediate")
+                began = trio.current_time()
+                async with trio.open_nursery() as nursery:
+                    for call in (store.submit, store.write):
+                        nursery.start_soon(expect_unavailable, call)
+                with pytest.raises(StoreUnavailable):
+                    await store.check()
+                assert trio.current_time() - began < 5
+                assert await store.read(words) == set()
+                other.execute("commit")
+            assert await store.submit("b") == ("kept", "b")
+            assert await store.read(words) == {"b"}
+
+
+async def expect_unavailable(call: object) -> None:
+    arguments = {"submit": ("x",), "write": (keep, "y")}
+    with pytest.raises(StoreUnavailable):
+        await call(*arguments[call.__name__])  # type: ignore[operator, attr-defined]
+
+
+async def test_a_short_lock_is_waited_for(opener: Opener, tmp_path: Path) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True) as store:
+            # Opened here and committed there: any thread may.
+            with closing(sqlite3.connect(tmp_path / "test.db", isolation_level=None, check_same_thread=False)) as other:
+                other.execute("begin immediate")
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(store.submit, "patient")
+                    await trio.sleep(0.05)
+                    other.execute("commit")
+            assert await store.read(words) == {"patient"}
+
+
+async def test_a_broken_file_is_unavailable(opener: Opener, tmp_path: Path) -> None:
+    (tmp_path / "test.db").write_bytes(b"this is no database" * 1000)
+    with pytest.raises(StoreUnavailable, match="not a database"):
+        async with opener():
+            pass
+
+
+async def test_a_missing_folder_is_made(tmp_path: Path) -> None:
+    async with make_opener("sqlite:///test.db", tmp_path / "new" / "state")(tables=True) as store:
+        assert await store.write(debit, 1) == 99
+    assert (tmp_path / "new" / "state").stat().st_mode & 0o777 == 0o700
+
+
+async def test_the_write_ahead_log_does_not_grow_for_ever(
+    opener: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "CHECKPOINT_ROWS", 100)
+    wal = tmp_path / "test.db-wal"
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True) as store:
+
+            async def write_many(name: int) -> None:
+                for n in range(400):
+                    await store.submit(f"{name} {n}")
+
+            sizes = []
+            for round_ in range(4):
+                async with trio.open_nursery() as nursery:
+                    for name in range(4):
+                        nursery.start_soon(write_many, round_ * 4 + name)
+                sizes.append(wal.stat().st_size)
+            written = store.units * 3 * 4096
+            assert sizes[-1] < written / 2
+            assert len(await store.read(words)) == 6400
+
+
+async def test_deleted_content_gives_its_disk_back(opener: Opener, tmp_path: Path) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True) as store:
+            for n in range(10):
+                await store.write(fill, str(n))
+            await store.write(lambda conn: conn.execute(text("delete from t_big")))
+            while await store.write(sqlite.shrink, 500):
+                pass
+    assert (tmp_path / "test.db").stat().st_size < 200_000
+
+
+async def test_an_online_copy(opener: Opener, tmp_path: Path) -> None:
+    target = tmp_path / "copies" / "copy.db"
+    target.parent.mkdir()
+    target.write_text("an older copy")
+    ticks: list[tuple[int, int]] = []
+    stop = False
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True) as store:
+            for n in range(40):
+                await store.write(fill, str(n))
+
+            async def load() -> None:
+                n = 0
+                while not stop:
+                    n += 1
+                    await store.submit(f"word {n}")
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(load)
+                await store.backup(target, lambda left, total: ticks.append((left, total)))
+                stop = True
+    assert len(ticks) > 2
+    assert ticks[-1][0] == 0
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in target.parent.iterdir()] == ["copy.db"]
+    with closing(sqlite3.connect(target)) as copy:
+        assert copy.execute("pragma integrity_check").fetchall() == [("ok",)]
+        assert copy.execute("select count(*) from t_big").fetchone() == (40,)
+
+
+async def test_no_thread_is_left(opener: Opener) -> None:
+    async with opener(tables=True) as store:
+        assert await store.read(lambda _conn: 1) == 1
+        names = {thread.name for thread in threading.enumerate()}
+        assert "store-writer" in names
+    with trio.fail_after(DEADLINE_S):
+        while any(thread.name == "store-writer" for thread in threading.enumerate()):
+            await trio.sleep(0.01)
+
+
+async def test_cancelling_the_daemon_finishes_the_unit_that_runs(opener: Opener, journal: Journal) -> None:
+    results: list[object] = []
+
+    async def one(store: Store, word: str) -> None:
+        results.append(await store.submit(word))
+
+    with trio.fail_after(DEADLINE_S):
+        with trio.CancelScope() as scope:
+            async with opener(journal, tables=True) as store, trio.open_nursery() as nursery:
+                for n in range(50):
+                    nursery.start_soon(one, store, f"word {n}")
+                await trio.sleep(0)
+                scope.cancel()
+        async with opener() as store:
+            kept = await store.read(words)
+    assert {word for _, word in results} == kept  # type: ignore[misc]

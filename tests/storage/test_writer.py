@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Group commit by itself, on a clock that we move: a unit here is a function that waits until the test lets it go."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+import trio
+import trio.testing
+from sqlalchemy import Connection
+
+from hepmaild.errors import StoreUnavailable
+from hepmaild.storage.writer import MAX_UNIT, GroupWriter
+
+NO_CONNECTION = cast("Connection", None)
+
+
+class Gate:
+    """Runs units in memory: each waits for `release` first, and is on record when it began."""
+
+    def __init__(self) -> None:
+        self.begun: list[Any] = []
+        self.committed: list[Any] = []
+        self.failure: Exception | None = None
+        self.released = trio.Semaphore(0)
+
+    async def __call__(self, fn: Callable[..., Any], *args: Any) -> Any:
+        work = args[1] if len(args) == 2 else args
+        self.begun.append(work)
+        await self.released.acquire()
+        if self.failure is not None:
+            raise self.failure
+        result = fn(NO_CONNECTION, *args)
+        self.committed.append(work)
+        return result
+
+
+def echo(_conn: Connection, members: list[Any]) -> list[Any]:
+    if any(member == "poison" for member in members):
+        raise ValueError("poison")
+    return [f"did {member}" for member in members]
+
+
+@asynccontextmanager
+async def serving(gate: Gate, **options: Any) -> AsyncIterator[tuple[GroupWriter, trio.Nursery]]:
+    writer = GroupWriter(gate, echo, timeout_s=10, **options)
+    async with trio.open_nursery() as nursery:
+        server = trio.CancelScope()
+
+        async def serve() -> None:
+            with server:
+                await writer.run()
+
+        nursery.start_soon(serve)
+        await trio.testing.wait_all_tasks_blocked()
+        yield writer, nursery
+        server.cancel()
+
+
+class Caller:
+    """Submits one member and remembers how it ended."""
+
+    def __init__(self, writer: GroupWriter, nursery: trio.Nursery, member: str, *, call: bool = False) -> None:
+        self.scope = trio.CancelScope()
+        self.end: object = None
+        nursery.start_soon(self._run, writer, member, call)
+
+    async def _run(self, writer: GroupWriter, member: str, call: bool) -> None:
+        with self.scope:
+            try:
+                self.end = await (
+                    writer.call(lambda _conn, m: f"called {m}", member) if call else writer.submit(member)
+                )
+            except (ValueError, StoreUnavailable) as error:
+                self.end = error
+        if self.scope.cancelled_caught:
+            self.end = "cancelled"
+
+
+async def settle() -> None:
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_what_arrives_while_a_unit_runs_goes_into_the_next(autojump_clock: trio.testing.MockClock) -> None:
+    gate = Gate()
+    async with serving(gate) as (writer, nursery):
+        callers = [Caller(writer, nursery, "a")]
+        await settle()
+        callers += [Caller(writer, nursery, word) for word in "bcd"]
+        await settle()
+        assert gate.begun == [["a"]]
+        gate.released.release()
+        gate.released.release()
+        await settle()
+        assert len(gate.committed) == 2
+        assert sorted(gate.committed[1]) == ["b", "c", "d"]
+        assert [caller.end for caller in callers] == ["did a", "did b", "did c", "did d"]
+        assert (writer.units, writer.members, writer.waiting) == (2, 4, 0)
+
+
+async def test_a_unit_has_a_size(autojump_clock: trio.testing.MockClock) -> None:
+    gate = Gate()
+    async with serving(gate) as (writer, nursery):
+        for n in range(MAX_UNIT + 51):
+            Caller(writer, nursery, str(n))
+        for _ in range(3):
+            gate.released.release()
+        await settle()
+        assert sorted(map(len, gate.committed)) in ([51, MAX_UNIT], [1, 50, MAX_UNIT])
+
+
+async def test_withdrawn_while_it_waits_never_runs(autojump_clock: trio.testing.MockClock) -> None:
+    gate = Gate()
+    async with serving(gate) as (writer, nursery):
+        first = Caller(writer, nursery, "a")
+        await settle()
+        second, third = Caller(writer, nursery, "b"), Caller(writer, nursery, "c")
+        await settle()
+        second.scope.cancel()
+        await settle()
+        assert second.end == "cancelled"
+        assert writer.waiting == 1
+        gate.released.release()
+        gate.released.release()
+        await settle()
+        assert gate.committed == [["a"], ["c"]]
+        assert (first.end, third.end) == ("did a", "did c")
+
+
+async def test_cancelled_once_begun_it_learns_the_result(autojump_clock: trio.testing.MockClock) -> None:
+    gate = Gate()
+    async with serving(gate) as (writer, nursery):
+        caller = Caller(writer, nursery, "a")
+        await settle()
+        caller.scope.cancel()
+        await settle()
+        assert caller.end is None
+        gate.released.release()
+        await settle()
+        assert caller.end == "did a"
+
+
+async def test_the_deadline_ends_the_waiting(autojump_clock: trio.testing.MockClock) -> None:
+    gate = Gate()
+    async with serving(gate) as (writer, nursery):
+        running, waiting = Caller(writer, nursery, "a"), None
+        await settle()
+        running.scope.cancel()  # shielded, but not for ever
+        waiting = Caller(writer, nursery, "b")
+        await trio.sleep(11)
+        assert isinstance(running.end, StoreUnavailable | str)
+        assert isinstance(waiting.end, StoreUnavailable)
+        assert writer.waiting == 0
+        gate.released.release()
+        await settle()
+        assert gate.committed == [["a"]]  # which is why the caller may only say: unknown
+        fresh = Caller(writer, nursery, "c")
+        gate.released.release()
+        await settle()
+        assert fresh.end == "did c"
+
+
+async def test_poison_fails_alone(autojump_clock: trio.testing.MockClock) -> None:
+    gate = Gate()
+    async with serving(gate) as (writer, nursery):
+        first = Caller(writer, nursery, "first")
+        await settle()
+        callers = {word: Caller(writer, nursery, word) for word in ("a", "poison", "b")}
+        for _ in range(5):
+            gate.released.release()
+        await settle()
+        assert first.end == "did first"
+        assert isinstance(callers["poison"].end, ValueError)
+        assert callers["a"].end == "did a"
+        assert callers["b"].end == "did b"
+        assert sorted(gate.committed[1:]) == [["a"], ["b"]]
+
+
+async def test_a_sick_store_fails_all_at_once_and_nobody_is_tried_alone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    gate = Gate()
+    gate.failure = StoreUnavailable("disk full")
+    async with serving(gate) as (writer, nursery):
+        first = Caller(writer, nursery, "first")
+        await settle()
+        callers = [Caller(writer, nursery, word) for word in "abc"]
+        for _ in range(2):
+            gate.released.release()
+        await settle()
+        ends = [caller.end for caller in (first, *callers)]
+        assert all(isinstance(end, StoreUnavailable) and str(end) == "disk full" for end in ends)
+        assert len(set(map(id, ends))) == 4
+        assert len(gate.begun) == 2
+        gate.failure = None
+        back = Caller(writer, nursery, "back")
+        gate.released.release()
+        await settle()
+        assert back.end == "did back"
+
+
+async def test_calls_and_members_take_turns(autojump_clock: trio.testing.MockClock) -> None:
+    gate = Gate()
+    async with serving(gate) as (writer, nursery):
+        Caller(writer, nursery, "first")
+        await settle()
+        callers = [Caller(writer, nursery, "x", call=True), Caller(writer, nursery, "y", call=True)]
+        callers.append(Caller(writer, nursery, "m"))
+        await settle()
+        for _ in range(4):
+            gate.released.release()
+        await settle()
+        kinds = ["unit" if isinstance(work, list) else "call" for work in gate.committed]
+        assert kinds in (["unit", "call", "unit", "call"], ["unit", "unit", "call", "call"])
+        assert [caller.end for caller in callers] == ["called x", "called y", "did m"]
+
+
+async def test_too_many_waiting_are_refused_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    gate = Gate()
+    async with serving(gate, max_waiting=2) as (writer, nursery):
+        Caller(writer, nursery, "a")
+        await settle()
+        for word in "bc":
+            Caller(writer, nursery, word)
+        await settle()
+        with pytest.raises(StoreUnavailable, match="wait for the store"):
+            await writer.submit("d")
+        for _ in range(2):
+            gate.released.release()
+
+
+async def test_closing_answers_what_waits(autojump_clock: trio.testing.MockClock) -> None:
+    gate = Gate()
+    writer = GroupWriter(gate, echo, timeout_s=10)
+    async with trio.open_nursery() as callers, trio.open_nursery() as server:
+        server.start_soon(writer.run)
+        running = Caller(writer, callers, "a")
+        await settle()
+        waiting = Caller(writer, callers, "b")
+        await settle()
+        server.cancel_scope.cancel()
+        await settle()
+        assert running.end is None  # its unit is finished first
+        gate.released.release()
+    assert running.end == "did a"
+    assert isinstance(waiting.end, StoreUnavailable)
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await writer.submit("c")
