@@ -38,6 +38,7 @@ log = structlog.get_logger()
 ONE_SEND_OCTETS = 64 << 10
 MARK_TIMEOUT_S = 60  # the store has its own, shorter one; this only keeps the shield from being endless
 LEASE_MARGIN_S = 60
+LONE_DOT_S = 60  # nothing depends on the answer
 GIVE_BACK_S = 2
 FIRST_RETRY_S = 0.25
 LONGEST_RETRY_S = 5.0
@@ -258,7 +259,7 @@ class Runner:
         if end is Do.WANT_CONTENT:
             end = await self._send_message(flight, connection, content, patience)
         elif end is Do.SEND_LONE_DOT:
-            end = await connection.send_dot(b".\r\n", self._dot_timeout_s, patience.scope, self._now_us)
+            end = await connection.send_dot(b".\r\n", LONE_DOT_S, patience.scope, self._now_us)
         return end if isinstance(end, Failed) else None
 
     async def _send_message(

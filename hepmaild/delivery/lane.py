@@ -18,14 +18,15 @@ from hepmaild.delivery.route import Route
 TROUBLES_BEFORE_PAUSE = 3
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
-READY_FACTOR = 4
+READY_FACTOR = 16
 READY_EXTRA = 8
 
 
 class Lane:
     """See the module's page.  Times are Trio's clock.
 
-    cap: the most attempts at once; allowed: the most just now; active: how many there are.
+    cap: the most attempts at once; allowed: the most just now; active: how many there are.  is_behind: the store may
+    hold due work for it that was not claimed.
     """
 
     def __init__(self, route: Route, cap: int) -> None:
@@ -36,6 +37,7 @@ class Lane:
         self.listed = False  # whether it stands in the pool's line of runnable lanes
         self.ready: deque[tuple[Job, float]] = deque()
         self.kept: list[Connection] = []
+        self.is_behind = False
         self.paused_until = 0.0
         self.tls_works = True  # opportunistic only: False after a failed handshake, until a pause ends
         self._troubles = 0

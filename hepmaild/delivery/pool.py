@@ -108,7 +108,7 @@ class DeliveryPool:
         if lane is None or not self._running or self._ready_octets > READY_OCTETS:
             return 0
         now = trio.current_time()
-        if self._scheduler.is_behind:
+        if lane.is_behind:
             # Older mail waits in the store: leave it its place.
             return max(0, lane.allowed - len(lane.ready)) if now >= lane.paused_until else 0
         return lane.room(now)
@@ -219,7 +219,7 @@ class DeliveryPool:
                 if not self._busy:
                     self._quiet.set()
                 self._list_lane(lane)
-                if lane.is_running_low() and self._scheduler.is_behind:
+                if lane.is_behind and lane.is_running_low():
                     self._scheduler.wake()
 
     async def _do(self, lane: Lane, job: Job, leased: float) -> None:

@@ -30,7 +30,6 @@ class Scheduler:
     """`run` until `stop`; `wake` when there may be something to claim.
 
     lanes: all lanes now; take: puts claimed jobs into their lanes; resumed: a lane's pause is over.
-    is_behind: the store holds more due work than was claimed.
     """
 
     def __init__(
@@ -42,7 +41,6 @@ class Scheduler:
         resumed: Callable[[Lane], None],
         now_us: Callable[[], int],
     ) -> None:
-        self.is_behind = False
         self._queue = queue
         self._lanes = lanes
         self._take = take
@@ -106,17 +104,19 @@ class Scheduler:
     async def _claim_all(self) -> float:
         while True:
             now = trio.current_time()
-            room, full, resume_s = self._survey(now)
+            room, open_lanes, full, resume_s = self._survey(now)
             if not room:
                 return min(resume_s, LOOK_AGAIN_S)
             limit = min(room, CLAIM_LIMIT)
             jobs = await self._queue.claim(limit, exclude=full)
             if jobs:
                 self._take(jobs)
-            self.is_behind = len(jobs) >= limit
+            more = len(jobs) >= limit
+            for lane in open_lanes:
+                lane.is_behind = more
             if self._stopping.is_set():
                 return 0.0
-            if self.is_behind:
+            if more:
                 continue
             due_us = await self._queue.next_due_at_us(exclude=full)
             if due_us is None:
@@ -124,9 +124,11 @@ class Scheduler:
             due_s = (due_us - self._now_us()) / 1_000_000
             return min(max(due_s, 0.0 if jobs else SKIPPED_S if due_s <= 0 else 0.001), resume_s, LOOK_AGAIN_S)
 
-    def _survey(self, now: float) -> tuple[int, list[str], float]:
-        """How much room there is, which routes have none, and in how many seconds the next pause ends."""
-        room, full, resume_s = 0, [], LOOK_AGAIN_S
+    def _survey(self, now: float) -> tuple[int, list[Lane], list[str], float]:
+        """How much room there is, which lanes have some, the routes without, and in how many seconds a pause ends."""
+        room, resume_s = 0, LOOK_AGAIN_S
+        open_lanes: list[Lane] = []
+        full: list[str] = []
         for lane in self._lanes():
             if lane.paused_until and now >= lane.paused_until:
                 lane.paused_until = 0.0
@@ -135,7 +137,10 @@ class Scheduler:
             elif lane.paused_until:
                 resume_s = min(resume_s, lane.paused_until - now)
             lane_room = lane.room(now)
-            room += lane_room
-            if not lane_room:
+            if lane_room:
+                room += lane_room
+                open_lanes.append(lane)
+            else:
+                lane.is_behind = True  # nobody looks what the store has for it
                 full.append(lane.route.name)
-        return room, full, resume_s
+        return room, open_lanes, full, resume_s

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A `Queue` in memory that keeps to the protocol: leases with tokens, due times, marks; and can be broken on purpose."""
+"""A `Queue` in memory that keeps to the protocol: leases with tokens, due times, marks; breaks when told."""
 
 from __future__ import annotations
 

@@ -76,8 +76,10 @@ class Peer:
             elif verb == "DATA":
                 if await self._say(stream, verb, line, b"354 go\r\n") != b"354 go\r\n":
                     continue
-                content = await self._until(stream, buffer, b"\r\n.\r\n") if not buffer.startswith(b".\r\n") else b""
-                self.received.append(content)
+                buffer[:0] = b"\r\n"  # so that a lone dot ends it too
+                content = (await self._until(stream, buffer, b"\r\n.\r\n"))[2:]
+                if content:
+                    self.received.append(content)
                 await self._say(stream, "DOT", content, b"250 2.0.0 ok\r\n")
             elif verb == "QUIT":
                 await self._say(stream, verb, line, b"221 bye\r\n")

@@ -363,7 +363,7 @@ def test_a_reply_to_nothing_ends_the_connection_but_not_the_verdict(garbage: str
 
 
 def test_something_said_before_the_dot_stops_the_dot() -> None:
-    dialogue = Dialogue().play(HAPPY.split("! dot")[0])
+    dialogue = Dialogue().play(HAPPY.partition("! dot")[0])
     assert dialogue.machine.check_in_step() is None
     assert dialogue.machine.receive(b"250 2.", 1) is None
     assert isinstance(dialogue.machine.check_in_step(), Failed)

@@ -1,0 +1,488 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real pool, scheduler and machines on memory streams and Trio's mock clock: time is exact and costs nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from hepmaild.config import DeliverySettings, RouteKind, TlsMode
+from hepmaild.delivery.job import Attempt, Result
+from hepmaild.delivery.pool import DeliveryPool
+from hepmaild.delivery.route import Route
+from hepmaild.lifecycle import Lifecycle
+from hepmaild.mail.content import ContentBuilder
+from tests.conftest import LogEvents
+from tests.delivery.memory_queue import MemoryQueue
+from tests.delivery.peer import EHLO, Network, Peer, after, hang, hang_up
+
+EPOCH_US = 1_800_000_000_000_000
+
+
+def now_us() -> int:
+    return EPOCH_US + int(trio.current_time() * 1_000_000)
+
+
+@dataclass
+class World:
+    pool: DeliveryPool
+    queue: MemoryQueue
+    network: Network
+    peers: dict[str, Peer]
+    lifecycle: Lifecycle
+    reported: list[Attempt]
+    done: trio.Event
+
+    @property
+    def peer(self) -> Peer:
+        return self.peers["upstream"]
+
+
+def smtp(name: str, **more: object) -> Route:
+    return Route(name, RouteKind.SMTP, name, 25, TlsMode.NONE, **more)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def world(
+    *routes: Route,
+    settings: DeliverySettings | None = None,
+    setup: Callable[[MemoryQueue], None] | None = None,
+    state_dir: Path = Path("/nonexistent"),
+) -> AsyncIterator[World]:
+    """A running pool with a well-behaved peer for each route; ended by its drain."""
+    routes = routes or (smtp("upstream"),)
+    peers = {route.host: Peer() for route in routes if route.kind is RouteKind.SMTP}
+    reported: list[Attempt] = []
+    async with trio.open_nursery() as outside:
+        network = Network(outside, peers)
+        queue = MemoryQueue(now_us)
+        if setup is not None:
+            setup(queue)
+        lifecycle = Lifecycle()
+        pool = DeliveryPool(
+            settings or DeliverySettings(),
+            routes,
+            queue,
+            lifecycle,
+            "me.example",
+            state_dir=state_dir,
+            now_us=now_us,
+            random=lambda: 0.5,
+            connect=network.connect,
+            on_reported=reported.append,
+        )
+        done = trio.Event()
+
+        async def run(task_status: trio.TaskStatus[None]) -> None:
+            await pool.run(task_status=task_status)
+            done.set()
+
+        await outside.start(run)
+        yield World(pool, queue, network, peers, lifecycle, reported, done)
+        lifecycle.draining.set()
+        await done.wait()
+        outside.cancel_scope.cancel()
+
+
+async def test_offered_mail_is_delivered_without_the_store_being_read(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        await trio.sleep(1)
+        claims = w.queue.claims
+        assert w.pool.offer_nowait(w.queue.add("m1", ["a@x.example", "b@x.example"], leased=True))
+        await w.queue.until(lambda: bool(w.reported))
+        assert w.queue.claims == claims
+        assert w.queue.results("m1") == [Result.DELIVERED] * 2
+        assert w.peer.received == [b"Subject: x\r\n\r\nhello"]
+        attempt = w.reported[0]
+        assert attempt.host == "upstream:25"
+        assert [step.text for step in attempt.steps if step.who == "us"][:2] == [
+            "EHLO me.example",
+            "MAIL FROM:<s@example.com> SIZE=21",
+        ]
+
+
+async def test_waiting_mail_is_claimed_when_it_is_due(autojump_clock: MockClock) -> None:
+    async with world(setup=lambda q: (q.add("now"), q.add("later", due_us=EPOCH_US + 50_000_000))[0] and None) as w:
+        await w.queue.until(lambda: len(w.reported) == 2)
+        assert [a.job.message_id for a in w.reported] == ["now", "later"]
+        assert 50 <= trio.current_time() < 50.1
+
+
+async def test_an_idle_pool_does_nothing(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        await trio.sleep(3600)
+        assert w.queue.claims <= 62
+
+
+async def test_connections_are_reused_and_then_renewed(autojump_clock: MockClock) -> None:
+    async with world(smtp("upstream", connections=1, messages_per_connection=3)) as w:
+        for n in range(7):
+            assert w.pool.offer_nowait(w.queue.add(f"m{n}", leased=True))
+        await w.queue.until(lambda: len(w.reported) == 7)
+        assert w.peer.connections == 3
+        assert w.peer.lines.count(b"QUIT") == 2
+        assert w.peer.most_open == 1
+
+
+async def test_kept_connections_are_closed_when_idle(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        w.pool.offer_nowait(w.queue.add("m1", leased=True))
+        await w.queue.until(lambda: bool(w.reported))
+        await trio.sleep(100)
+        assert w.peer.open_now == 0
+        assert w.peer.lines[-1] == b"QUIT"
+
+
+async def test_a_kept_connection_that_died_costs_nothing(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        w.pool.offer_nowait(w.queue.add("m1", leased=True))
+        await w.queue.until(lambda: len(w.reported) == 1)
+
+        async def die_once(peer: Peer, line: bytes) -> bytes:
+            del peer.reactions["MAIL"]
+            return await hang_up(peer, line) or b""
+
+        w.peer.reactions["MAIL"] = die_once
+        w.pool.offer_nowait(w.queue.add("m2", leased=True))
+        await w.queue.until(lambda: len(w.reported) == 2)
+        assert w.queue.results("m2") == [Result.DELIVERED]
+        assert w.peer.connections == 2
+        assert any("connection was lost" in step.text for step in w.reported[1].steps)
+
+
+@pytest.mark.parametrize(("seconds", "result"), [(599, Result.DELIVERED), (601, Result.IN_DOUBT)])
+async def test_the_answer_to_the_dot_may_take_ten_minutes(
+    autojump_clock: MockClock, seconds: int, result: Result
+) -> None:
+    async with world() as w:
+        w.peer.reactions["DOT"] = after(seconds, b"250 2.0.0 at last\r\n")
+        w.pool.offer_nowait(w.queue.add("m1", leased=True))
+        await w.queue.until(lambda: bool(w.reported))
+        assert w.queue.results("m1") == [result]
+        assert trio.current_time() == pytest.approx(min(seconds, 600), abs=1)
+
+
+async def test_lost_after_the_dot_is_in_doubt_and_tried_again(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        w.peer.reactions["DOT"] = hang_up
+        w.pool.offer_nowait(w.queue.add("m1", leased=True))
+        await w.queue.until(lambda: len(w.reported) == 1)
+        w.peer.reactions.clear()
+        await w.queue.until(lambda: len(w.reported) == 2)
+        assert w.queue.results("m1") == [Result.IN_DOUBT, Result.DELIVERED]
+        assert trio.current_time() == pytest.approx(60, abs=2)
+
+
+async def test_the_mark_comes_before_the_dot(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        w.queue.on_mark = lambda job: marks.append(len(w.peer.received))
+        marks: list[int] = []
+        w.pool.offer_nowait(w.queue.add("m1", leased=True))
+        await w.queue.until(lambda: bool(w.reported))
+        assert marks == [0]
+
+
+async def test_without_the_lease_the_dot_stays_here(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        w.queue.refuse_mark = True
+        w.pool.offer_nowait(w.queue.add("m1", leased=True))
+        await trio.sleep(5)
+        assert w.peer.received == []
+        assert w.peer.open_now == 0
+        assert w.reported == []
+
+
+@pytest.mark.parametrize("size", [100, 200_000])
+async def test_store_down_at_the_mark(autojump_clock: MockClock, size: int) -> None:
+    async with world() as w:
+
+        async def break_store(peer: Peer, line: bytes) -> bytes:
+            w.queue.is_down = True
+            return b"354 go\r\n"
+
+        w.peer.reactions["DATA"] = break_store
+        body = b"Subject: x\r\n\r\n" + b"y" * 60 + b"\r\n" * (size // 2)
+        w.pool.offer_nowait(w.queue.add("m1", leased=True, body=body))
+        await trio.sleep(20)
+        assert w.peer.received == []
+        w.peer.reactions.clear()
+        w.queue.is_down = False
+        await w.queue.until(lambda: bool(w.reported))
+        assert w.queue.released == ["m1"]
+        assert w.queue.results("m1") == [Result.DELIVERED]
+        assert len(w.peer.received) == 1
+
+
+async def test_store_down_at_the_report(autojump_clock: MockClock) -> None:
+    async with world() as w:
+
+        async def break_store(peer: Peer, line: bytes) -> bytes:
+            w.queue.is_down = True
+            return b"250 2.0.0 ok\r\n"
+
+        w.peer.reactions["DOT"] = break_store
+        w.pool.offer_nowait(w.queue.add("m1", leased=True))
+        await trio.sleep(100)
+        w.queue.is_down = False
+        await w.queue.until(lambda: bool(w.reported))
+        assert w.queue.results("m1") == [Result.DELIVERED]
+        assert len(w.peer.received) == 1
+
+
+async def test_store_down_for_the_claims(autojump_clock: MockClock) -> None:
+    async with world(setup=lambda q: setattr(q, "is_down", True)) as w:
+        await trio.sleep(30)
+        w.queue.add("m1")
+        w.queue.is_down = False
+        await w.queue.until(lambda: bool(w.reported))
+        assert trio.current_time() < 45
+
+
+async def test_a_dead_route_does_not_delay_the_others(autojump_clock: MockClock) -> None:
+    def setup(queue: MemoryQueue) -> None:
+        for n in range(500):
+            queue.add(f"dead{n}", route="dead")
+        for n in range(200):
+            queue.add(f"hang{n}", route="hang", due_us=EPOCH_US + 1)
+
+    async with world(smtp("dead", connections=64), smtp("hang", connections=64), smtp("good")) as w:
+        del w.peers["dead"]
+        w.network.hanging.add("hang")
+        setup(w.queue)
+        w.pool.wake()
+        await trio.sleep(3)
+        begun = trio.current_time()
+        for n in range(50):
+            assert w.pool.capacity_hint("good") > 0
+            assert w.pool.offer_nowait(w.queue.add(f"good{n}", route="good", leased=True))
+        w.queue.add("good-claimed", route="good")
+        w.pool.wake()
+        await w.queue.until(lambda: len(w.peers["good"].received) == 51)
+        assert trio.current_time() - begun < 1
+        assert w.pool.capacity_hint("dead") == 0
+        assert w.network.dials < 150
+
+
+async def test_a_route_that_comes_back_is_used_soon(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        peer = w.peers.pop("upstream")
+        for n in range(100):
+            w.queue.add(f"m{n}")
+        w.pool.wake()
+        await trio.sleep(300)
+        tried = {a.job.message_id for a in w.reported}
+        assert len(tried) < 60  # most have not wasted an attempt
+        w.peers["upstream"] = peer
+        await w.queue.until(lambda: len(peer.received) >= 100 - len(tried))
+        assert trio.current_time() < 340
+        assert "refused" in str(w.reported[0].outcomes[0].reply)
+
+
+async def test_many_messages_of_one_route_do_not_starve_another(autojump_clock: MockClock) -> None:
+    async with world(smtp("slow", connections=2), smtp("other"), settings=DeliverySettings(workers=4)) as w:
+        w.peers["slow"].reactions["DOT"] = after(10, b"250 ok\r\n")
+        for n in range(300):
+            w.queue.add(f"slow{n}", route="slow")
+        w.pool.wake()
+        await trio.sleep(25)
+        w.queue.add("other", route="other")
+        w.pool.wake()
+        await w.queue.until(lambda: "other" in w.queue.outcomes)
+        assert trio.current_time() < 26
+        assert w.peers["slow"].most_open == 2
+
+
+async def test_too_many_recipients_go_in_the_next_transaction(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        w.peer.ehlo = EHLO.replace(b"250 SMTPUTF8", b"250-SMTPUTF8\r\n250 LIMITS RCPTMAX=2")
+        w.pool.offer_nowait(w.queue.add("m1", [f"r{n}@x.example" for n in range(5)], leased=True))
+        await w.queue.until(lambda: w.queue.messages["m1"].done)
+        assert len(w.peer.received) == 3
+        assert trio.current_time() < 5
+
+
+async def test_hints_of_the_peer_are_believed(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        w.peer.reactions["RCPT"] = b"451 4.7.1 Greylisted, try again in 200 seconds\r\n"
+        w.pool.offer_nowait(w.queue.add("m1", leased=True))
+        await w.queue.until(lambda: len(w.reported) == 1)
+        w.peer.reactions.clear()
+        await w.queue.until(lambda: len(w.reported) == 2)
+        assert trio.current_time() == pytest.approx(210, abs=2)
+        assert len(w.peer.received) == 1
+
+
+async def test_content_that_cannot_be_sent_fails_here(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        w.pool.offer_nowait(w.queue.add("m1", leased=True, body=b"Subject: x\r\n\r\nevil\n.\r\nMAIL"))
+        await w.queue.until(lambda: bool(w.reported))
+        assert w.queue.results("m1") == [Result.FAILED]
+        assert w.peer.received == []
+        await trio.sleep(1)
+        assert w.peer.open_now == 0
+
+
+async def test_large_and_spooled_content_arrives_whole(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        body = b"Subject: x\r\n\r\n" + b"..dots\r\n.\r\nand lines\r\n" * 10_000
+        w.pool.offer_nowait(w.queue.add("m1", leased=True, body=body))
+        await w.queue.until(lambda: bool(w.reported))
+        assert w.peer.received[0].replace(b"\r\n..", b"\r\n.") + b"\r\n" == body
+
+
+async def test_spooled_content_arrives_whole_and_is_closed() -> None:
+    async with world() as w:
+        builder = ContentBuilder()
+        line = b"x" * 70 + b"\r\n"
+        for _ in range(30):
+            builder.write(line * 1000)
+        content = builder.finish()
+        assert content.is_spooled
+        job = w.queue.add("m1", leased=True)
+        w.peer.ehlo = b"250 peer\r\n"
+        w.pool.offer_nowait(replace(job, content=content, size=content.size))
+        with trio.fail_after(30):
+            await w.queue.until(lambda: bool(w.reported))
+        assert w.queue.results("m1") == [Result.DELIVERED]
+        assert w.peer.received[0] + b"\r\n" == line * 30_000
+        with pytest.raises(ValueError, match="closed"):
+            content.head(1)
+
+
+async def test_a_refusal_in_the_middle_of_large_content(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        w.peer.ehlo = b"250 peer\r\n"
+
+        async def refuse(peer: Peer, line: bytes) -> bytes:
+            return b"354 go\r\n552 5.3.4 too large for us\r\n"
+
+        w.peer.reactions["DATA"] = refuse
+        w.pool.offer_nowait(w.queue.add("m1", leased=True, body=b"x\r\n" * 100_000))
+        await w.queue.until(lambda: bool(w.reported))
+        # Both in one read: out of step, and so not believed.
+        assert w.queue.results("m1") == [Result.DEFERRED]
+
+
+async def test_a_crash_in_an_attempt_is_a_deferral(autojump_clock: MockClock, log_events: LogEvents) -> None:
+    log_events.expect_error("attempt_crashed")
+    async with world() as w:
+
+        def crash(job: object) -> None:
+            w.queue.on_mark = None
+            raise RuntimeError("a defect")
+
+        w.queue.on_mark = crash
+        w.pool.offer_nowait(w.queue.add("m1", leased=True))
+        await w.queue.until(lambda: len(w.reported) == 1)
+        assert w.queue.results("m1") == [Result.DEFERRED]
+        assert w.peer.received == []
+        await w.queue.until(lambda: len(w.reported) == 2)
+        assert w.queue.results("m1")[-1] is Result.DELIVERED
+
+
+async def test_an_unknown_route_defers(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        assert not w.pool.offer_nowait(w.queue.add("m0", route="gone", leased=True))
+        w.queue.add("m1", route="gone")
+        w.pool.wake()
+        await w.queue.until(lambda: bool(w.reported))
+        assert w.queue.results("m1") == [Result.DEFERRED]
+        w.pool.replace_routes([smtp("upstream"), Route("gone", RouteKind.SMTP, "upstream", 25)])
+        await w.queue.until(lambda: len(w.reported) == 2)
+        assert w.queue.results("m1")[-1] is Result.DELIVERED
+
+
+async def test_a_silent_peer_is_left_after_its_time(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        w.peer.reactions["GREETING"] = hang
+        w.pool.offer_nowait(w.queue.add("m1", leased=True))
+        await w.queue.until(lambda: bool(w.reported))
+        assert trio.current_time() == pytest.approx(300, abs=1)
+        assert w.queue.results("m1") == [Result.DEFERRED]
+
+
+async def test_drain_lets_quick_attempts_finish(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        w.peer.reactions["MAIL"] = after(5, b"250 ok\r\n")
+        w.pool.offer_nowait(w.queue.add("m1", leased=True))
+        await trio.sleep(1)
+        w.lifecycle.draining.set()
+        await w.done.wait()
+        assert w.queue.results("m1") == [Result.DELIVERED]
+        assert trio.current_time() < 7
+        assert w.peer.open_now == 0
+        assert not w.pool.offer_nowait(w.queue.add("m2", leased=True))
+        assert w.pool.capacity_hint("upstream") == 0
+
+
+async def test_drain_gives_back_what_is_before_the_dot(autojump_clock: MockClock) -> None:
+    async with world(smtp("upstream", connections=1)) as w:
+        w.peer.reactions["MAIL"] = hang
+        w.pool.offer_nowait(w.queue.add("m1", leased=True))
+        w.pool.offer_nowait(w.queue.add("m2", leased=True))
+        await trio.sleep(1)
+        w.lifecycle.draining.set()
+        await w.done.wait()
+        assert sorted(w.queue.released) == ["m1", "m2"]
+        assert w.reported == []
+        assert trio.current_time() < 31
+
+
+async def test_drain_says_in_doubt_of_what_is_past_the_dot(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        w.peer.reactions["DOT"] = hang
+        w.pool.offer_nowait(w.queue.add("m1", leased=True))
+        await trio.sleep(1)
+        w.lifecycle.draining.set()
+        await w.done.wait()
+        assert w.queue.results("m1") == [Result.IN_DOUBT]
+        assert 20 < trio.current_time() < 31
+
+
+async def test_drain_with_the_store_down_ends_in_time(autojump_clock: MockClock) -> None:
+    async with world(smtp("upstream", connections=1)) as w:
+        w.peer.reactions["DOT"] = after(2, b"250 ok\r\n")
+        w.pool.offer_nowait(w.queue.add("m1", leased=True))
+        w.pool.offer_nowait(w.queue.add("m2", leased=True))
+        await trio.sleep(1)
+        w.queue.is_down = True
+        w.lifecycle.draining.set()
+        await w.done.wait()
+        assert trio.current_time() < 32
+
+
+async def test_sandbox_keeps_the_octets(tmp_path: Path) -> None:
+    route = Route("sandbox", RouteKind.SANDBOX, directory="kept")
+    async with world(route, state_dir=tmp_path) as w:
+        body = b"Subject: x\r\n\r\n.dot\r\nno end"
+        with trio.fail_after(20):
+            w.pool.offer_nowait(w.queue.add("0123456789abcdef", leased=True, route="sandbox", body=body))
+            w.pool.offer_nowait(w.queue.add("../escape", leased=True, route="sandbox", body=body))
+            await w.queue.until(lambda: len(w.reported) == 2)
+        assert (tmp_path / "kept" / "0123456789abcdef.eml").read_bytes() == body
+        envelope = json.loads((tmp_path / "kept" / "0123456789abcdef.json").read_text())
+        assert envelope["recipients"] == ["a@example.net"]
+        assert len(list(tmp_path.rglob("*"))) == 3  # noqa: ASYNC240
+        assert w.queue.results("../escape") == [Result.DEFERRED]
+
+
+async def test_contents_that_stand_ready_are_bounded(autojump_clock: MockClock) -> None:
+    async with world(smtp("upstream", connections=1)) as w:
+        w.peer.reactions["DOT"] = after(10, b"250 ok\r\n")
+        taken = 0
+        while w.pool.capacity_hint("upstream") and taken < 1000:
+            w.pool.offer_nowait(w.queue.add(f"m{taken}", leased=True))
+            taken += 1
+        assert 5 < taken < 50
+        assert w.pool.capacity_hint("upstream") == 0
+        for n in range(30):
+            w.queue.add(f"q{n}")
+        w.pool.wake()
+        await w.queue.until(lambda: len(w.reported) == taken + 30)
