@@ -237,7 +237,10 @@ class Runner:
             flight.scope = scope
             patience = Patience(scope, flight.lease_ends - self._margin_s)
             if connection.stage is Stage.CONNECT:
-                context = lane.tls_context() if lane.route.tls is not TlsMode.NONE else None
+                try:
+                    context = lane.tls_context() if lane.route.tls is not TlsMode.NONE else None
+                except OSError as error:  # ssl.SSLError is one
+                    return Failed(Stage.CONNECT, None, f"tls_ca {lane.route.tls_ca!r} cannot be used: {error}")
                 failure = await connection.open(context, patience, self._now_us)
                 if failure is not None:
                     return failure

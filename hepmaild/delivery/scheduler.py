@@ -84,7 +84,8 @@ class Scheduler:
                 with trio.move_on_after(sleep_s):
                     await self._event.wait()
                 if self._backoff_s:
-                    await trio.sleep(self._backoff_s)  # wake-ups do not shorten the wait for a sick store
+                    with trio.move_on_after(self._backoff_s):  # wake-ups do not shorten it: the store is sick
+                        await self._stopping.wait()
         finally:
             self._stopped.set()
 

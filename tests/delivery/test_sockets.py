@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine over real sockets: Postfix's smtp-sink, and a next hop with real TLS and AUTH."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from hepmaild.config import DeliverySettings, RouteKind, TlsMode
+from hepmaild.delivery.client import Credentials
+from hepmaild.delivery.job import Attempt, Result
+from hepmaild.delivery.pool import DeliveryPool
+from hepmaild.delivery.route import Route
+from hepmaild.lifecycle import Lifecycle
+from tests.conftest import find_peer
+from tests.delivery.memory_queue import MemoryQueue
+from tests.delivery.peer import Peer
+from tests.peers.certificates import Certificate, make_certificate
+
+DEADLINE_S = 30
+EHLO_TLS = b"250-peer\r\n250-PIPELINING\r\n250-STARTTLS\r\n250 AUTH PLAIN LOGIN\r\n"
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("certificates"))
+
+
+@asynccontextmanager
+async def listening(peer: Peer, host: str = "127.0.0.1") -> AsyncIterator[int]:
+    """The port on which `peer` serves."""
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host=host)
+        nursery.start_soon(trio.serve_listeners, peer.serve, listeners)
+        yield listeners[0].socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+async def deliver(route: Route, *bodies: bytes, attempts: int = 0) -> list[Attempt]:
+    """One attempt for each body on a pool of its own, after which it drains."""
+    queue = MemoryQueue(now_us)
+    lifecycle = Lifecycle()
+    reported: list[Attempt] = []
+    pool = DeliveryPool(
+        DeliverySettings(),
+        [route],
+        queue,
+        lifecycle,
+        "me.example",
+        state_dir=Path("/nonexistent"),
+        now_us=now_us,
+        random=lambda: 0.5,
+        on_reported=reported.append,
+    )
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(pool.run)
+            for n, body in enumerate(bodies):
+                assert pool.offer_nowait(queue.add(f"m{n}", body=body, leased=True))
+            await queue.until(lambda: len(reported) == (attempts or len(bodies)))
+            lifecycle.draining.set()
+    return reported
+
+
+def route_to(
+    port: int, tls: TlsMode, *, ca: Certificate | None = None, login: bool = False, host: str = "localhost"
+) -> Route:
+    return Route(
+        "upstream",
+        RouteKind.SMTP,
+        host,
+        port,
+        tls,
+        tls_ca=str(ca.certificate) if ca else "",
+        credentials=Credentials("user", "secret") if login else None,
+    )
+
+
+def server_context(certificate: Certificate) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate.certificate, certificate.private_key)
+    return context
+
+
+BODY = b"Subject: x\r\n\r\n.dots\r\nhello\r\n"
+
+
+@pytest.mark.parametrize("tls", [TlsMode.STARTTLS, TlsMode.IMPLICIT, TlsMode.OPPORTUNISTIC])
+@pytest.mark.parametrize("offer", [b"PLAIN", b"LOGIN"])
+async def test_tls_and_login(certificate: Certificate, tls: TlsMode, offer: bytes) -> None:
+    peer = Peer(
+        ehlo=EHLO_TLS.replace(b"PLAIN LOGIN", offer),
+        tls=server_context(certificate),
+        implicit=tls is TlsMode.IMPLICIT,
+    )
+    async with listening(peer) as port:
+        attempts = await deliver(route_to(port, tls, ca=certificate, login=True), BODY, BODY)
+    assert [a.outcomes[0].result for a in attempts] == [Result.DELIVERED] * 2
+    assert peer.received == [b"Subject: x\r\n\r\n..dots\r\nhello"] * 2
+    assert attempts[0].tls_version == "TLSv1.3"
+    assert attempts[0].host.endswith(f":{port}")
+    assert attempts[0].host.startswith("localhost[")
+    said = str([a.steps for a in attempts])
+    assert "secret" not in said
+    assert "AHVzZXIAc2VjcmV0" not in said
+
+
+@pytest.mark.parametrize("tls", [TlsMode.STARTTLS, TlsMode.IMPLICIT])
+async def test_a_certificate_that_is_not_good_defers(certificate: Certificate, tls: TlsMode, tmp_path: Path) -> None:
+    other = make_certificate(tmp_path, name="elsewhere.example")
+    peer = Peer(ehlo=EHLO_TLS, tls=server_context(certificate), implicit=tls is TlsMode.IMPLICIT)
+    async with listening(peer) as port:
+        [attempt] = await deliver(route_to(port, tls, ca=other, login=True), BODY)
+    [outcome] = attempt.outcomes
+    assert outcome.result is Result.DEFERRED
+    assert outcome.reply is not None
+    assert "the certificate is not good" in outcome.reply.text
+    assert not any(line.startswith(b"AUTH") for line in peer.lines)
+
+
+async def test_a_certificate_for_another_name_defers(certificate: Certificate) -> None:
+    # The listener has all of 127.0.0.0/8; the certificate names 127.0.0.1 only.
+    peer = Peer(ehlo=EHLO_TLS, tls=server_context(certificate))
+    async with listening(peer, host="0.0.0.0") as port:
+        [attempt] = await deliver(route_to(port, TlsMode.STARTTLS, ca=certificate, host="127.0.0.2"), BODY)
+    assert attempt.outcomes[0].result is Result.DEFERRED
+    assert "the certificate is not good" in str(attempt.outcomes[0].reply)
+
+
+async def test_a_wrong_password_defers_and_is_not_shown(certificate: Certificate) -> None:
+    peer = Peer(ehlo=EHLO_TLS, tls=server_context(certificate))
+    async with listening(peer) as port:
+        route = Route(
+            "upstream",
+            RouteKind.SMTP,
+            "localhost",
+            port,
+            TlsMode.STARTTLS,
+            tls_ca=str(certificate.certificate),
+            credentials=Credentials("user", "hunter22"),
+        )
+        [attempt] = await deliver(route, BODY)
+    [outcome] = attempt.outcomes
+    assert outcome.result is Result.DEFERRED
+    assert outcome.reply is not None
+    assert outcome.reply.code == 535
+    assert "AUTH PLAIN ****" in str(attempt.steps)
+    assert "aHVudGVyMjI" not in str(attempt)
+    assert "hunter22" not in str(attempt)
+    assert "hunter22" not in repr(route)
+
+
+async def test_a_ca_file_that_is_missing_defers() -> None:
+    route = Route("upstream", RouteKind.SMTP, "localhost", 9, TlsMode.STARTTLS, tls_ca="/nonexistent/ca.pem")
+    [attempt] = await deliver(route, BODY)
+    assert attempt.outcomes[0].result is Result.DEFERRED
+    assert "/nonexistent/ca.pem" in str(attempt.outcomes[0].reply)
+
+
+async def test_opportunistic_goes_plain_when_the_handshake_fails(certificate: Certificate) -> None:
+    context = server_context(certificate)
+    context.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")  # cannot work with this key
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    peer = Peer(ehlo=EHLO_TLS, tls=context)
+    async with listening(peer) as port:
+        [attempt] = await deliver(route_to(port, TlsMode.OPPORTUNISTIC), BODY)
+    assert attempt.outcomes[0].result is Result.DELIVERED
+    assert attempt.tls_version == ""
+    assert peer.connections == 2
+
+
+async def test_opportunistic_does_not_verify(certificate: Certificate) -> None:
+    peer = Peer(ehlo=EHLO_TLS, tls=server_context(certificate))
+    async with listening(peer) as port:
+        [attempt] = await deliver(route_to(port, TlsMode.OPPORTUNISTIC), BODY)
+    assert attempt.outcomes[0].result is Result.DELIVERED
+    assert attempt.tls_version == "TLSv1.3"
+
+
+async def test_nobody_listens() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        [attempt] = await deliver(route_to(taken.getsockname()[1], TlsMode.NONE, host="127.0.0.1"), BODY)
+    [outcome] = attempt.outcomes
+    assert outcome.result is Result.DEFERRED
+    assert "refused" in str(outcome.reply)
+    assert attempt.host == ""
+
+
+# smtp-sink
+
+
+@contextmanager
+def smtp_sink(*options: str) -> Iterator[int]:
+    """A running smtp-sink; its port."""
+    program = find_peer("smtp-sink")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    user = ["-u", "nobody"]
+    process = subprocess.Popen(
+        [program, *user, *options, f"127.0.0.1:{port}", "100"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        deadline = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline:
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+        if process.stderr:
+            process.stderr.close()
+
+
+@pytest.mark.parametrize("options", [[], ["-p"], ["-e"], ["-8"]])
+async def test_smtp_sink_takes_it(options: list[str]) -> None:
+    with smtp_sink(*options) as port:
+        large = b"Subject: x\r\n\r\n" + b".line\r\n" * 40_000
+        attempts = await deliver(route_to(port, TlsMode.NONE, host="127.0.0.1"), BODY, BODY, large)
+    assert [a.outcomes[0].result for a in attempts] == [Result.DELIVERED] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "results"),
+    [
+        (["-q", "."], {Result.IN_DOUBT}),
+        (["-q", "data"], {Result.DEFERRED}),
+        (["-q", "rcpt"], {Result.DEFERRED}),
+        (["-q", "connect"], {Result.DEFERRED}),
+        (["-f", "rcpt"], {Result.FAILED}),
+        (["-f", "."], {Result.FAILED}),
+        (["-f", "mail"], {Result.FAILED}),
+        (["-f", "helo,ehlo"], {Result.DEFERRED}),
+        (["-r", "."], {Result.DEFERRED}),
+        (["-r", "rcpt"], {Result.DEFERRED}),
+    ],
+)
+async def test_smtp_sink_misbehaves(options: list[str], results: set[Result]) -> None:
+    with smtp_sink(*options) as port:
+        attempts = await deliver(route_to(port, TlsMode.NONE, host="127.0.0.1"), BODY)
+    assert {a.outcomes[0].result for a in attempts} == results
