@@ -193,7 +193,7 @@ class SubmissionMachine(VerbLayer):
             if self._mode is Mode.COMMAND:
                 limit = commands.line_limit(buffer[at : at + 4].upper())
             if octets > limit or (octets == limit and not end):
-                self._refuse_long_line(is_complete=end > 0, octets=octets)
+                self._refuse_long_line()
                 return True
         if not end:
             return False
@@ -210,11 +210,11 @@ class SubmissionMachine(VerbLayer):
             self._command(line[:-2])
         return True
 
-    def _refuse_long_line(self, *, is_complete: bool, octets: int) -> None:
-        self._at += octets
+    def _refuse_long_line(self) -> None:
+        """Answer now, for its end may never come, and skip to it."""
         self._exchange = None
-        self._mode = Mode.COMMAND if is_complete else Mode.SKIP
-        self._skipped = octets
+        self._mode = Mode.SKIP
+        self._skipped = 0
         self._heard("*** (a line that is too long)")
         self._wrong(replies.LINE_TOO_LONG)
 
