@@ -265,7 +265,7 @@ class Plan:
     """Limits of an account."""
 
     calls_per_minute: int = setting(
-        120, "Calls of one key in any 60 seconds, both doors together.", low=1, high=100_000
+        120, "Calls of one key in any 60 seconds, both doors together.", low=1, high=1_000_000_000
     )
     messages_per_day: int = setting(0, "Messages accepted in a day (UTC); 0: no limit.", low=0)
     log_days: int = setting(30, "Days for which the log is kept.", low=1, high=3650)
