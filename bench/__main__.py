@@ -29,6 +29,11 @@ def _arguments() -> argparse.Namespace:
     http.add_argument("--connections", type=int, default=20)
     http.add_argument("--messages", type=int, default=3000)
     http.add_argument("--rounds", type=int, default=5)
+    profile = commands.add_parser("profile", help="where the daemon's time goes, by function and by thread")
+    profile.add_argument("--connections", type=int, default=20)
+    profile.add_argument("--messages", type=int, default=3000)
+    profile.add_argument("--reply", choices=["on-commit", "after-relay"], default="on-commit")
+    profile.add_argument("--functions", type=int, default=45, help="how many functions to show")
     arguments = sys.argv[1:]
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in {"-h", "--help"}):
         arguments = ["relay", *arguments]
@@ -56,6 +61,10 @@ def main() -> int:
             from bench import memory
 
             return memory.run(tuple(options.only), options.waiting)
+        elif options.command == "profile":
+            from bench import where
+
+            where.run(options.connections, options.messages, options.reply, options.functions)
         else:
             from bench import http_door
 

@@ -66,6 +66,7 @@ def open_hepmaild(
     accept_only: bool = False,
     changes: Mapping[str, Any] | None = None,
     database_url: str = "sqlite:///hepmaild.db",
+    python_options: tuple[str, ...] = (),
 ) -> Iterator[Server]:
     """The daemon on SQLite with a key of an account that no limit stops.
 
@@ -82,7 +83,9 @@ def open_hepmaild(
             settings[table] = values
     with (
         smtp_sink() as sink,
-        open_daemon(sink_port=sink.port, changes=settings, database_url=database_url, start=False) as daemon,
+        open_daemon(
+            sink_port=sink.port, changes=settings, database_url=database_url, start=False, python_options=python_options
+        ) as daemon,
     ):
         key = daemon.setup(email=ACCOUNT, grant=1_000_000_000, plan="bench")
         daemon.start()

@@ -101,6 +101,7 @@ class Daemon:
     child: Child | None = None
     preexec: Callable[[], None] | None = None
     env: dict[str, str] = field(default_factory=dict)
+    python_options: tuple[str, ...] = ()
 
     @property
     def config_path(self) -> Path:
@@ -144,7 +145,7 @@ class Daemon:
         self.state_dir.mkdir(parents=True, exist_ok=True)
         log = self.folder / f"{self.name}.err"
         offset = log.stat().st_size if log.exists() else 0
-        command = [sys.executable, "-m", "hepmaild", "-c", self.config_path, "serve"]
+        command = [sys.executable, *self.python_options, "-m", "hepmaild", "-c", self.config_path, "serve"]
         env = {"PYTHONPATH": str(ROOT), **self.env}
         child = Child(self.name, command, self.folder, env=env, preexec=self.preexec)
         self.child = child
@@ -315,11 +316,12 @@ def open_daemon(
     name: str = "hepmaild",
     preexec: Callable[[], None] | None = None,
     start: bool = True,
+    python_options: tuple[str, ...] = (),
 ) -> Iterator[Daemon]:
     """A daemon in its own folder; `start=False` leaves it stopped (its command line works all the same)."""
     with open_folder(name) as folder:
         settings = merge(base_settings(folder, sink_port=sink_port, database_url=database_url), changes or {})
-        daemon = Daemon(folder, settings, name=name, preexec=preexec)
+        daemon = Daemon(folder, settings, name=name, preexec=preexec, python_options=python_options)
         daemon.state_dir.mkdir()
         daemon.write_settings()
         try:
