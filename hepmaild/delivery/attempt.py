@@ -23,7 +23,7 @@ from hepmaild.delivery.capabilities import Envelope
 from hepmaild.delivery.client import Do, Failed, Stage
 from hepmaild.delivery.connections import Connect, Connection, Patience
 from hepmaild.delivery.job import Attempt, Job, Outcome, Queue, Result
-from hepmaild.delivery.lane import Lane
+from hepmaild.delivery.lane import PLAIN_FOR_S, Lane
 from hepmaild.delivery.outcome import Verdict, deferred, judge
 from hepmaild.delivery.sandbox import Sandbox
 from hepmaild.errors import StoreUnavailable
@@ -217,14 +217,14 @@ class Runner:
         """On a new connection; with `opportunistic` TLS on a second, plain one when the handshake fails (RFC 7435)."""
         route = lane.route
         tls = route.tls
-        if tls is TlsMode.OPPORTUNISTIC and not lane.tls_works:
-            tls = TlsMode.NONE if route.credentials is None else tls
+        if tls is TlsMode.OPPORTUNISTIC and trio.current_time() < lane.plain_until:
+            tls = TlsMode.NONE
         flight.connection = Connection(route, self._hostname, self._connect, tls, flight.transcript)
         failure = await self._deliver(flight, lane, envelope, content)
         if failure is None or failure.stage is not Stage.TLS or tls is not TlsMode.OPPORTUNISTIC or route.credentials:
             return failure
         self._note(flight, failure)
-        lane.tls_works = False
+        lane.plain_until = trio.current_time() + PLAIN_FOR_S
         await flight.connection.discard()
         flight.connection = Connection(route, self._hostname, self._connect, TlsMode.NONE, flight.transcript)
         return await self._deliver(flight, lane, envelope, content)
@@ -276,6 +276,7 @@ class Runner:
                 last = stuffer.feed(content.data) + stuffer.finish()
             else:
                 failure = await self._send_pieces(connection, content, stuffer, patience)
+                failure = failure or await connection.early_answer(patience, self._now_us)
                 if failure is not None:
                     return failure
                 last = stuffer.finish()

@@ -184,6 +184,14 @@ class Connection:
             return action if isinstance(action, Failed) else self.machine.eof()
         return None
 
+    async def early_answer(self, patience: Patience, now_us: Callable[[], int]) -> Failed | None:
+        """What the peer said before the content's end, if anything arrived; nothing should have."""
+        if self._socket is None or not self._socket.is_readable():
+            return None
+        patience.allow(LAST_WORDS_S)
+        action = await self.pump(None, patience, now_us)
+        return action if isinstance(action, Failed) else self.machine.eof()
+
     async def send_dot(
         self, data: bytes, timeout_s: float, scope: trio.CancelScope, now_us: Callable[[], int]
     ) -> Do | Failed:

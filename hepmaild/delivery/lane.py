@@ -20,6 +20,7 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 READY_FACTOR = 16
 READY_EXTRA = 8
+PLAIN_FOR_S = 600.0
 
 
 class Lane:
@@ -39,7 +40,7 @@ class Lane:
         self.kept: list[Connection] = []
         self.is_behind = False
         self.paused_until = 0.0
-        self.tls_works = True  # opportunistic only: False after a failed handshake, until a pause ends
+        self.plain_until = 0.0  # opportunistic only: no TLS until then, since a handshake failed
         self._troubles = 0
         self._pauses = 0
         self._context: ssl.SSLContext | None = None
@@ -57,7 +58,7 @@ class Lane:
         if route != self.route:
             self.route = route
             self._context = None
-            self.tls_works = True
+            self.plain_until = 0.0
             self._troubles = self._pauses = 0
             self.paused_until = 0.0
 

@@ -133,7 +133,6 @@ class Scheduler:
         for lane in self._lanes():
             if lane.paused_until and now >= lane.paused_until:
                 lane.paused_until = 0.0
-                lane.tls_works = True
                 self._resumed(lane)
             elif lane.paused_until:
                 resume_s = min(resume_s, lane.paused_until - now)

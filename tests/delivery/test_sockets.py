@@ -189,6 +189,25 @@ async def test_opportunistic_does_not_verify(certificate: Certificate) -> None:
     assert attempt.tls_version == "TLSv1.3"
 
 
+@pytest.mark.parametrize(
+    ("said", "result"), [(b"552 5.3.4 too large\r\n", Result.FAILED), (b"250 ok\r\n", Result.DEFERRED)]
+)
+async def test_an_answer_before_the_end_of_large_content(said: bytes, result: Result) -> None:
+    class Early(Peer):
+        async def _until(self, stream: trio.abc.Stream, buffer: bytearray, end: bytes) -> bytes:
+            if end == b"\r\n.\r\n":
+                while len(buffer) < 1000:
+                    buffer += await stream.receive_some(4096)
+                await stream.send_all(said)
+            return await super()._until(stream, buffer, end)
+
+    peer = Early()
+    async with listening(peer) as port:
+        [attempt] = await deliver(route_to(port, TlsMode.NONE, host="127.0.0.1"), b"x" * 70 + b"\r\n" * 400_000)
+    assert attempt.outcomes[0].result is result
+    assert peer.received == []
+
+
 async def test_nobody_listens() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
