@@ -25,7 +25,7 @@ _MAX_FILE_OCTETS = 1_048_576
 _LISTS: dict[str, type[Any]] = {"route": RouteSettings, "sender": SenderSettings}
 
 
-class SettingsError(Exception):
+class SettingsError(ValueError):
     """The settings cannot be used.  `problems` has each mistake with its file or variable, key and what is allowed."""
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:

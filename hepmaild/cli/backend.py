@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a command reaches the store: open it, bring the schema up to date, run one plain function, tell the daemon."""
+
+from __future__ import annotations
+
+import getpass
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+
+from hepmaild.cli.output import CommandFailed
+from hepmaild.config import Migrate, Settings
+from hepmaild.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from hepmaild.storage.store import Store
+
+T = TypeVar("T")
+
+KEYS = "keys"  # keys, accounts, senders, plans changed
+QUEUE = "queue"  # something became due
+
+
+def now_us() -> int:
+    """Unix microseconds."""
+    return time.time_ns() // 1000
+
+
+def operator_name() -> str:
+    """Who runs this command, for the ledger."""
+    try:
+        return f"command line ({getpass.getuser()})"
+    except (KeyError, OSError):
+        return "command line"
+
+
+def read(settings: Settings, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Run `fn(conn, …)` on a snapshot; a ValueError of `fn` is a refusal."""
+    return with_store(settings, lambda store: store.read(_refusing(fn), *args, **kwargs))
+
+
+def write(settings: Settings, topic: str, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Run `fn(conn, …)` as a unit, durable when this returns, and announce `topic`; a ValueError is a refusal."""
+
+    async def run(store: Store) -> T:
+        result: T = await store.write(_refusing(fn), *args, **kwargs)
+        with suppress(StoreUnavailable):  # a hint: the change itself is committed and will be seen
+            await store.announce(topic)
+        return result
+
+    return with_store(settings, run)
+
+
+def with_store(settings: Settings, fn: Callable[[Store], Awaitable[T]], *, upgrade: bool = True) -> T:
+    """Run an async function with the open store.  upgrade: first bring the schema up to date, or refuse to."""
+
+    async def main() -> T:
+        from hepmaild.storage.store import open_store
+        from hepmaild.storage.unit import UnitRunner
+
+        async with open_store(
+            settings.database, settings.server.state_dir, UnitRunner(now_us), exclusive=False
+        ) as store:
+            if upgrade and await store.schema_is_due():
+                if settings.database.migrate == Migrate.MANUAL:
+                    raise CommandFailed("the database is not at this version's schema: run `hepmaild db upgrade`")
+                await store.upgrade()
+            return await fn(store)
+
+    from hepmaild.storage.migrate import SchemaTooNew
+
+    try:
+        return trio.run(main)
+    except SchemaTooNew as error:
+        raise CommandFailed(str(error)) from None
+
+
+def _refusing(fn: Callable[..., T]) -> Callable[..., T]:
+    """`fn`, whose ValueErrors are sentences for a person."""
+
+    def run(conn: Any, *args: Any, **kwargs: Any) -> T:
+        try:
+            return fn(conn, *args, **kwargs)
+        except ValueError as error:
+            raise CommandFailed(str(error)) from None
+
+    return run

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What commands share: the settings, `--json`, argument types."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from hepmaild.config import Settings
+from hepmaild.mail.address import check_address
+from hepmaild.mail.ids import is_message_id
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclasses.dataclass
+class Invocation:
+    """What the options of the top command said.  settings are read when a command first asks.
+
+    preset: settings that do not come from a file (the demo's), or what was read.
+    """
+
+    config: str | None = None
+    log_level: str | None = None
+    preset: Settings | None = None
+
+    def load(self) -> Settings:
+        """Read the settings anew.  Raises SettingsError."""
+        from hepmaild.config_load import find_settings_file, load
+
+        return load(find_settings_file(self.config, os.environ), os.environ)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings.  Raises SettingsError, which ends the command with exit status 2."""
+        if self.preset is None:
+            self.preset = self.load()
+        return self.preset
+
+
+def with_settings(fn: F) -> F:
+    """Give a command the settings as its first argument."""
+
+    @click.pass_obj
+    @functools.wraps(fn)
+    def run(invocation: Invocation, *args: Any, **kwargs: Any) -> Any:
+        return fn(invocation.settings, *args, **kwargs)
+
+    return run  # type: ignore[return-value]  # a decorator of click's
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+
+
+class _Email(click.ParamType[str]):
+    name = "email"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return check_address(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is not an email address: {error}", param, ctx)
+
+
+class _MessageId(click.ParamType[str]):
+    name = "id"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not is_message_id(value.lower()):
+            self.fail(f"{value!r} is not a messageId: it has 16 hexadecimal characters", param, ctx)
+        return value.lower()
+
+
+class _Plan(click.ParamType[str]):
+    name = "plan"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if ctx is not None:
+            plans = ctx.find_object(Invocation).settings.plans  # type: ignore[union-attr]  # set by the top command
+            if value not in plans:
+                self.fail(f"there is no plan {value!r}; there are {', '.join(sorted(plans))}", param, ctx)
+        return value
+
+
+EMAIL = _Email()
+MESSAGE_ID = _MessageId()
+PLAN = _Plan()

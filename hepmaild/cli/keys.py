@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hepmaild key …` and `hepmaild sender …`."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hepmaild import key_rules
+from hepmaild.cli import backend
+from hepmaild.cli.common import EMAIL, json_option, with_settings
+from hepmaild.cli.output import CommandFailed, print_json, print_pairs, print_table
+from hepmaild.config import STANDARD_PLAN, Settings
+from hepmaild.mail.address import key_of
+from hepmaild.mail.submission import Permission
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+_SHOWN_ONCE = "This key is shown only now; a lost one can only be rotated."
+
+
+@click.group()
+def key() -> None:
+    """API keys: minted, restricted, rotated, disabled, deleted."""
+
+
+@key.command("mint")
+@click.argument("email", type=EMAIL)
+@click.option("--name", required=True, help="1 to 100 characters, unique in the account.")
+@click.option(
+    "--permission",
+    "permissions",
+    multiple=True,
+    type=click.Choice([str(p) for p in Permission]),
+    help="What it may do; may be given several times. Default: everything.",
+)
+@click.option("--sender", "senders", multiple=True, type=EMAIL, help="Only this sender address; several times.")
+@click.option("--from-ip", "networks", multiple=True, metavar="CIDR", help="Only from there; several times.")
+@click.option("--expires", metavar="DATE", help="A date (the end of that day, UTC) or an instant with its zone.")
+@json_option
+@with_settings
+def key_mint(
+    settings: Settings,
+    email: str,
+    name: str,
+    permissions: tuple[str, ...],
+    senders: tuple[str, ...],
+    networks: tuple[str, ...],
+    expires: str | None,
+    as_json: bool,
+) -> None:
+    """Make a key and show it, this once.
+
+    \b
+    hepmaild key mint me@example.com --name shop
+    hepmaild key mint me@example.com --name cron --permission smtp --from-ip 192.0.2.0/24 --expires 2027-12-31
+    """
+    from hepmaild.storage import keys
+
+    try:
+        expires_at_us = None if expires is None else key_rules.parse_expiry(expires)
+        addresses = key_rules.parse_networks(networks) or None
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    secret = keys.new_secret()
+    made = backend.write(
+        settings,
+        backend.KEYS,
+        mint,
+        settings,
+        email,
+        secret,
+        name=name,
+        permissions=sorted(set(permissions)) or None,
+        senders=sorted({key_of(sender) for sender in senders}) or None,
+        addresses=addresses,
+        expires_at_us=expires_at_us,
+    )
+    _show_secret({**made, "key": secret}, as_json)
+
+
+def mint(
+    conn: Connection,
+    settings: Settings,
+    email: str,
+    secret: str,
+    *,
+    name: str,
+    permissions: list[str] | None = None,
+    senders: list[str] | None = None,
+    addresses: list[str] | None = None,
+    expires_at_us: int | None = None,
+) -> dict[str, Any]:
+    """Store a key for the account of this address, within its plan.  Refusals are ValueErrors."""
+    from hepmaild.storage import accounts, keys
+
+    found = accounts.find(conn, email)
+    plan = settings.plans.get(found["plan"]) or settings.plans[STANDARD_PLAN]
+    return keys.mint(
+        conn,
+        account_id=found["id"],
+        key_id=str(uuid.uuid4()),
+        name=name,
+        secret=secret,
+        limit=plan.api_keys,
+        permissions=permissions,
+        senders=senders,
+        addresses=addresses,
+        expires_at_us=expires_at_us,
+        now_us=backend.now_us(),
+    )
+
+
+def _show_secret(row: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json({name: row[name] for name in ("id", "name", "key")})
+    else:
+        print_pairs(row, ("id", "name", "key"))
+        click.echo(_SHOWN_ONCE, err=True)
+
+
+@key.command("list")
+@click.argument("email", type=EMAIL)
+@json_option
+@with_settings
+def key_list(settings: Settings, email: str, as_json: bool) -> None:
+    """An account's keys, oldest first."""
+    rows = backend.read(settings, _list, email)
+    if as_json:
+        print_json(rows)
+    else:
+        columns = ("name", "last_five", "status", "permissions", "expires_at", "last_used_at", "id")
+        print_table(rows, columns, empty=f"no key yet: hepmaild key mint {email} --name NAME")
+
+
+def _list(conn: Connection, email: str) -> list[dict[str, Any]]:
+    from hepmaild.storage import accounts, keys
+
+    now_us = backend.now_us()
+    rows = []
+    for row in keys.list_of(conn, accounts.find(conn, email)["id"]):
+        expires = row["expires_at_us"]
+        if row["status"] == "active" and expires is not None and expires <= now_us:
+            row["status"] = "expired"
+        rows.append(row)
+    return rows
+
+
+@key.command("rotate")
+@click.argument("key_id", metavar="ID")
+@json_option
+@with_settings
+def key_rotate(settings: Settings, key_id: str, as_json: bool) -> None:
+    """Give a key a new secret; the old one stops at once, on both doors."""
+    from hepmaild.storage import keys
+
+    secret = keys.new_secret()
+    made = backend.write(settings, backend.KEYS, keys.rotate, key_id, secret)
+    _show_secret({**made, "key": secret}, as_json)
+
+
+def _set_status(settings: Settings, key_id: str, status: str, as_json: bool) -> None:
+    from hepmaild.storage import keys
+
+    changed = backend.write(settings, backend.KEYS, keys.set_status, key_id, status)
+    if as_json:
+        print_json(changed)
+    else:
+        print_pairs(changed)
+
+
+@key.command("disable")
+@click.argument("key_id", metavar="ID")
+@json_option
+@with_settings
+def key_disable(settings: Settings, key_id: str, as_json: bool) -> None:
+    """Refuse a key from now on, also in open sessions."""
+    _set_status(settings, key_id, "disabled", as_json)
+
+
+@key.command("enable")
+@click.argument("key_id", metavar="ID")
+@json_option
+@with_settings
+def key_enable(settings: Settings, key_id: str, as_json: bool) -> None:
+    """Let a disabled key work again."""
+    _set_status(settings, key_id, "active", as_json)
+
+
+@key.command("delete")
+@click.argument("key_id", metavar="ID")
+@json_option
+@with_settings
+def key_delete(settings: Settings, key_id: str, as_json: bool) -> None:
+    """Delete a key for good; the log keeps its name and last five characters."""
+    _set_status(settings, key_id, "deleted", as_json)
+
+
+@click.group()
+def sender() -> None:
+    """Sender addresses: what may stand in From, and the way its mail leaves."""
+
+
+@sender.command("add")
+@click.argument("address", type=EMAIL)
+@click.option("--route", required=True, help="A route of the settings.")
+@click.option("--account", "email", type=EMAIL, help="Only for this account; default: for every account.")
+@click.option("--daily-cap", type=click.IntRange(min=0), default=0, help="Messages in any rolling 24 hours; 0: no cap.")
+@click.option("--default", "is_default", is_flag=True, help="Used when a message has no From.")
+@json_option
+@with_settings
+def sender_add(
+    settings: Settings, address: str, route: str, email: str | None, daily_cap: int, is_default: bool, as_json: bool
+) -> None:
+    """Add a sender, or change the one that is there.
+
+    \b
+    hepmaild sender add shop@example.com --route upstream --account me@example.com --default
+    """
+    known = [known_route.name for known_route in settings.route]
+    if route not in known:
+        raise CommandFailed(f"there is no route {route!r} in the settings; there are: {', '.join(known) or 'none'}")
+    row = backend.write(settings, backend.KEYS, _put, address, email, route, daily_cap, is_default)
+    row = {**row, "account": email}
+    if as_json:
+        print_json(row)
+    else:
+        print_pairs(row)
+
+
+def _put(
+    conn: Connection, address: str, email: str | None, route: str, daily_cap: int, is_default: bool
+) -> dict[str, Any]:
+    from hepmaild.storage import senders
+
+    owner = _owner(conn, email)
+    return senders.put(conn, address=address, account_id=owner, route=route, daily_cap=daily_cap, is_default=is_default)
+
+
+def _owner(conn: Connection, email: str | None) -> str:
+    from hepmaild.storage import accounts
+
+    return "" if email is None else str(accounts.find(conn, email)["id"])
+
+
+@sender.command("list")
+@json_option
+@with_settings
+def sender_list(settings: Settings, as_json: bool) -> None:
+    """All senders: global ones of the settings, and those in the database."""
+    from hepmaild.storage import senders
+
+    shipped = [
+        {"address": s.address, "account": None, "route": s.route, "daily_cap": s.daily_cap, "default": s.default}
+        for s in settings.sender
+    ]
+    rows = [{**row, "from": "settings"} for row in shipped]
+    rows += [{**row, "from": "database"} for row in backend.read(settings, senders.list_all)]
+    if as_json:
+        print_json(rows)
+    else:
+        columns = ("address", "account", "route", "daily_cap", "default", "from")
+        print_table(rows, columns, empty="no sender yet: hepmaild sender add ADDRESS --route ROUTE")
+
+
+@sender.command("remove")
+@click.argument("address", type=EMAIL)
+@click.option("--account", "email", type=EMAIL, help="The account's own; default: the global one.")
+@json_option
+@with_settings
+def sender_remove(settings: Settings, address: str, email: str | None, as_json: bool) -> None:
+    """Take a sender away.  Those of the settings file are changed there."""
+    if email is None and any(key_of(s.address) == key_of(address) for s in settings.sender):
+        raise CommandFailed(f"{address} is a [[sender]] of the settings: take it out of the file and reload")
+    backend.write(settings, backend.KEYS, _remove, address, email)
+    if as_json:
+        print_json({"address": address, "account": email, "removed": True})
+    else:
+        click.echo(f"{address} is no sender any more")
+
+
+def _remove(conn: Connection, address: str, email: str | None) -> None:
+    from hepmaild.storage import senders
+
+    senders.remove(conn, address=address, account_id=_owner(conn, email))

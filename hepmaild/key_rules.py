@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may be asked of a key: its expiry and the addresses it may be used from (contract: api-keys.md).  Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from datetime import UTC, date, datetime, timedelta
+
+
+def parse_expiry(text: str) -> int:
+    """A date (the end of that day, UTC) or an instant with its zone, as Unix microseconds; else ValueError."""
+    allowed = (
+        "a date (2027-01-31: until the end of that day, UTC) or an instant with its zone (2027-01-31T12:00:00+01:00)"
+    )
+    text = text.strip()
+    try:
+        if len(text) == 10:
+            day = date.fromisoformat(text)
+            end = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
+            return round(end.timestamp()) * 1_000_000
+        found = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text!r} is not {allowed}") from None
+    if found.tzinfo is None:
+        raise ValueError(f"{text!r} has no zone: give {allowed}")
+    return (found - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+def parse_networks(texts: Iterable[str]) -> list[str]:
+    """Addresses and CIDR ranges in their normal form, each once; else ValueError."""
+    found: dict[str, None] = {}
+    for text in texts:
+        try:
+            network = ipaddress.ip_network(text.strip())
+        except ValueError as error:
+            hint = " (host bits are set)" if "host bits" in str(error) else ""
+            raise ValueError(
+                f"{text!r} is no IP address or CIDR range such as 192.0.2.0/24 or 2001:db8::/32{hint}"
+            ) from None
+        found[str(network)] = None
+    return list(found)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Passwords of people: which are good enough, how they are kept (argon2id), how they are checked.
+
+Hashing takes a tenth of a second of CPU and 64 MiB: inside the daemon call it in a thread with its own limiter
+(design.md P10), never on the event loop.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import argon2
+from argon2.exceptions import InvalidHashError, VerificationError
+
+MIN_LENGTH = 10
+_MIN_DIGITS = 14  # of a password of nothing else
+MAX_LENGTH = 1000  # beyond it nobody means well: hashing costs by length
+
+# The first choice of RFC 9106 §4 needs 2 GiB; this is its second, for a machine that does other things too.
+_HASHER = argon2.PasswordHasher(time_cost=3, memory_cost=65_536, parallelism=4)
+
+_OBVIOUS = frozenset(
+    """
+    password passw0rd passwort motdepasse contrasena welcome letmein iloveyou sunshine princess football baseball
+    superman batman trustno1 changeme changeit default secret administrator admin root qwertyuiop qwertzuiop
+    asdfghjkl zxcvbnm qwerty qwertz azerty 1q2w3e4r5t 1q2w3e4r 1qaz2wsx q1w2e3r4t5 abcdefghij abc123 monkey dragon
+    master hepmaild hepmail computer internet whatever test testing
+    """.split()
+)
+_RUNS = ("01234567890123456789", "98765432109876543210", "abcdefghijklmnopqrstuvwxyz", "zyxwvutsrqponmlkjihgfedcba")
+
+
+def check_password(password: str, *, email: str = "") -> None:
+    """Raise ValueError with a sentence when this password is too short, too long or obvious."""
+    if len(password) < MIN_LENGTH:
+        raise ValueError(f"a password has at least {MIN_LENGTH} characters")
+    if len(password) > MAX_LENGTH:
+        raise ValueError(f"a password has at most {MAX_LENGTH} characters")
+    folded = unicodedata.normalize("NFKC", password).casefold()
+    if _is_obvious(folded) or _repeats_address(folded, email.casefold()):
+        raise ValueError("this password is among the first that anybody would try: choose another one")
+
+
+def _is_obvious(folded: str) -> bool:
+    if len(set(folded)) < 4:
+        return True
+    if any(folded in run * 2 for run in _RUNS):
+        return True
+    # A well-known word stays one with a year, digits or an exclamation mark around it, or twice in a row.
+    core = re.sub(r"^[\W\d_]+|[\W\d_]+$", "", folded.translate(str.maketrans("@$", "as")))
+    bare = re.sub(r"[\W_]+", "", folded)
+    half = bare[: len(bare) // 2]
+    if core in _OBVIOUS or bare in _OBVIOUS or (folded.isdigit() and len(folded) < _MIN_DIGITS):
+        return True
+    return half * 2 == bare and half in _OBVIOUS
+
+
+def _repeats_address(folded: str, email: str) -> bool:
+    local, _, domain = email.partition("@")
+    if not local:
+        return False
+    core = re.sub(r"[\W\d_]+$", "", folded)
+    return folded == email or core in {email, local, domain, domain.partition(".")[0]}
+
+
+def hash_password(password: str) -> str:
+    """The argon2id hash to keep, with its salt and parameters.  Takes about a tenth of a second."""
+    return _HASHER.hash(password)
+
+
+def verify_password(kept: str, password: str) -> bool:
+    """Whether this is the password.  Takes as long for a wrong one; False too for a hash that is none."""
+    try:
+        return _HASHER.verify(kept, password)
+    except (VerificationError, InvalidHashError):
+        return False
+
+
+def needs_rehash(kept: str) -> bool:
+    """Whether the hash was made with other parameters than today's."""
+    return _HASHER.check_needs_rehash(kept)
