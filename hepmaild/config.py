@@ -213,8 +213,14 @@ class DeliverySettings:
     final_dot_timeout_s: float = setting(
         600, "How long the next hop may take to answer the final dot (RFC 5321 §4.5.3.2.6).", low=0.1, high=DAY_S
     )
+    attempt_timeout_s: float = setting(
+        900, "No attempt takes longer; must be longer than final_dot_timeout_s.", low=0.2, high=DAY_S
+    )
     lease_s: float = setting(
-        900, "Longer than any attempt: when it ends, a dead process's work is taken over.", low=0.2, high=DAY_S
+        60,
+        "Several processes: the work of one that stopped saying it is alive is taken over after this.",
+        low=1,
+        high=DAY_S,
     )
     body_days: int = setting(0, "Days for which a finished message's content is kept; 0: not at all.", low=0, high=3650)
 

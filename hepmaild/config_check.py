@@ -18,8 +18,8 @@ def check(settings: Settings, reader: Reader) -> None:
     if bool(settings.tls.certificate) != bool(settings.tls.private_key):
         missing = "private_key" if settings.tls.certificate else "certificate"
         reader.report(f"tls.{missing}", "is missing: certificate and private_key go together")
-    if settings.delivery.lease_s <= settings.delivery.final_dot_timeout_s:
-        reader.report("delivery.lease_s", "must be longer than final_dot_timeout_s: a lease outlives any attempt")
+    if settings.delivery.attempt_timeout_s <= settings.delivery.final_dot_timeout_s:
+        reader.report("delivery.attempt_timeout_s", "must be longer than final_dot_timeout_s")
     if not settings.delivery.retry_after_s:
         reader.report("delivery.retry_after_s", "must have at least one waiting time")
 

@@ -189,12 +189,13 @@ class Intake:
                 return await self._answer_twin(result)
             if isinstance(result, Refusal):
                 return result
-            self._hand_over(member, prepared, result)
+            taken = self._hand_over(member, prepared, result)
             receipt = first_receipt(member)
             if waiter is None:
                 pending.answer = receipt
                 return receipt
-            pending.answer = await self._wait(waiter, receipt, member)
+            in_vain = self._lifecycle.is_draining and not taken
+            pending.answer = receipt if in_vain else await self._wait(waiter, receipt, member)
             await self._record(member, pending.answer)
             return pending.answer
         finally:
@@ -262,12 +263,15 @@ class Intake:
             raise
         return result
 
-    def _hand_over(self, member: Accept, prepared: Prepared, taken: Taken) -> None:
-        """No await in here: between the commit and this call nothing may come."""
+    def _hand_over(self, member: Accept, prepared: Prepared, taken: Taken) -> bool:
+        """Give the committed message to the pool; whether it took it.
+
+        No await in here: between the commit and this call nothing may come.
+        """
         self._outbox.accepted()
         if member.owner is None:
             self._dispatcher.wake()
-            return
+            return False
         job = Job(
             message_id=member.message_id,
             account_id=member.account_id,
@@ -281,9 +285,11 @@ class Intake:
             expires_at_us=member.expires_at_us,
             content=None if prepared.content.is_spooled else prepared.content,
         )
-        if not self._dispatcher.offer_nowait(job):
-            self._outbox.doubt_accept(member.message_id, taken.token)
-            self._dispatcher.wake()
+        if self._dispatcher.offer_nowait(job):
+            return True
+        self._outbox.doubt_accept(member.message_id, taken.token)
+        self._dispatcher.wake()
+        return False
 
     async def _wait(self, waiter: FirstAttempt, receipt: Receipt, member: Accept) -> Receipt | Refusal:
         with trio.move_on_after(self.settings.delivery.relay_wait_s):

@@ -184,7 +184,10 @@ class Outbox:
         return True
 
     async def release(self, job: Job) -> None:
-        """See `Queue.release`."""
+        """See `Queue.release`.  A caller that waits is told "queued": nobody works on it now."""
+        waiter = self._waiting_callers.get(job.message_id)
+        if waiter is not None:
+            waiter.done.set()
         await self._store.write(queue.release, job.message_id, job.token, self._now_us())
 
     # Leases of this process

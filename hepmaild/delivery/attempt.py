@@ -96,15 +96,15 @@ class Runner:
         self._random = random
         self._on_reported = on_reported
         self._spool_limiter = trio.CapacityLimiter(4)
-        self._margin_s = min(LEASE_MARGIN_S, settings.lease_s / 10)
-        self._dot_timeout_s = min(settings.final_dot_timeout_s, settings.lease_s - self._margin_s)
+        self._margin_s = min(LEASE_MARGIN_S, settings.attempt_timeout_s / 10)
+        self._dot_timeout_s = min(settings.final_dot_timeout_s, settings.attempt_timeout_s - self._margin_s)
 
     async def attempt(self, job: Job, lane: Lane, leased: float) -> End:
         """Make one attempt and report it.  leased: when the lease began (Trio's clock).
 
         Cancelled before the in-doubt mark: the job is given back.  After it: ends by itself, in bounded time.
         """
-        flight = Flight(job, self._now_us(), leased + self._settings.lease_s, Transcript())
+        flight = Flight(job, self._now_us(), leased + self._settings.attempt_timeout_s, Transcript())
         self.flights.add(flight)
         settled = False
         try:
@@ -291,7 +291,7 @@ class Runner:
         patience.scope.deadline = trio.current_time() + MARK_TIMEOUT_S
         if not await self._queue.mark_in_doubt(flight.job):
             raise LeaseLost
-        flight.lease_ends = trio.current_time() + self._settings.lease_s
+        flight.lease_ends = trio.current_time() + self._settings.attempt_timeout_s
         machine.content_note(f"(content, {content.size} octets)", self._now_us())
         return await connection.send_dot(last, self._dot_timeout_s, patience.scope, self._now_us)
 

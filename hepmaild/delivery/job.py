@@ -96,10 +96,9 @@ class Queue(Protocol):
         """The content of a claimed job."""
 
     async def mark_in_doubt(self, job: Job) -> bool:
-        """Durably note that the final dot is about to leave, and renew the lease: it ends `lease_s` from now.
+        """Durably note that the final dot is about to leave.
 
-        Renewed because the reply may take 10 minutes, however long the content took.  False: the lease is lost, the dot
-        must not leave.  `release` and `report` take the mark away again.
+        False: the lease is lost, the dot must not leave.  `release` and `report` take the mark away again.
         """
 
     async def report(self, attempt: Attempt) -> bool:

@@ -223,7 +223,7 @@ class DeliveryPool:
                     self._scheduler.wake()
 
     async def _do(self, lane: Lane, job: Job, leased: float) -> None:
-        if trio.current_time() - leased > self._settings.lease_s / 2:
+        if trio.current_time() - leased > self._settings.attempt_timeout_s / 2:
             await self._release(job)  # it stood here too long to be sure of its lease
             return
         end = await self._runner.attempt(job, lane, leased)

@@ -81,7 +81,7 @@ def test_the_page_of_settings_is_current() -> None:
         ('[database]\nurl = "sqlite://"\n', "what is accepted must survive"),
         ("[delivery]\nretry_after_s = []\n", "at least one waiting time"),
         ('[delivery]\nretry_after_s = ["1"]\n', "delivery.retry_after_s: must be a whole number from 1"),
-        ("[delivery]\nlease_s = 5\n", "must be longer than final_dot_timeout_s"),
+        ("[delivery]\nattempt_timeout_s = 5\n", "must be longer than final_dot_timeout_s"),
         ('[tls]\ncertificate = "a.pem"\n', "tls.private_key: is missing"),
         ("[route]\n", "route: must be a list of tables: write [[route]]"),
         ('[[route]]\nname = "a"\n', "route.0.kind: is missing"),
