@@ -30,7 +30,7 @@ from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.route import from_settings
 from hepmaild.directory import Directory
 from hepmaild.errors import StoreUnavailable
-from hepmaild.http.server import HttpDoor
+from hepmaild.http.server import BoundHttp, HttpDoor
 from hepmaild.intake import Intake, IntakeSettings
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.outbox import Outbox
@@ -182,6 +182,7 @@ class _Daemon:
             self.lifecycle,
             tls.http,
             readiness=self.problems,
+            spool_dir=spool_dir,
         )
 
     async def problems(self) -> list[str]:
@@ -240,7 +241,7 @@ class _Daemon:
             if on_ready is not None:
                 await on_ready(bound, self._store)
 
-    async def _supervise_http(self, *, task_status: trio.TaskStatus[object]) -> None:
+    async def _supervise_http(self, *, task_status: trio.TaskStatus[BoundHttp]) -> None:
         """The HTTP server is a library's: should it crash, SMTP goes on, and it is started again a few times."""
         crashes: list[float] = []
         started = False
@@ -302,6 +303,7 @@ class _Daemon:
         self.directory.replace_settings(settings.sender)
         self.pool.replace_routes([from_settings(route) for route in settings.route])
         self.reaper.plans = settings.plans
+        self.http.take_limits(settings.limits)
 
     async def _hear_announcements(self) -> None:
         """Other processes and the command line: something became due, or everything may have changed."""
