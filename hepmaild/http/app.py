@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Quart-Trio application: the boundary around every request, and what is mounted in it.
+
+`build_app` is the only place that knows the parts; the API, health and (later) people's pages are blueprints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import structlog
+import trio
+from quart import Blueprint
+from quart.wrappers import Request as QuartRequest
+from quart.wrappers import Response
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+from werkzeug.exceptions import NotFound as NoSuchPage
+
+from hepmaild.errors import ErrorKind, Refusal, RefusedError, StoreUnavailable
+from hepmaild.http.body import too_large
+from hepmaild.http.call import Call, open_call
+from hepmaild.http.compat import HttpConnection, Request
+from hepmaild.http.errors import finish, json_response, refuse
+from hepmaild.http.limits import ConnectionCounter, TrustedProxies
+from hepmaild.http.send import SendDesk, send_blueprint
+from hepmaild.lifecycle import Lifecycle
+
+log = structlog.get_logger()
+
+Readiness = Callable[[], Awaitable[list[str]]]
+READINESS_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the boundary needs.  public_url: without a slash at its end, or empty.  max_request: octets."""
+
+    lifecycle: Lifecycle
+    proxies: TrustedProxies
+    counter: ConnectionCounter
+    public_url: str
+    max_request: int
+
+
+class App(QuartTrio):
+    """The application with our boundary: whatever a request provokes is answered and ends here."""
+
+    asgi_http_class = HttpConnection
+    request_class = Request
+
+    def __init__(self, surroundings: Surroundings) -> None:
+        super().__init__("hepmaild.http", static_folder=None)
+        self.surroundings = surroundings
+        self.config["PROPAGATE_EXCEPTIONS"] = True  # to the boundary below
+        self.config["MAX_CONTENT_LENGTH"] = surroundings.max_request
+        self.url_map.strict_slashes = True
+        self.url_map.merge_slashes = False
+
+    async def handle_request(self, request: QuartRequest) -> Any:
+        """Answer a request; cancelled when the client goes away."""
+        started = trio.current_time()
+        call = open_call(request, self.surroundings.proxies)
+        request.call = call  # type: ignore[attr-defined]
+        structlog.contextvars.bind_contextvars(request_id=call.request_id)
+        response = await self._answer(request, call)
+        body: Any = request.body
+        ends = call.connection.over_limit or self.surroundings.lifecycle.is_draining
+        is_http1 = request.http_version.startswith("1")
+        finish(response, call, closes=is_http1 and (ends or not body.is_complete))
+        log.info(
+            "http_request",
+            method=request.method[:16],
+            path=request.path[:200],
+            status=response.status_code,
+            code=call.code or None,
+            peer=str(call.client_ip),
+            key_id=call.key_id or None,
+            ms=round((trio.current_time() - started) * 1000, 1),
+        )
+        return response
+
+    async def _answer(self, request: QuartRequest, call: Call) -> Any:
+        if not call.by_proxy:
+            return await self._answer_counted(request, call, is_over=call.connection.over_limit)
+        counter = self.surroundings.counter
+        try:
+            return await self._answer_counted(request, call, is_over=counter.enter(call.client) > counter.limit)
+        finally:
+            counter.leave(call.client)
+
+    async def _answer_counted(self, request: QuartRequest, call: Call, *, is_over: bool) -> Any:
+        try:
+            if not call.is_https:
+                return self._to_https(request, call)
+            if is_over:
+                text = f"Your IP address has {self.surroundings.counter.limit} connections open; close some first."
+                return refuse(Refusal(ErrorKind.TOO_MANY_CONNECTIONS, text, retry_after_s=1), call)
+            return await super().handle_request(request)
+        except RefusedError as error:
+            return refuse(error.refusal, call)
+        except StoreUnavailable:
+            text = "The service cannot store anything at the moment; try again soon. Nothing was charged."
+            return refuse(Refusal(ErrorKind.UNAVAILABLE, text, retry_after_s=5), call)
+        except HTTPException as error:
+            return _http_error(error, call, self.surroundings.max_request)
+        except Exception:  # the HTTP boundary (design.md section 8)
+            log.exception("http_request_crashed", method=request.method[:16], path=request.path[:200])
+            text = f"Something went wrong on our side; nothing was charged. Name request {call.request_id} to support."
+            return refuse(Refusal(ErrorKind.INTERNAL, text), call)
+
+    async def handle_http_exception(self, error: Any) -> Any:
+        """Leave it to the boundary."""
+        raise error
+
+    def _to_https(self, request: QuartRequest, call: Call) -> Any:
+        base = self.surroundings.public_url
+        if call.is_api or not base.startswith("https://"):
+            return refuse(Refusal(ErrorKind.HTTPS_REQUIRED, "Use https:// instead of http://."), call)
+        target = base + quote(request.path, safe="/~!$&'()*+,;=:@-._")
+        if request.query_string:
+            target += "?" + quote(request.query_string, safe="/?~!$&'()*+,;=:@-._%")
+        return Response("", status=308, headers={"Location": target})
+
+
+def _http_error(error: HTTPException, call: Call, max_request: int) -> Any:
+    """What the framework found: no such path, no such method, a body that is too long."""
+    if isinstance(error, RequestEntityTooLarge):
+        return refuse(too_large(max_request), call)
+    if isinstance(error, MethodNotAllowed):
+        allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"OPTIONS"}))
+        response = refuse(Refusal(ErrorKind.METHOD_NOT_ALLOWED, f"Use {allowed} here."), call)
+        response.headers["Allow"] = allowed
+        return response
+    if call.is_api or not isinstance(error, NoSuchPage):
+        return refuse(
+            Refusal(ErrorKind.NOT_FOUND, "There is nothing at this path; see /api/docs for what there is."), call
+        )
+    call.code = "NOT_FOUND"
+    return Response("There is no such page.\n", status=404, content_type="text/plain; charset=utf-8")
+
+
+def health_blueprint(readiness: Readiness) -> Blueprint:
+    """`/healthz`: the process answers.  `/readyz`: it can take mail; 503 with the reasons when it cannot."""
+    blueprint = Blueprint("health", __name__)
+
+    @blueprint.get("/healthz")
+    async def healthz() -> Response:
+        return json_response(200, {"ok": True})
+
+    @blueprint.get("/readyz")
+    async def readyz() -> Response:
+        problems = ["the checks did not end in time"]
+        with trio.move_on_after(READINESS_TIMEOUT_S):
+            problems = await readiness()
+        return json_response(503 if problems else 200, {"ok": not problems, "problems": problems})
+
+    return blueprint
+
+
+def build_app(surroundings: Surroundings, desk: SendDesk, readiness: Readiness) -> App:
+    """The application, complete."""
+    app = App(surroundings)
+    app.register_blueprint(send_blueprint(desk))
+    app.register_blueprint(health_blueprint(readiness))
+    return app

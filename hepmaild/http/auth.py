@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Credentials of an API request: a bearer token, or HTTP Basic with the key as user name (RFC 6750, RFC 7617)."""
+
+from __future__ import annotations
+
+import base64
+import time
+
+from hepmaild.errors import ErrorKind, Refusal, RefusedError
+from hepmaild.http.call import Call
+from hepmaild.intake import Intake
+from hepmaild.mail.submission import Door, KeyIdentity, RateState
+
+MAX_SECRET = 256
+WINDOW_S = 60
+
+_HOW = 'Send it as "Authorization: Bearer hyd-mail-...", or as the user name of HTTP Basic with an empty password.'
+
+
+def read_credentials(authorization: str | None) -> str | Refusal:
+    """The secret in an Authorization header; a Refusal (MISSING_KEY, INVALID_KEY) says how to send one."""
+    scheme, _, rest = (authorization or "").strip().partition(" ")
+    rest = rest.strip()
+    if scheme.lower() == "bearer" and rest:
+        return rest[:MAX_SECRET]
+    if scheme.lower() == "basic" and rest:
+        try:
+            user, _, password = base64.b64decode(rest[: 4 * MAX_SECRET], validate=True).decode("utf-8").partition(":")
+        except ValueError:
+            return Refusal(ErrorKind.INVALID_KEY, f"The Basic credentials cannot be read. {_HOW}")
+        if password:
+            return Refusal(ErrorKind.INVALID_KEY, f"The key must be the user name and the password empty. {_HOW}")
+        if user:
+            return user[:MAX_SECRET]
+    return Refusal(ErrorKind.MISSING_KEY, f"An API key is needed. {_HOW}")
+
+
+async def identify(intake: Intake, call: Call, authorization: str | None) -> KeyIdentity:
+    """Whose request this is, counted in the shared window.  From here on every answer tells the key's rate.
+
+    Raises RefusedError (401, 403 or 429) and StoreUnavailable (503).  Cancelled before the count, nothing is counted.
+    """
+    secret = read_credentials(authorization)
+    if isinstance(secret, Refusal):
+        raise RefusedError(secret)
+    verified = await intake.authenticate(secret, door=Door.HTTP, peer_ip=str(call.client_ip))
+    if isinstance(verified, Refusal):
+        raise RefusedError(verified)
+    key = verified.key
+    call.key_id = key.key_id
+    # Until the window answers: the key is valid, so its limit is told, and nothing is promised.
+    call.rate = RateState(key.calls_per_minute, 0, int(time.time()) + WINDOW_S)
+    taken = await intake.take_call(key)
+    if isinstance(taken, Refusal):
+        raise RefusedError(taken)
+    call.rate = taken
+    return key

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The body of an API request: read within limits of size and time, large ones into a file, then JSON (RFC 8259).
+
+Only `load_object` holds a whole body in memory; callers let large ones in through the `MemoryGate` first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import trio
+from quart.wrappers import Request
+
+from hepmaild.errors import ErrorKind, Refusal, RefusedError
+from hepmaild.mail.content import Content, ContentBuilder
+
+READ_TIMEOUT_S = 300.0
+IDLE_TIMEOUT_S = 30.0
+WRITE_OCTETS = 256 << 10  # so much is written to the spool at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A body that came completely.  digest: SHA-256 of its octets."""
+
+    content: Content
+    digest: bytes
+
+
+def check_length(request: Request, limit: int) -> None:
+    """Raises RefusedError (REQUEST_TOO_LARGE) when the request says that it is longer than `limit` octets."""
+    length = request.content_length
+    if length is not None and length > limit:
+        raise RefusedError(too_large(limit))
+
+
+def too_large(limit: int) -> Refusal:
+    """The refusal for a request of more than `limit` octets."""
+    text = f"The request is larger than {limit} octets; send fewer or smaller attachments."
+    return Refusal(ErrorKind.REQUEST_TOO_LARGE, text)
+
+
+async def read_body(request: Request, limit: int, spool_dir: Path | None, limiter: trio.CapacityLimiter) -> Received:
+    """All of the body, in a file when it is large.
+
+    Raises RefusedError: REQUEST_TOO_LARGE as soon as it is longer than `limit`; INVALID_JSON when it comes too slowly.
+    Cancelled, it leaves nothing behind.
+    """
+    builder = ContentBuilder(spool_dir)
+    digest = hashlib.sha256()
+    pending: list[bytes] = []
+    held = total = 0
+    chunks = aiter(request.body)
+    try:
+        with trio.fail_after(READ_TIMEOUT_S):
+            while True:
+                with trio.fail_after(IDLE_TIMEOUT_S):
+                    chunk = await anext(chunks, None)
+                if chunk is None:
+                    break
+                total += len(chunk)
+                if total > limit:
+                    raise RefusedError(too_large(limit))
+                digest.update(chunk)
+                pending.append(chunk)
+                held += len(chunk)
+                if held >= WRITE_OCTETS:
+                    await _write(builder, pending, limiter)
+                    held = 0
+        await _write(builder, pending, limiter)
+        return Received(builder.finish(), digest.digest())
+    except trio.TooSlowError:
+        builder.discard()
+        text = "The request body did not arrive in time; send it again, faster."
+        raise RefusedError(Refusal(ErrorKind.INVALID_JSON, text)) from None
+    except BaseException:
+        builder.discard()
+        raise
+
+
+async def _write(builder: ContentBuilder, pending: list[bytes], limiter: trio.CapacityLimiter) -> None:
+    octets = pending[0] if len(pending) == 1 else b"".join(pending)
+    pending.clear()
+    if builder.size + len(octets) > WRITE_OCTETS:
+        try:
+            await trio.to_thread.run_sync(builder.write, octets, limiter=limiter)
+        except OSError as error:  # the disk is full
+            text = "There is no room for a request of this size now; try again later."
+            raise RefusedError(Refusal(ErrorKind.UNAVAILABLE, text, retry_after_s=60)) from error
+    elif octets:
+        builder.write(octets)
+
+
+def check_media_type(request: Request) -> None:
+    """Raises RefusedError (UNSUPPORTED_MEDIA_TYPE) for anything but plain `application/json`."""
+    if request.mimetype != "application/json":
+        raise RefusedError(
+            Refusal(ErrorKind.UNSUPPORTED_MEDIA_TYPE, "Send JSON, with the header Content-Type: application/json.")
+        )
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise RefusedError(
+            Refusal(ErrorKind.UNSUPPORTED_MEDIA_TYPE, "Send the JSON as it is, without Content-Encoding.")
+        )
+
+
+def load_object(content: Content) -> dict[str, Any]:
+    """The JSON object in `content`, which is closed.  Raises RefusedError (INVALID_JSON).
+
+    Stricter than the library: UTF-8, no member twice (which one counts would depend on the reader), no NaN.
+    """
+    octets = content.head(content.size)
+    content.close()
+    try:
+        text = octets.decode("utf-8")
+        del octets
+        value = json.loads(text, object_pairs_hook=_members, parse_constant=_constant)
+    except RecursionError:
+        raise _invalid("it is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise _invalid("it is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise _invalid(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
+    except ValueError as error:
+        raise _invalid(str(error)[:200]) from None
+    if not isinstance(value, dict):
+        raise _invalid("it is no object: put the fields between { and }")
+    return value
+
+
+def _invalid(why: str) -> RefusedError:
+    return RefusedError(Refusal(ErrorKind.INVALID_JSON, f"The body is not a JSON object: {why}."))
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a member stands in it twice")
+    return members
+
+
+def _constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no JSON")

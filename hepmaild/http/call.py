@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of one request apart from what it asks for: its id, who sent it, by which way."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from quart.wrappers import Request
+
+from hepmaild.http.limits import Address, TrustedProxies, client_of
+from hepmaild.mail.submission import RateState
+
+API_PREFIXES = ("/api/", "/v1/", "/oauth/")
+STATE_KEY = "hepmaild.connection"
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+@dataclass(eq=False, slots=True)
+class ConnectionFacts:
+    """One connection, as its requests see it.  stream: for what TLS negotiated.  over_limit: only to be told so."""
+
+    peer: Address
+    stream: Any
+    over_limit: bool = False
+
+    def tls(self) -> tuple[str, str]:
+        """Protocol version and cipher, or two empty strings."""
+        cipher = getattr(self.stream, "cipher", lambda: None)()
+        return (cipher[1], cipher[0]) if cipher else ("", "")
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """One request.
+
+    client_ip: after trusted proxies.  is_https: all the way from the client.  is_api: answered in JSON.  rate: set once
+    the key is valid.  by_proxy: the connection is a proxy's, so the request counts as its client's connection.
+    code: the API code of a refusal, for the log.
+    """
+
+    request_id: str
+    client_ip: Address
+    is_https: bool
+    is_api: bool
+    by_proxy: bool
+    connection: ConnectionFacts
+    rate: RateState | None = None
+    code: str = ""
+    key_id: str = ""
+    closes: bool = field(default=False)
+
+    @property
+    def client(self) -> str:
+        """Whom limits count."""
+        return client_of(self.client_ip)
+
+
+def is_api_path(path: str) -> bool:
+    """Whether programs, not people, ask here."""
+    return path == "/api" or path.startswith(API_PREFIXES)
+
+
+def open_call(request: Request, proxies: TrustedProxies) -> Call:
+    """The facts of a request that has just come."""
+    connection: ConnectionFacts = request.scope["state"][STATE_KEY]
+    headers = request.headers
+    wanted = headers.get("X-Request-Id", "")
+    request_id = wanted if _SANE_ID.fullmatch(wanted) else os.urandom(8).hex()
+    client_ip = connection.peer
+    is_https = request.scheme == "https"
+    by_proxy = client_ip in proxies
+    if by_proxy:
+        client_ip = proxies.client_behind(client_ip, ",".join(headers.getlist("X-Forwarded-For")))
+        said = headers.get("X-Forwarded-Proto", "")
+        if said:
+            is_https = said.rpartition(",")[2].strip().lower() == "https"
+    return Call(request_id, client_ip, is_https, is_api_path(request.path), by_proxy, connection)

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers of the API: a refusal as JSON, and what every answer carries (send-api.md "Errors")."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from quart.wrappers import Response
+
+from hepmaild.errors import ErrorKind, Refusal
+from hepmaild.http.call import Call
+
+DEFAULT_RETRY_AFTER_S = {429: 1, 503: 5}
+
+
+def json_response(status: int, body: dict[str, Any]) -> Response:
+    """A JSON answer; nothing an API says may be kept by a cache."""
+    octets = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    response = Response(octets, status=status, content_type="application/json")
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def refuse(refusal: Refusal, call: Call) -> Response:
+    """The answer for a refusal.  Nothing was charged, or it was refunded."""
+    status = refusal.kind.answer.http_status
+    call.code = refusal.kind.api_code
+    text = refusal.message
+    if refusal.kind is ErrorKind.RELAY_FAILED and refusal.reply is not None and str(refusal.reply) not in text:
+        text = f"{text.rstrip('.')}: {refusal.reply}"
+    body: dict[str, Any] = {"ok": False, "error": text[:1].upper() + text[1:], "code": call.code}
+    if refusal.field is not None:
+        body["field"] = refusal.field
+    body.update(refusal.extra)
+    response = json_response(status, body)
+    if refusal.rate is not None:
+        call.rate = refusal.rate
+    if refusal.retry_after_s is not None or status in DEFAULT_RETRY_AFTER_S:
+        seconds = refusal.retry_after_s or DEFAULT_RETRY_AFTER_S.get(status, 1)
+        response.headers["Retry-After"] = str(max(1, seconds))
+    if status == 401:
+        response.headers["WWW-Authenticate"] = 'Bearer realm="hepmaild"'
+    return response
+
+
+def finish(response: Any, call: Call, *, closes: bool) -> None:
+    """What every answer carries, whatever it says.  closes: the connection ends behind it (HTTP/1.1)."""
+    headers = response.headers
+    headers["x-request-id"] = call.request_id
+    rate = call.rate
+    if rate is not None:
+        headers["x-ratelimit-limit"] = str(rate.limit)
+        headers["x-ratelimit-remaining"] = str(rate.remaining)
+        headers["x-ratelimit-reset"] = str(rate.reset_at)
+    if closes:
+        headers["Connection"] = "close"

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTPS door: sockets, TLS, connections, and an orderly end.
+
+hypercorn's own `serve` takes neither a context that can be reloaded nor a limit of connections, and one broken
+connection ends it; so the loop is here, and hypercorn does the protocols (`compat.Connection`).
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import structlog
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.lifespan import Lifespan
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.utils import wrap_app
+
+from hepmaild.config import HttpSettings, LimitSettings
+from hepmaild.http.app import App, Readiness, Surroundings, build_app
+from hepmaild.http.compat import SEND_TIMEOUT_S, Connection
+from hepmaild.http.limits import ConnectionCounter, TrustedProxies
+from hepmaild.http.send import SendDesk
+from hepmaild.intake import Intake
+from hepmaild.lifecycle import Lifecycle
+
+log = structlog.get_logger()
+
+BACKLOG = 1024
+HANDSHAKE_TIMEOUT_S = 20.0
+# An HTTP/1.1 connection is idle until a complete request header came, so this bounds slow headers too.
+IDLE_TIMEOUT_S = 60.0
+GRACE_S = 25.0  # for running requests at the end; they wait at most `relay_wait_s` for a first attempt
+MAX_HEADER_OCTETS = 32 << 10
+MAX_STREAMS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class BoundHttp:
+    """Where the door listens, as `host:port`, `[host]:port` for IPv6."""
+
+    https: list[str]
+    plain: list[str]
+
+
+class HttpDoor:
+    """The HTTPS door.
+
+    ssl_context: offers h2 and http/1.1 by ALPN; whoever made it may load another certificate into it at any time.
+    readiness: why no new mail can be taken, empty when it can.  spool_dir: for large request bodies; None: the
+    system's folder for temporary files.
+    """
+
+    def __init__(
+        self,
+        settings: HttpSettings,
+        limits: LimitSettings,
+        intake: Intake,
+        lifecycle: Lifecycle,
+        ssl_context: ssl.SSLContext,
+        *,
+        readiness: Readiness,
+        spool_dir: Path | None = None,
+    ) -> None:
+        self._settings = settings
+        self._lifecycle = lifecycle
+        self._ssl_context = ssl_context
+        self._proxies = TrustedProxies(settings.trusted_proxies)
+        self._counter = ConnectionCounter(limits.connections_per_ip)
+        self._desk = SendDesk(intake, settings.max_request_bytes, limits.recipients_per_message, spool_dir)
+        self._readiness = readiness
+        self._bound: BoundHttp | None = None
+
+    @property
+    def connections(self) -> int:
+        """How many connections of clients are open."""
+        return self._counter.total
+
+    def take_limits(self, limits: LimitSettings) -> None:
+        """Obey other limits from now on (SIGHUP)."""
+        self._counter.limit = limits.connections_per_ip
+        self._desk.max_recipients = limits.recipients_per_message
+
+    def _build(self) -> App:
+        surroundings = Surroundings(
+            self._lifecycle,
+            self._proxies,
+            self._counter,
+            self._settings.public_url.rstrip("/"),
+            self._settings.max_request_bytes,
+        )
+        return build_app(surroundings, self._desk, self._readiness)
+
+    async def run(self, *, task_status: trio.TaskStatus[BoundHttp] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until `lifecycle.draining`, then let running requests end, for at most `GRACE_S`.
+
+        Started with the bound addresses once connections can come.  Raises OSError when an address cannot be bound.
+        May be called again after a crash: it binds the same ports.
+        """
+        config = _library_config()
+        app: Any = wrap_app(self._build(), config.wsgi_max_body_size, "asgi")
+        lifespan = Lifespan(app, config, {})
+        with _Sockets() as sockets:
+            secure = sockets.open(self._bound.https if self._bound else self._settings.listen)
+            plain = sockets.open(self._bound.plain if self._bound else self._settings.plain_listen)
+            async with trio.open_nursery() as lifespan_nursery:
+                await lifespan_nursery.start(lifespan.handle_lifespan)
+                await lifespan.wait_for_startup()
+                await self._serve(app, config, secure, plain, task_status)
+                await lifespan.wait_for_shutdown()
+                lifespan_nursery.cancel_scope.cancel()
+
+    async def _serve(
+        self,
+        app: Any,
+        config: Config,
+        secure: list[socket.socket],
+        plain: list[socket.socket],
+        task_status: trio.TaskStatus[BoundHttp],
+    ) -> None:
+        context = WorkerContext(None)
+        handler: Any = partial(Connection, app, config, context, counter=self._counter, proxies=self._proxies)
+        listeners: list[Any] = [
+            trio.SSLListener(_listener(each), self._ssl_context, https_compatible=True) for each in secure
+        ]
+        listeners += [_listener(each) for each in plain]
+        async with trio.open_nursery() as connections:
+            try:
+                async with trio.open_nursery() as accepting:
+                    accepting.start_soon(partial(trio.serve_listeners, handler, listeners, handler_nursery=connections))
+                    self._bound = BoundHttp([_address(each) for each in secure], [_address(each) for each in plain])
+                    for door, addresses in (("https", self._bound.https), ("http", self._bound.plain)):
+                        for address in addresses:
+                            log.info("listening", door=door, address=address)
+                    task_status.started(self._bound)
+                    await self._lifecycle.draining.wait()
+                    accepting.cancel_scope.cancel()
+            finally:
+                await context.terminated.set()  # idle connections are closed at once, others behind their answer
+                connections.cancel_scope.deadline = trio.current_time() + GRACE_S
+
+
+class _Sockets:
+    """Listening sockets, closed at the end whatever happens before somebody else owns them."""
+
+    def __init__(self) -> None:
+        self._opened: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in self._opened:
+            each.close()
+
+    def open(self, addresses: Iterable[str]) -> list[socket.socket]:
+        """Bind and listen.  Raises OSError that names the address."""
+        opened = []
+        for address in addresses:
+            host, _, port = address.rpartition(":")
+            host = host.strip("[]")
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            each = socket.socket(family, socket.SOCK_STREAM)
+            self._opened.append(each)
+            try:
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                # A client that no longer reads must not keep us from stopping (P6).
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SEND_TIMEOUT_S * 1000))
+                if family == socket.AF_INET6:
+                    each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                each.setblocking(False)
+                each.bind((host, int(port)))
+                each.listen(BACKLOG)
+            except OSError as error:
+                raise OSError(error.errno, f"cannot listen on {address}: {error.strerror or error}") from error
+            opened.append(each)
+        return opened
+
+
+def _listener(each: socket.socket) -> trio.SocketListener:
+    return trio.SocketListener(trio.socket.from_stdlib_socket(each))
+
+
+def _address(each: socket.socket) -> str:
+    host, port = each.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class _Silent:
+    """hypercorn's log: its one interesting line is that the application raised, which ours never does."""
+
+    def __init__(self, _config: Config) -> None:
+        pass
+
+    async def exception(self, message: str, *_: Any, **__: Any) -> None:
+        """An error that our boundary did not catch."""
+        log.warning("http_library_error", text=message, exc_info=sys.exception())
+
+    async def _nothing(self, *_: Any, **__: Any) -> None:
+        pass
+
+    access = atoms = critical = error = warning = info = debug = log = _nothing
+
+
+def _library_config() -> Config:
+    config = Config()
+    config.logger_class = _Silent  # type: ignore[assignment]
+    config.errorlog = None
+    config.include_server_header = False
+    config.keep_alive_timeout = IDLE_TIMEOUT_S
+    config.keep_alive_max_requests = 1_000_000
+    config.ssl_handshake_timeout = HANDSHAKE_TIMEOUT_S
+    config.h11_max_incomplete_size = MAX_HEADER_OCTETS
+    config.h2_max_header_list_size = MAX_HEADER_OCTETS
+    config.h2_max_concurrent_streams = MAX_STREAMS
+    config.max_app_queue_size = 2
+    return config
