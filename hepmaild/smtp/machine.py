@@ -149,8 +149,8 @@ class SubmissionMachine(VerbLayer):
         else:
             self.session.refused += 1
         self._drop_transaction()
-        self.session.prelude.steps.clear()
         self._finish_with(replies.line(reply))
+        self.session.prelude.steps.clear()
         return self._run()
 
     def content_lost(self) -> None:
