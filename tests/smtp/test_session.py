@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +22,6 @@ AUTH = b"EHLO c\r\nAUTH PLAIN AHVzZXIAcGFzcw==\r\n"
 ENVELOPE = b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.com>\r\n"
 
 
-@pytest.fixture
-async def clock(autojump_clock: trio.testing.MockClock) -> AsyncIterator[trio.testing.MockClock]:
-    """Time that jumps whenever everybody waits."""
-    yield autojump_clock
-
-
 async def read_until(peer: StreamPeer, wanted: bytes) -> bytes:
     """What the server says up to and including `wanted`."""
     received = b""
@@ -46,7 +39,7 @@ async def begin(peer: StreamPeer, octets: bytes = AUTH, wanted: bytes = b"235 ")
     await read_until(peer, wanted)
 
 
-async def test_silence_between_commands(clock: trio.testing.MockClock, log_events: LogEvents) -> None:
+async def test_silence_between_commands(autojump_clock: trio.testing.MockClock, log_events: LogEvents) -> None:
     async with open_session(ScriptedIntake()) as peer:
         await begin(peer)
         began = trio.current_time()
@@ -58,7 +51,7 @@ async def test_silence_between_commands(clock: trio.testing.MockClock, log_event
     assert event["commands"] == 2
 
 
-async def test_a_command_an_octet_at_a_time(clock: trio.testing.MockClock) -> None:
+async def test_a_command_an_octet_at_a_time(autojump_clock: trio.testing.MockClock) -> None:
     async with open_session(ScriptedIntake()) as peer:
         await begin(peer)
         began = trio.current_time()
@@ -75,7 +68,7 @@ async def test_a_command_an_octet_at_a_time(clock: trio.testing.MockClock) -> No
         assert trio.current_time() - began == pytest.approx(300, abs=1)
 
 
-async def test_content_that_stops(clock: trio.testing.MockClock) -> None:
+async def test_content_that_stops(autojump_clock: trio.testing.MockClock) -> None:
     intake = ScriptedIntake()
     async with open_session(intake) as peer:
         await begin(peer, AUTH + ENVELOPE + b"DATA\r\n", b"354 ")
@@ -86,7 +79,7 @@ async def test_content_that_stops(clock: trio.testing.MockClock) -> None:
     assert intake.accepted == []
 
 
-async def test_content_an_octet_at_a_time(clock: trio.testing.MockClock) -> None:
+async def test_content_an_octet_at_a_time(autojump_clock: trio.testing.MockClock) -> None:
     async with open_session(ScriptedIntake()) as peer:
         await begin(peer, AUTH + ENVELOPE + b"DATA\r\n", b"354 ")
         began = trio.current_time()
@@ -105,7 +98,7 @@ async def test_content_an_octet_at_a_time(clock: trio.testing.MockClock) -> None
 
 @pytest.mark.parametrize("octets", [b"", b"\x16\x03\x01"])
 async def test_a_handshake_that_stops(
-    clock: trio.testing.MockClock, log_events: LogEvents, octets: bytes
+    autojump_clock: trio.testing.MockClock, log_events: LogEvents, octets: bytes
 ) -> None:
     async with open_session(ScriptedIntake(), handshake=False) as peer:
         if octets:
@@ -147,7 +140,7 @@ async def test_half_closed_peers_get_their_answers() -> None:
         assert await peer.read() == b""
 
 
-async def test_too_many_failed_keys_wait_before_the_answer(clock: trio.testing.MockClock) -> None:
+async def test_too_many_failed_keys_wait_before_the_answer(autojump_clock: trio.testing.MockClock) -> None:
     script = Script({"auth": ["TOO_MANY_FAILED_KEYS:4", "TOO_MANY_FAILED_KEYS:600", "ok"]})
     async with open_session(ScriptedIntake(script)) as peer:
         for seconds in (4, 10):
@@ -240,7 +233,7 @@ async def test_the_submission_says_how_it_came() -> None:
 
 
 async def test_a_peer_that_stops_reading_is_given_up(
-    clock: trio.testing.MockClock, log_events: LogEvents, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: trio.testing.MockClock, log_events: LogEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The 250 cannot be sent; the session ends within the send time-out and frees everything."""
     ours, theirs = trio.testing.lockstep_stream_pair()
