@@ -36,7 +36,7 @@ class ContentKeeper:
         builder = self._builder
         if builder is None:
             return False
-        if not builder.is_spooled and builder.size + len(piece) <= SPOOL_OCTETS:
+        if not self._pending and not builder.is_spooled and builder.size + len(piece) <= SPOOL_OCTETS:
             builder.write(piece)
             return True
         self._pending.append(piece)

@@ -12,6 +12,7 @@ import trio.testing
 
 from hepmaild.mail.submission import Submission
 from hepmaild.smtp import session as session_module
+from hepmaild.smtp.keep import ContentKeeper
 from tests.smtp.harness import StreamPeer, open_session
 from tests.smtp.scripted import Script, ScriptedIntake
 
@@ -247,3 +248,16 @@ async def test_a_peer_that_stops_reading_is_given_up(
             await trio.sleep(1)
         assert trio.current_time() - began <= session_module.SEND_TIMEOUT_S + session_module.LINGER_S + 2
     await trio.aclose_forcefully(ours)
+
+
+async def test_pieces_of_any_size_keep_their_order(tmp_path: Path) -> None:
+    """A small piece must not overtake larger ones that wait to be written."""
+    keeper = ContentKeeper(tmp_path, trio.CapacityLimiter(1))
+    keeper.begin()
+    pieces = [bytes([n]) * size for n, size in enumerate((900_000, 200_000, 10, 70_000, 1, 300_000, 5))]
+    for piece in pieces:
+        assert await keeper.write(piece)
+    content = await keeper.finish()
+    assert content is not None
+    assert b"".join(content.chunks()) == b"".join(pieces)
+    content.close()
