@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+# Everything from a clean clone with python3 (3.11 to 3.13), python3-venv and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+# `make run DEMO="--dir /tmp/demo --https 127.0.0.1:9443"`, `make test ARGS="-k smtp"`, `make bench ARGS=memory`
+DEMO ?=
+ARGS ?=
+
+.PHONY: help run test test-clients lint format bench docs lock clean
+
+help:
+	@echo "make run            a demo service on unprivileged ports; Ctrl-C ends it"
+	@echo "make test           every test whose peers are there (ARGS=-k ...)"
+	@echo "make test-clients   install the mail clients from npm that some tests use"
+	@echo "make lint           ruff and mypy --strict"
+	@echo "make format         let ruff format everything"
+	@echo "make bench          benchmarks beside Postfix (see bench/README.md)"
+	@echo "make docs           the generated pages of docs/"
+	@echo "make lock           pin the newest allowed dependencies with their hashes"
+	@echo "make clean          remove what make made, the demo's mail and database too"
+
+run: $(VENV)/.installed
+	@exec $(BIN)/hepmaild demo $(DEMO)
+
+test: $(VENV)/.installed-test
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-clients:
+	cd tests/clients && npm ci --no-audit --no-fund
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-test
+	@$(BIN)/python -m bench $(ARGS)
+
+docs: $(VENV)/.installed-test
+	$(BIN)/python -m hepmaild.config_docs > docs/configuration.md.new
+	mv docs/configuration.md.new docs/configuration.md
+
+LOCK := $(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url \
+	--no-emit-trusted-host --no-emit-find-links --no-emit-options --extra build --extra postgresql
+
+# Compiled with the oldest Python we support; valid for the newer ones too (no package here needs another one there).
+lock: $(VENV)/.installed-test
+	$(PIP) install --quiet 'pip-tools>=7.5'
+	CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) -o requirements.lock pyproject.toml
+	CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --extra test -c requirements.lock -o requirements-test.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) var build .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/clients/node_modules
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Built without an environment of its own: what builds it is pinned like everything else.
+$(VENV)/.installed: requirements.lock pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --require-hashes -r requirements.lock
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed-test: requirements-test.lock pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --require-hashes -r requirements-test.lock
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@ $(VENV)/.installed
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
