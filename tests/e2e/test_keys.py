@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import smtplib
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 
 import pytest
 
@@ -43,15 +46,21 @@ def daemons(request: pytest.FixtureRequest, sink: CaptureSink) -> Iterator[list[
         yield [first, second]
 
 
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as found:
+        yield found
+
+
 def send(session: smtplib.SMTP) -> None:
     session.sendmail(SENDER, [TO], plain_message(new_id(), sender=SENDER, to=TO))
 
 
 @pytest.mark.parametrize("change", ["disable", "rotate", "delete"])
-def test_a_change_ends_open_sessions_too(daemons: list[Daemon], change: str) -> None:
+def test_a_change_ends_open_sessions_too(daemons: list[Daemon], stack: ExitStack, change: str) -> None:
     minted = daemons[0].mint(name=f"{change}-{new_id()[:8]}")
     key = minted["key"]
-    sessions = [open_smtp(daemon, key) for daemon in daemons]
+    sessions = [stack.enter_context(closing(open_smtp(daemon, key))) for daemon in daemons]
     for daemon, session in zip(daemons, sessions, strict=True):
         send(session)
         assert post(daemon, BODY, key)[0] in {200, 202}
@@ -67,14 +76,12 @@ def test_a_change_ends_open_sessions_too(daemons: list[Daemon], change: str) -> 
         code, text = session.mail(SENDER)
         assert code == 530, "the session is as before AUTH"
         assert text.startswith(b"5.7.0")
-        with pytest.raises(smtplib.SMTPAuthenticationError) as refused:
-            session.login("api", key)
-        assert refused.value.smtp_code == 535
+        # By hand: smtplib would try the other mechanism too, and the third failure of a session is a 421.
+        code, _ = session.docmd("AUTH", "PLAIN " + base64.b64encode(f"\0api\0{key}".encode()).decode())
+        assert code == 535
     if change == "disable":
         daemons[-1].cli("key", "enable", minted["id"])
     if change == "rotate":
-        import json
-
         key = json.loads(changed)["key"]
         assert key != minted["key"]
     for daemon, session in zip(daemons, sessions, strict=True):
