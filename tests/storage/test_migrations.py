@@ -108,7 +108,7 @@ async def test_foreign_keys_hold_after_the_upgrade(opener: Opener) -> None:
         await store.upgrade()
         row = {"id": "1", "account_id": "nobody", "name": "n", "secret_hash": b"h", "last_five": "12345"}
         row |= {"status": "active", "created_at_us": 1}
-        with pytest.raises(Exception, match="(?i)foreign key"):
+        with pytest.raises(Exception, match=r"(?i)foreign key"):
             await store.write(lambda conn: conn.execute(insert(schema.api_key), row))
         assert await store.read(lambda conn: conn.execute(select(schema.api_key)).all()) == []
 
@@ -139,6 +139,6 @@ async def test_from_a_released_schema(dump: Path, tmp_path: Path, opener: Opener
 
 async def test_without_a_schema_the_store_says_what_it_is(opener: Opener) -> None:
     async with opener() as store:
-        with pytest.raises(Exception, match="no such table|does not exist") as caught:
+        with pytest.raises(Exception, match=r"no such table|does not exist") as caught:
             await store.read(lambda conn: conn.execute(select(schema.account)).all())
         assert not isinstance(caught.value, StoreUnavailable)

@@ -207,7 +207,7 @@ async def test_no_thread_is_left(opener: Opener) -> None:
         names = {thread.name for thread in threading.enumerate()}
         assert "store-writer" in names
     with trio.fail_after(DEADLINE_S):
-        while any(thread.name == "store-writer" for thread in threading.enumerate()):
+        while any(thread.name == "store-writer" for thread in threading.enumerate()):  # noqa: ASYNC110
             await trio.sleep(0.01)
 
 
@@ -222,7 +222,7 @@ async def test_cancelling_the_daemon_finishes_the_unit_that_runs(opener: Opener,
             async with opener(journal, tables=True) as store, trio.open_nursery() as nursery:
                 for n in range(50):
                     nursery.start_soon(one, store, f"word {n}")
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
                 scope.cancel()
         async with opener() as store:
             kept = await store.read(words)

@@ -235,17 +235,25 @@ async def test_too_many_waiting_are_refused_at_once(autojump_clock: trio.testing
 async def test_closing_answers_what_waits(autojump_clock: trio.testing.MockClock) -> None:
     gate = Gate()
     writer = GroupWriter(gate, echo, timeout_s=10)
-    async with trio.open_nursery() as callers, trio.open_nursery() as server:
-        server.start_soon(writer.run)
-        running = Caller(writer, callers, "a")
+    server = trio.CancelScope()
+
+    async def serve() -> None:
+        with server:
+            await writer.run()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
         await settle()
-        waiting = Caller(writer, callers, "b")
+        running = Caller(writer, nursery, "a")
         await settle()
-        server.cancel_scope.cancel()
+        waiting = Caller(writer, nursery, "b")
+        await settle()
+        server.cancel()
         await settle()
         assert running.end is None  # its unit is finished first
         gate.released.release()
-    assert running.end == "did a"
-    assert isinstance(waiting.end, StoreUnavailable)
-    with pytest.raises(StoreUnavailable, match="closed"):
-        await writer.submit("c")
+        await settle()
+        assert running.end == "did a"
+        assert isinstance(waiting.end, StoreUnavailable)
+        with pytest.raises(StoreUnavailable, match="closed"):
+            await writer.submit("c")
