@@ -169,6 +169,7 @@ async def test_poison_fails_alone(autojump_clock: trio.testing.MockClock) -> Non
         first = Caller(writer, nursery, "first")
         await settle()
         callers = {word: Caller(writer, nursery, word) for word in ("a", "poison", "b")}
+        await settle()
         for _ in range(5):
             gate.released.release()
         await settle()
@@ -188,6 +189,7 @@ async def test_a_sick_store_fails_all_at_once_and_nobody_is_tried_alone(
         first = Caller(writer, nursery, "first")
         await settle()
         callers = [Caller(writer, nursery, word) for word in "abc"]
+        await settle()
         for _ in range(2):
             gate.released.release()
         await settle()
