@@ -33,6 +33,7 @@ log = structlog.get_logger()
 
 Readiness = Callable[[], Awaitable[list[str]]]
 READINESS_TIMEOUT_S = 5.0
+WORTH_WAITING_OCTETS = 64 << 10  # so much of a body is waited for to keep the connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +68,26 @@ class App(QuartTrio):
         request.call = call  # type: ignore[attr-defined]
         structlog.contextvars.bind_contextvars(request_id=call.request_id)
         response = await self._answer(request, call)
-        body: Any = request.body
-        ends = call.connection.over_limit or self.surroundings.lifecycle.is_draining
-        is_http1 = request.http_version.startswith("1")
-        finish(response, call, closes=is_http1 and (ends or not body.is_complete))
+        finish(response, call, closes=self._closes(request, call))
+        facts = {"code": call.code, "key_id": call.key_id}
         log.info(
             "http_request",
             method=request.method[:16],
             path=request.path[:200],
             status=response.status_code,
-            code=call.code or None,
             peer=str(call.client_ip),
-            key_id=call.key_id or None,
             ms=round((trio.current_time() - started) * 1000, 1),
+            **{name: value for name, value in facts.items() if value},
         )
         return response
+
+    def _closes(self, request: QuartRequest, call: Call) -> bool:
+        """Whether the connection ends behind this answer.  HTTP/2 has its own way of saying so."""
+        if not request.http_version.startswith("1"):
+            return False
+        body: Any = request.body
+        much_to_come = not body.is_complete and (request.content_length or 0) > WORTH_WAITING_OCTETS
+        return much_to_come or call.connection.over_limit or self.surroundings.lifecycle.is_draining
 
     async def _answer(self, request: QuartRequest, call: Call) -> Any:
         if not call.by_proxy:

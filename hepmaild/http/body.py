@@ -124,11 +124,17 @@ def load_object(content: Content) -> dict[str, Any]:
         raise _invalid("it is not UTF-8") from None
     except json.JSONDecodeError as error:
         raise _invalid(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
-    except ValueError as error:
-        raise _invalid(str(error)[:200]) from None
+    except _NotAllowedError as error:
+        raise _invalid(str(error)) from None
+    except ValueError:  # the interpreter's limit for int()
+        raise _invalid("a number in it has too many digits") from None
     if not isinstance(value, dict):
         raise _invalid("it is no object: put the fields between { and }")
     return value
+
+
+class _NotAllowedError(ValueError):
+    """Something that the library would take."""
 
 
 def _invalid(why: str) -> RefusedError:
@@ -138,9 +144,9 @@ def _invalid(why: str) -> RefusedError:
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise ValueError("a member stands in it twice")
+        raise _NotAllowedError("a member stands in it twice")
     return members
 
 
 def _constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no JSON")
+    raise _NotAllowedError(f"{word} is no JSON")

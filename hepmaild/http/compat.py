@@ -7,6 +7,7 @@
 - P9: an error while a connection is served ends the whole server; over HTTP/2, octets for a stream that is already
   answered are such an error.
 - Quart collects a body as fast as it comes, whether somebody reads it or not: `Body` makes the connection wait.
+- hypercorn keeps the socket of a client that closed an idle connection until the idle time-out.
 - A connection that is closed while the client still sends is reset, and the client never sees the answer: what is left
   of the body is read and dropped first, for a while.
 """
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 
 import structlog
 import trio
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.trio.tcp_server import TCPServer
@@ -192,6 +193,7 @@ class Connection(TCPServer):
         super().__init__(app, config, context, {}, stream)
         self._counter = counter
         self._proxies = proxies
+        self._is_over = False
 
     @property
     def protocol(self) -> ProtocolWrapper:
@@ -240,7 +242,8 @@ class Connection(TCPServer):
     async def protocol_send(self, event: Event) -> None:
         """As the library's, with a deadline: a client that stops reading costs its connection, nothing else."""
         if not isinstance(event, RawData):
-            await super().protocol_send(event)
+            if not (self._is_over and isinstance(event, Updated)):
+                await super().protocol_send(event)
             return
         async with self.send_lock:
             with trio.move_on_after(SEND_TIMEOUT_S):
@@ -252,6 +255,12 @@ class Connection(TCPServer):
                     return
             await trio.aclose_forcefully(self.stream)  # a send that was cut short leaves a TLS stream unusable
         await self.protocol.handle(Closed())
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        # The client is gone; the library would keep the socket until the connection had been idle for long enough.
+        self._is_over = True
+        await self.idle_task.stop()
 
     async def _close(self) -> None:
         with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:

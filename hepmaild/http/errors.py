@@ -29,7 +29,9 @@ def refuse(refusal: Refusal, call: Call) -> Response:
     text = refusal.message
     if refusal.kind is ErrorKind.RELAY_FAILED and refusal.reply is not None and str(refusal.reply) not in text:
         text = f"{text.rstrip('.')}: {refusal.reply}"
-    body: dict[str, Any] = {"ok": False, "error": text[:1].upper() + text[1:], "code": call.code}
+    if refusal.field is None or not text.startswith(refusal.field):
+        text = text[:1].upper() + text[1:]
+    body: dict[str, Any] = {"ok": False, "error": text, "code": call.code}
     if refusal.field is not None:
         body["field"] = refusal.field
     body.update(refusal.extra)
