@@ -73,6 +73,10 @@ class SubmissionMachine(VerbLayer):
         """The driver failed: 421 4.3.0."""
         return self._end(CloseReason.CRASH, replies.CRASHED, now_us)
 
+    def shut_down(self, now_us: int) -> list[Action]:
+        """The daemon stops and waits no longer for this client."""
+        return self._end(CloseReason.DRAIN, replies.SHUTTING_DOWN, now_us)
+
     def drain(self, now_us: int) -> list[Action]:
         """The daemon stops: an idle session ends now, a running transaction after its reply."""
         self._draining = True

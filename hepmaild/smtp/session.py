@@ -50,6 +50,7 @@ COMMAND_TIMEOUT_S = 300.0  # from the first octet of a line to its end (RFC 5321
 BLOCK_TIMEOUT_S = 180.0  # between two reads of content (RFC 5321 §4.5.3.2.5)
 CONTENT_TIMEOUT_S = 3600.0  # for all of it: an octet now and then must not hold a connection for ever
 LINGER_S = 3.0
+DRAIN_PATIENCE_S = 15.0  # for the next octets of a running transaction, once the daemon stops
 MAX_FAILED_KEY_WAIT_S = 10.0
 _STORE_DOWN = Reply(451, "4.3.0", "Temporary failure, nothing was accepted, try again")
 
@@ -102,10 +103,13 @@ class SmtpSession:
         self._reason = ""
 
     def drain(self) -> None:
-        """The daemon stops.  An idle session gets 421 4.3.2 now, a running transaction goes on to its reply."""
+        """The daemon stops.  An idle session gets 421 4.3.2 now, a running transaction goes on to its reply, as long
+        as its client goes on too."""
         self._drain_wanted = True
         if self._reading and self._machine.is_idle:
             self._scope.cancel()
+        elif self._reading:
+            self._scope.deadline = min(self._scope.deadline, trio.current_time() + DRAIN_PATIENCE_S)
 
     async def run(self) -> None:
         """Serve until the end.  Raises nothing; cancellation cuts the connection."""
@@ -130,8 +134,8 @@ class SmtpSession:
             if not self._reading:
                 self._reason = "timeout while " + ("sending" if self._machine.session.commands else "TLS began")
                 return
-            if self._drain_wanted and trio.current_time() < self._scope.deadline:
-                await self._last_words(self._machine.drain(_now_us()))
+            if self._drain_wanted:
+                await self._last_words(self._machine.shut_down(_now_us()))
             else:
                 await self._last_words(self._machine.timeout(_now_us()))
         elif self._reason != act.CloseReason.EOF:
@@ -164,7 +168,7 @@ class SmtpSession:
             deadline = self._phase_began + COMMAND_TIMEOUT_S
         else:
             deadline = min(now + BLOCK_TIMEOUT_S, self._phase_began + CONTENT_TIMEOUT_S)
-        self._scope.deadline = deadline
+        self._scope.deadline = min(deadline, now + DRAIN_PATIENCE_S) if self._drain_wanted else deadline
         self._reading = True
         data = await self._stream.receive_some()
         if self._scope.cancel_called:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server side of TLS over any Trio stream.
 
-Does what `trio.SSLStream` does for a server that reads and writes from one task, at about a third of its cost: one
+Does what `trio.SSLStream` does for a server that reads and writes from one task, for less (figures in `transport`): one
 pass over two memory buffers, no locks, no exception on the common path.  A peer that closes without close_notify is at
 its end, not an error: SMTP has its own end (design.md P8).
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A connected TCP socket as a Trio stream, with as little as possible between the socket and the session.
 
-`trio.SocketStream` would do; this one saves two thirds of its cost per operation (no attempt to read before the peer
-can have answered, no conflict detectors), which at thousands of small messages a second is worth sixty lines.
+`trio.SocketStream` would do, but it tries to read before the peer can have answered, and guards against a second task
+that is not there.  With `TlsStream` this takes a 2 KB message in four round trips from 236 to 160 µs of CPU.
 """
 
 from __future__ import annotations

@@ -156,7 +156,9 @@ class MachinePeer:
 class StreamPeer:
     """A session behind a client's stream."""
 
-    def __init__(self, session: SmtpSession, stream: trio.abc.HalfCloseableStream, clock: trio.testing.MockClock | None):
+    def __init__(
+        self, session: SmtpSession, stream: trio.abc.HalfCloseableStream, clock: trio.testing.MockClock | None
+    ):
         self.session = session
         self.transport = stream
         self.stream: trio.abc.Stream = stream

@@ -59,7 +59,9 @@ SCRIPTS = st.fixed_dictionaries(
     {
         "auth": st.lists(st.sampled_from(["ok", "INVALID_KEY", "store-down"]), min_size=1, max_size=3),
         "mail": st.lists(st.sampled_from(["ok", "ok", "KEY_DISABLED", "BACKLOG_FULL"]), min_size=1, max_size=3),
-        "call": st.lists(st.sampled_from(["ok", "ok", "RATE_LIMITED:3", "INSUFFICIENT_CREDITS"]), min_size=1, max_size=3),
+        "call": st.lists(
+            st.sampled_from(["ok", "ok", "RATE_LIMITED:3", "INSUFFICIENT_CREDITS"]), min_size=1, max_size=3
+        ),
         "message": st.lists(st.sampled_from(["queued", "sent", "SENDER_NOT_ALLOWED"]), min_size=1, max_size=3),
     }
 )
@@ -143,7 +145,9 @@ ENVELOPE = b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.com>\r\n"
 def test_no_secret_in_the_steps() -> None:
     driver = MachineDriver(Script({"auth": ["INVALID_KEY", "ok"]}))
     word = b"aHlkLW1haWwtdmVyeS1zZWNyZXQ="
-    driver.receive(b"EHLO c\r\n" + word + b"\r\nauth PLAIN" + word + b"\r\nAUTH X " + word + b"\r\nAUTH LOGIN " + word + b"\r\n")
+    driver.receive(
+        b"EHLO c\r\n" + word + b"\r\nauth PLAIN" + word + b"\r\nAUTH X " + word + b"\r\nAUTH LOGIN " + word + b"\r\n"
+    )
     driver.receive(word + b"\r\nAUTH PLAIN\r\n" + word + b"\r\n")
     driver.receive(AUTHED + ENVELOPE + b"DATA\r\n")
     driver.receive(b"Subject: x\r\n\r\n" + SECRET.encode() + b"\r\n.\r\n")
@@ -231,7 +235,13 @@ def test_reverse_paths(line: bytes, address: str) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"MAIL FROM:<a@b.c", b"MAIL FROM:<a b@c.d>", b"MAIL FROM:<a@b.c>SIZE=1", b"MAIL FROM:<a\x01@b.c>", b"MAIL FROM:\xff"],
+    [
+        b"MAIL FROM:<a@b.c",
+        b"MAIL FROM:<a b@c.d>",
+        b"MAIL FROM:<a@b.c>SIZE=1",
+        b"MAIL FROM:<a\x01@b.c>",
+        b"MAIL FROM:\xff",
+    ],
 )
 def test_reverse_paths_that_are_none(line: bytes) -> None:
     driver = MachineDriver()

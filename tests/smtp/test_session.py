@@ -261,3 +261,14 @@ async def test_pieces_of_any_size_keep_their_order(tmp_path: Path) -> None:
     assert content is not None
     assert b"".join(content.chunks()) == b"".join(pieces)
     content.close()
+
+
+async def test_a_transaction_that_stalls_does_not_hold_the_drain(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_session(ScriptedIntake()) as peer:
+        await begin(peer, AUTH + ENVELOPE, b"250 2.1.5")
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        peer.session.drain()
+        assert (await peer.read()).startswith(b"421 4.3.2")
+        assert trio.current_time() - began == pytest.approx(15, abs=1)
+        assert await peer.read() == b""

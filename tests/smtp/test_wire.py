@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from hepmaild.mail.wire import ChunkDecoder, DataDecoder, DotStuffer, Flaw, stuff
 
 # Octets that matter, more often than others.
-OCTETS = st.lists(st.sampled_from([b"\r", b"\n", b".", b"\r\n", b"\r\n.", b"a", b"\0", b"bc", b"x" * 600])).map(b"".join)
+OCTETS = st.lists(st.sampled_from([b"\r", b"\n", b".", b"\r\n", b"\r\n.", b"a", b"\0", b"bc", b"x" * 600])).map(
+    b"".join
+)
 SIZES = st.lists(st.integers(1, 7), max_size=60)
 
 
