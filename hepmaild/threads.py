@@ -21,7 +21,7 @@ import trio
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Measured (docs/decisions): with the default of 5 ms a busy main thread keeps the interpreter from the storage thread
+# Measured: with the default of 5 ms a busy main thread keeps the interpreter from the storage thread
 # for seconds, because every short system call of the main thread starts the waiting anew; with 0.1 ms a unit of ten
 # members takes 3 ms beside a main thread that is never idle.
 SWITCH_INTERVAL_S = 0.0001
