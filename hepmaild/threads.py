@@ -62,8 +62,8 @@ class _Job(Generic[T]):
 class Worker:
     """One thread of our own that runs plain functions, one after the other.
 
-    A tenth cheaper than `trio.to_thread` under load (no limiter, no contextvars, no thread look-up), and what belongs
-    to one thread, such as a SQLite connection, stays in it.
+    What belongs to one thread, such as SQLite's writing connection, stays in it, in order.  (Speed is no reason: under
+    load it was 2 % ahead of `trio.to_thread` on average, with runs that differed by more than that.)
     """
 
     def __init__(self, name: str) -> None:
