@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ ACCOUNT = "demo@example.com"
 SENDER = "noreply@example.com"
 CREDITS = 1000
 KEY_NAME = "demo"
+SETTINGS_NAME = "hepmaild.toml"
 _EVERYWHERE = {"::": "::1", "0.0.0.0": "127.0.0.1"}  # noqa: S104  # what to write in a URL for them
 
 
@@ -73,6 +75,9 @@ def demo(folder: Path, smtp: str, smtps: str, https: str) -> None:
     """
     settings = make_settings(folder, smtp=smtp, smtps=smtps, https=https)
 
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (settings.server.state_dir / SETTINGS_NAME).write_text(settings_file(settings))
+
     async def on_ready(bound: Bound, store: Store) -> None:
         click.echo(welcome(settings, bound, await _prepare(settings, store)))
 
@@ -82,15 +87,57 @@ def demo(folder: Path, smtp: str, smtps: str, https: str) -> None:
 def make_settings(folder: Path, *, smtp: str, smtps: str, https: str) -> Settings:
     """The demo's settings; the environment and settings files are not read."""
     folder = folder.resolve()
+    public_url = f"https://{_reachable(https)}" if parse_address(https)[1] else ""
     return Settings(
         server=ServerSettings(hostname="localhost", state_dir=folder, drain_timeout_s=10),
         database=DatabaseSettings(url="sqlite:///demo.db"),
         smtp=SmtpSettings(starttls=(smtp,), implicit_tls=(smtps,)),
-        http=HttpSettings(listen=(https,), public_url=f"https://{_reachable(https)}"),
+        http=HttpSettings(listen=(https,), public_url=public_url),
         delivery=DeliverySettings(body_days=1),
         route=(RouteSettings(name="sandbox", kind=RouteKind.SANDBOX, directory=str(folder / "sandbox")),),
         sender=(SenderSettings(address=SENDER, route="sandbox", default=True),),
     )
+
+
+def settings_file(settings: Settings) -> str:
+    """The demo's settings as a file, so that every other command can be pointed at it."""
+    smtp, https, box, sender = settings.smtp, settings.http, settings.route[0], settings.sender[0]
+
+    def text(value: object) -> str:
+        listed = list(value) if isinstance(value, tuple) else value
+        return json.dumps(listed if isinstance(listed, list) else str(listed), ensure_ascii=False)
+
+    return f"""\
+# Written by `hepmaild demo` at every start, for the other commands; the demo itself does not read it.
+[server]
+hostname = {text(settings.server.hostname)}
+state_dir = {text(settings.server.state_dir)}
+drain_timeout_s = {settings.server.drain_timeout_s:g}
+[database]
+url = {text(settings.database.url)}
+[smtp]
+starttls = {text(smtp.starttls)}
+implicit_tls = {text(smtp.implicit_tls)}
+[http]
+listen = {text(https.listen)}
+public_url = {text(https.public_url)}
+[delivery]
+body_days = {settings.delivery.body_days}
+[[route]]
+name = {text(box.name)}
+kind = {text(box.kind)}
+directory = {text(box.directory)}
+[[sender]]
+address = {text(sender.address)}
+route = {text(sender.route)}
+default = true
+"""
+
+
+def _program() -> str:
+    """How to call this program again from here."""
+    called = Path(sys.argv[0])
+    return f"{sys.executable} -m hepmaild" if called.name == "__main__.py" else shlex.quote(str(called))
 
 
 def _reachable(address: str) -> str:
@@ -147,7 +194,7 @@ def welcome(settings: Settings, bound: Bound, key: str) -> str:
     certificate = settings.server.state_dir / "self-made-certificate.pem"
     host, port = parse_address(smtp)
     message: dict[str, Any] = {"to": "you@example.net", "subject": "Hello", "text": "Sent over HTTPS."}
-    curl = f"curl --cacert {shlex.quote(str(certificate))} {api} -H 'Authorization: Bearer {key}'"
+    curl = f"curl -sS --cacert {shlex.quote(str(certificate))} {api} -H 'Authorization: Bearer {key}'"
     curl += f" -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(message))}"
     swaks = f"swaks --server {host} --port {port} --tls --auth PLAIN --auth-user demo --auth-password {key}"
     swaks += f" --from {SENDER} --to you@example.net --header 'Subject: Hello'"
@@ -166,6 +213,10 @@ Send by HTTPS:
 Send by SMTP:
 
   {swaks}
+
+See what happened to them (`log show ID` has every step):
+
+  {_program()} -c {shlex.quote(str(settings.server.state_dir / SETTINGS_NAME))} log tail
 
 Ctrl-C ends it.
 """

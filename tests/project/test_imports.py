@@ -29,6 +29,7 @@ BLIND_EXCEPTS = {
     "hepmaild.daemon": 1,  # the HTTP server is a library's: it is started again
     "hepmaild.delivery.attempt": 2,  # the attempt; and the report of its crash, should that crash too
     "hepmaild.http.app": 1,  # the handler
+    "hepmaild.http.compat": 1,  # one connection of the web server, which must not end the others
     "hepmaild.smtp.session": 1,  # the session
 }
 
