@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import ssl
 import tempfile
@@ -165,10 +166,8 @@ class StreamPeer:
         self._clock = clock
 
     async def send(self, octets: bytes) -> None:
-        try:
+        with contextlib.suppress(trio.BrokenResourceError):
             await self.stream.send_all(octets)
-        except trio.BrokenResourceError:
-            pass
 
     async def read(self) -> bytes:
         return bytes(await self.stream.receive_some(65536))

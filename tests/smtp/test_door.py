@@ -42,7 +42,7 @@ class OpenDoor:
     async def until_idle(self) -> None:
         """Until no session is left."""
         with trio.fail_after(PATIENCE_S):
-            while self.door.sessions:
+            while self.door.sessions:  # noqa: ASYNC110  (it tells nobody)
                 await trio.sleep(0.01)
 
 
@@ -128,7 +128,7 @@ async def test_dialogue(dialogue: Dialogue) -> None:
         Script(dialogue.intake),
         max_message_bytes=dialogue.size,
         recipients_per_message=dialogue.recipients,
-        idle_timeout_s=1.0 if waits else 600,
+        idle_timeout_s=3 if waits else 600,
     ) as door:
         async with connect(door, implicit=dialogue.implicit) as peer:
             await Player(dialogue, peer).play()
@@ -221,7 +221,7 @@ async def test_drain_tells_idle_sessions_and_lets_the_others_finish() -> None:
         door.lifecycle.draining.set()
         assert (await idle.until(b"\r\n")).startswith(b"421 4.3.2 ")
         assert await idle.read() == b""
-        with pytest.raises(OSError, match="refused|reset|connect"):
+        with pytest.raises(OSError, match=r"refused|reset|connect"):
             await trio.open_tcp_stream("127.0.0.1", door.port(implicit=False))
         await busy.send(MESSAGE + b".\r\n")
         assert (await busy.until(b"421 ")).startswith(b"250 2.0.0 queued as ")
@@ -283,7 +283,7 @@ async def test_peers_that_vanish_leave_nothing(octets: bytes, implicit: bool, lo
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             await stream.aclose()
         with trio.fail_after(PATIENCE_S):
-            while len(log_events.named("session_closed")) < 2:
+            while len(log_events.named("session_closed")) < 2:  # noqa: ASYNC110
                 await trio.sleep(0.01)
         await door.until_idle()
     assert len(log_events.named("session_closed")) == 2
