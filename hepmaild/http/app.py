@@ -25,7 +25,7 @@ from hepmaild.http.body import too_large
 from hepmaild.http.call import Call, open_call
 from hepmaild.http.compat import HttpConnection, Request
 from hepmaild.http.errors import finish, json_response, refuse
-from hepmaild.http.limits import ConnectionCounter, TrustedProxies
+from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies
 from hepmaild.http.send import SendDesk, send_blueprint
 from hepmaild.lifecycle import Lifecycle
 
@@ -45,6 +45,7 @@ class Surroundings:
     counter: ConnectionCounter
     public_url: str
     max_request: int
+    timeouts: Timeouts
 
 
 class App(QuartTrio):

@@ -16,10 +16,9 @@ import trio
 from quart.wrappers import Request
 
 from hepmaild.errors import ErrorKind, Refusal, RefusedError
+from hepmaild.http.limits import Timeouts
 from hepmaild.mail.content import Content, ContentBuilder
 
-READ_TIMEOUT_S = 300.0
-IDLE_TIMEOUT_S = 30.0
 WRITE_OCTETS = 256 << 10  # so much is written to the spool at a time
 
 
@@ -44,7 +43,9 @@ def too_large(limit: int) -> Refusal:
     return Refusal(ErrorKind.REQUEST_TOO_LARGE, text)
 
 
-async def read_body(request: Request, limit: int, spool_dir: Path | None, limiter: trio.CapacityLimiter) -> Received:
+async def read_body(
+    request: Request, limit: int, timeouts: Timeouts, spool_dir: Path | None, limiter: trio.CapacityLimiter
+) -> Received:
     """All of the body, in a file when it is large.
 
     Raises RefusedError: REQUEST_TOO_LARGE as soon as it is longer than `limit`; INVALID_JSON when it comes too slowly.
@@ -56,9 +57,9 @@ async def read_body(request: Request, limit: int, spool_dir: Path | None, limite
     held = total = 0
     chunks = aiter(request.body)
     try:
-        with trio.fail_after(READ_TIMEOUT_S):
+        with trio.fail_after(timeouts.body_s):
             while True:
-                with trio.fail_after(IDLE_TIMEOUT_S):
+                with trio.fail_after(timeouts.body_idle_s):
                     chunk = await anext(chunks, None)
                 if chunk is None:
                     break

@@ -31,13 +31,10 @@ from quart_trio.wrappers import TrioRequest
 from quart_trio.wrappers.request import TrioBody
 
 from hepmaild.http.call import STATE_KEY, ConnectionFacts
-from hepmaild.http.limits import ConnectionCounter, TrustedProxies, client_of, parse_ip
+from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies, client_of, parse_ip
 
 log = structlog.get_logger()
 
-SEND_TIMEOUT_S = 20.0  # below server.drain_timeout_s
-LINGER_S = 5.0
-CLOSE_TIMEOUT_S = 5.0
 BODY_HIGH_WATER = 256 << 10
 REFUSED_CONNECTIONS = 20  # so many above the limit are told; more are closed without a word
 
@@ -95,6 +92,8 @@ class Request(TrioRequest):
 class HttpConnection(TrioASGIHTTPConnection):
     """One request and its answer (P5)."""
 
+    app: Any
+
     def __init__(self, app: Any, scope: HTTPScope) -> None:
         if not scope["path"].startswith("/"):
             scope["path"] = _origin_form(scope["path"])
@@ -128,11 +127,12 @@ class HttpConnection(TrioASGIHTTPConnection):
         """Run the handler, then send its answer, whatever happens meanwhile, in bounded time."""
         response = await self.app.handle_request(request)
         body: Any = request.body
-        with trio.move_on_after(SEND_TIMEOUT_S, shield=True):
+        timeouts = self.app.surroundings.timeouts
+        with trio.move_on_after(timeouts.send_s + timeouts.linger_s, shield=True):
             if body.is_complete:
                 await self._send_response(send, response)
             else:
-                await self._send_response(_Lingering(send, body), response)
+                await self._send_response(_Lingering(send, body, timeouts.linger_s), response)
         nursery.cancel_scope.cancel()
 
 
@@ -148,7 +148,8 @@ def _origin_form(path: str) -> str:
 class _Lingering:
     """Sends an answer, but its end only when the client has sent all or had its time."""
 
-    def __init__(self, send: ASGISendCallable, body: Body) -> None:
+    def __init__(self, send: ASGISendCallable, body: Body, linger_s: float) -> None:
+        self._linger_s = linger_s
         self._send = send
         self._body = body
 
@@ -159,7 +160,7 @@ class _Lingering:
                 more: Any = {**message, "more_body": True}
                 await self._send(more)
                 message = {**message, "body": b""}
-            await self._body.drop(LINGER_S)
+            await self._body.drop(self._linger_s)
         await self._send(message)
 
 
@@ -189,8 +190,10 @@ class Connection(TCPServer):
         *,
         counter: ConnectionCounter,
         proxies: TrustedProxies,
+        timeouts: Timeouts,
     ) -> None:
         super().__init__(app, config, context, {}, stream)
+        self._timeouts = timeouts
         self._counter = counter
         self._proxies = proxies
         self._is_over = False
@@ -246,7 +249,7 @@ class Connection(TCPServer):
                 await super().protocol_send(event)
             return
         async with self.send_lock:
-            with trio.move_on_after(SEND_TIMEOUT_S):
+            with trio.move_on_after(self._timeouts.send_s):
                 try:
                     await self.stream.send_all(event.data)
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -263,7 +266,7 @@ class Connection(TCPServer):
         await self.idle_task.stop()
 
     async def _close(self) -> None:
-        with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
+        with trio.move_on_after(self._timeouts.close_s) as scope:
             await super()._close()
         if scope.cancelled_caught:
             await trio.aclose_forcefully(self.stream)

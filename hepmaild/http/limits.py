@@ -33,6 +33,27 @@ def client_of(address: Address) -> str:
     return str(address)
 
 
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Every wait of the door, in seconds.
+
+    handshake: TLS.  idle: between requests, and for a whole request header.  body: for a whole request body;
+    body_idle: between two pieces of it.  send: until a client has taken what it is sent; below
+    `server.drain_timeout_s`.  linger: for what a client still sends when its answer is ready.  close: for TLS to end.
+    gate: for room in memory.  grace: for running requests when we stop.
+    """
+
+    handshake_s: float = 20
+    idle_s: float = 60
+    body_s: float = 300
+    body_idle_s: float = 30
+    send_s: float = 20
+    linger_s: float = 5
+    close_s: float = 5
+    gate_s: float = 120
+    grace_s: float = 25
+
+
 class TrustedProxies:
     """The networks that may say whom they speak for."""
 

@@ -26,7 +26,7 @@ from hepmaild.http.body import Received, check_length, check_media_type, load_ob
 from hepmaild.http.call import Call
 from hepmaild.http.errors import json_response
 from hepmaild.http.fields import Wanted, read_fields, read_idempotency_word
-from hepmaild.http.limits import MemoryGate
+from hepmaild.http.limits import MemoryGate, Timeouts
 from hepmaild.intake import Intake
 from hepmaild.mail.content import Content
 from hepmaild.mail.submission import Door, KeyIdentity, Origin, Receipt, Status, Submission
@@ -34,7 +34,6 @@ from hepmaild.mail.submission import Door, KeyIdentity, Origin, Receipt, Status,
 THREAD_OCTETS = 256 << 10  # above this, JSON and base64 are worked on in a thread, and the memory gate counts
 # Two requests of the largest size at once: each takes about four times its size at the peak.
 GATE_OCTETS = 52 << 20
-GATE_WAIT_S = 120.0
 ENDPOINT = b"email/send\x00"  # the same body at another endpoint is another call
 
 
@@ -50,9 +49,13 @@ class SendDesk:
     max_request: int
     max_recipients: int
     spool_dir: Path | None = None
-    gate: MemoryGate = field(default_factory=partial(MemoryGate, GATE_OCTETS, GATE_WAIT_S))
+    timeouts: Timeouts = Timeouts()
     threads: trio.CapacityLimiter = field(default_factory=partial(trio.CapacityLimiter, 2))
     files: trio.CapacityLimiter = field(default_factory=partial(trio.CapacityLimiter, 4))
+    gate: MemoryGate = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gate = MemoryGate(GATE_OCTETS, self.timeouts.gate_s)
 
     async def send(self, request: Request, call: Call) -> Response:
         """Answer one request.  Raises RefusedError and StoreUnavailable.
@@ -61,7 +64,7 @@ class SendDesk:
         """
         key = await identify(self.intake, call, request.headers.get("Authorization"))
         check_length(request, self.max_request)
-        body = await read_body(request, self.max_request, self.spool_dir, self.files)
+        body = await read_body(request, self.max_request, self.timeouts, self.spool_dir, self.files)
         try:
             check_media_type(request)
             if body.content.size <= THREAD_OCTETS:

@@ -25,8 +25,8 @@ from hypercorn.utils import wrap_app
 
 from hepmaild.config import HttpSettings, LimitSettings
 from hepmaild.http.app import App, Readiness, Surroundings, build_app
-from hepmaild.http.compat import SEND_TIMEOUT_S, Connection
-from hepmaild.http.limits import ConnectionCounter, TrustedProxies
+from hepmaild.http.compat import Connection
+from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies
 from hepmaild.http.send import SendDesk
 from hepmaild.intake import Intake
 from hepmaild.lifecycle import Lifecycle
@@ -34,10 +34,6 @@ from hepmaild.lifecycle import Lifecycle
 log = structlog.get_logger()
 
 BACKLOG = 1024
-HANDSHAKE_TIMEOUT_S = 20.0
-# An HTTP/1.1 connection is idle until a complete request header came, so this bounds slow headers too.
-IDLE_TIMEOUT_S = 60.0
-GRACE_S = 25.0  # for running requests at the end; they wait at most `relay_wait_s` for a first attempt
 MAX_HEADER_OCTETS = 32 << 10
 MAX_STREAMS = 32
 
@@ -68,13 +64,17 @@ class HttpDoor:
         *,
         readiness: Readiness,
         spool_dir: Path | None = None,
+        timeouts: Timeouts | None = None,
     ) -> None:
         self._settings = settings
         self._lifecycle = lifecycle
         self._ssl_context = ssl_context
         self._proxies = TrustedProxies(settings.trusted_proxies)
         self._counter = ConnectionCounter(limits.connections_per_ip)
-        self._desk = SendDesk(intake, settings.max_request_bytes, limits.recipients_per_message, spool_dir)
+        self._timeouts = timeouts or Timeouts()
+        self._desk = SendDesk(
+            intake, settings.max_request_bytes, limits.recipients_per_message, spool_dir, self._timeouts
+        )
         self._readiness = readiness
         self._bound: BoundHttp | None = None
 
@@ -95,19 +95,20 @@ class HttpDoor:
             self._counter,
             self._settings.public_url.rstrip("/"),
             self._settings.max_request_bytes,
+            self._timeouts,
         )
         return build_app(surroundings, self._desk, self._readiness)
 
     async def run(self, *, task_status: trio.TaskStatus[BoundHttp] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until `lifecycle.draining`, then let running requests end, for at most `GRACE_S`.
+        """Serve until `lifecycle.draining`, then let running requests end, for at most `Timeouts.grace_s`.
 
         Started with the bound addresses once connections can come.  Raises OSError when an address cannot be bound.
         May be called again after a crash: it binds the same ports.
         """
-        config = _library_config()
+        config = _library_config(self._timeouts)
         app: Any = wrap_app(self._build(), config.wsgi_max_body_size, "asgi")
         lifespan = Lifespan(app, config, {})
-        with _Sockets() as sockets:
+        with _Sockets(self._timeouts.send_s) as sockets:
             secure = sockets.open(self._bound.https if self._bound else self._settings.listen)
             plain = sockets.open(self._bound.plain if self._bound else self._settings.plain_listen)
             async with trio.open_nursery() as lifespan_nursery:
@@ -126,7 +127,9 @@ class HttpDoor:
         task_status: trio.TaskStatus[BoundHttp],
     ) -> None:
         context = WorkerContext(None)
-        handler: Any = partial(Connection, app, config, context, counter=self._counter, proxies=self._proxies)
+        handler: Any = partial(
+            Connection, app, config, context, counter=self._counter, proxies=self._proxies, timeouts=self._timeouts
+        )
         listeners: list[Any] = [
             trio.SSLListener(_listener(each), self._ssl_context, https_compatible=True) for each in secure
         ]
@@ -144,13 +147,14 @@ class HttpDoor:
                     accepting.cancel_scope.cancel()
             finally:
                 await context.terminated.set()  # idle connections are closed at once, others behind their answer
-                connections.cancel_scope.deadline = trio.current_time() + GRACE_S
+                connections.cancel_scope.deadline = trio.current_time() + self._timeouts.grace_s
 
 
 class _Sockets:
     """Listening sockets, closed at the end whatever happens before somebody else owns them."""
 
-    def __init__(self) -> None:
+    def __init__(self, send_timeout_s: float) -> None:
+        self._send_timeout_ms = int(send_timeout_s * 1000)
         self._opened: list[socket.socket] = []
 
     def __enter__(self) -> Self:
@@ -173,7 +177,7 @@ class _Sockets:
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 # A client that no longer reads must not keep us from stopping (P6).
-                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SEND_TIMEOUT_S * 1000))
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._send_timeout_ms)
                 if family == socket.AF_INET6:
                     each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
                 each.setblocking(False)
@@ -210,14 +214,15 @@ class _Silent:
     access = atoms = critical = error = warning = info = debug = log = _nothing
 
 
-def _library_config() -> Config:
+def _library_config(timeouts: Timeouts) -> Config:
     config = Config()
     config.logger_class = _Silent  # type: ignore[assignment]
     config.errorlog = None
     config.include_server_header = False
-    config.keep_alive_timeout = IDLE_TIMEOUT_S
+    # An HTTP/1.1 connection is idle until a complete request header came, so this bounds slow headers too.
+    config.keep_alive_timeout = timeouts.idle_s
     config.keep_alive_max_requests = 1_000_000
-    config.ssl_handshake_timeout = HANDSHAKE_TIMEOUT_S
+    config.ssl_handshake_timeout = timeouts.handshake_s
     config.h11_max_incomplete_size = MAX_HEADER_OCTETS
     config.h2_max_header_list_size = MAX_HEADER_OCTETS
     config.h2_max_concurrent_streams = MAX_STREAMS

@@ -15,6 +15,7 @@ import trio
 
 from hepmaild.config import HttpSettings, LimitSettings
 from hepmaild.errors import ErrorKind, Refusal
+from hepmaild.http.limits import Timeouts
 from hepmaild.http.server import BoundHttp, HttpDoor
 from hepmaild.intake import Intake
 from hepmaild.lifecycle import Lifecycle
@@ -123,6 +124,8 @@ async def open_door(
     limits: LimitSettings | None = None,
     plain: bool = False,
     proxies: tuple[str, ...] = (),
+    timeouts: Timeouts | None = None,
+    make: type[HttpDoor] = HttpDoor,
 ) -> AsyncIterator[Running]:
     """A door on a free loopback port; it is drained at the end, which must not take long."""
     certificate = make_certificate(folder)
@@ -141,8 +144,15 @@ async def open_door(
         public_url="https://hep.gg/",
         trusted_proxies=proxies,
     )
-    door = HttpDoor(
-        settings, limits or LimitSettings(), intake, lifecycle, context, readiness=readiness, spool_dir=folder
+    door = make(
+        settings,
+        limits or LimitSettings(),
+        intake,
+        lifecycle,
+        context,
+        readiness=readiness,
+        spool_dir=folder,
+        timeouts=timeouts,
     )
     stopped = trio.Event()
 
