@@ -21,7 +21,7 @@ brace.  Headers:
     row:      which row of the contract's reply table it shows; may be given several times
     needs:    the state the daemon must be in: `none`, `account=suspended`, `key=disabled`, `key=expired`,
               `key=other-ip`, `key=http-only`, `key=unknown`, `store=down`, `store=down-after-auth`, `rate=used-up`,
-              `credits=0`, `credits=0-after-data`, `plan=one-a-day`, `plan=one-a-day-after-data`, `backlog=0`, `hop=refuses`,
+              `credits=0`, `credits=0-after-data`, `plan=one-a-day`, `backlog=0`, `hop=refuses`,
               `key=disabled-after-auth`, `connections=0`
     intake:   the same for the scripted intake: `auth=… mail=… call=… message=…`, each `ok`, `store-down`, or kinds of
               refusal (`RATE_LIMITED:7` with its seconds); several with commas, one a call, the last one repeats
