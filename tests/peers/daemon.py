@@ -181,7 +181,7 @@ class Daemon:
             if "starttls" in name:
                 self.ports["starttls"] = port
             elif "http" in name:
-                if "plain" not in name:
+                if name == "https":
                     self.ports["https"] = port
             else:
                 self.ports["implicit"] = port
