@@ -15,7 +15,7 @@ import structlog
 import trio
 from quart import Blueprint
 from quart.wrappers import Request as QuartRequest
-from quart.wrappers import Response
+from quart.wrappers import Response, Websocket
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 from werkzeug.exceptions import NotFound as NoSuchPage
@@ -122,6 +122,16 @@ class App(QuartTrio):
     async def handle_http_exception(self, error: Any) -> Any:
         """Leave it to the boundary."""
         raise error
+
+    async def handle_websocket(self, websocket: Websocket) -> Any:
+        """Serve a websocket; what it provokes ends here too."""
+        try:
+            return await super().handle_websocket(websocket)
+        except HTTPException as error:
+            return Response("", status=error.code or 400)
+        except Exception:  # the HTTP boundary (design.md section 8)
+            log.exception("websocket_crashed", path=websocket.path[:200])
+            return Response("", status=500)
 
     def _to_https(self, request: QuartRequest, call: Call) -> Any:
         base = self.surroundings.public_url

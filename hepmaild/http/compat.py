@@ -36,6 +36,7 @@ from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies, cl
 log = structlog.get_logger()
 
 BODY_HIGH_WATER = 256 << 10
+MAX_RECEIVE = 64 << 10
 REFUSED_CONNECTIONS = 20  # so many above the limit are told; more are closed without a word
 
 
@@ -178,6 +179,10 @@ class _Streams(dict[int, Any]):
         return _Gone()
 
 
+async def _offer_no_upgrade(_request: object) -> None:
+    """HTTP/2 is chosen by ALPN only: the library's h2c upgrade leaves a connection that no time-out ends."""
+
+
 class Connection(TCPServer):
     """One connection: counted, contained, and never stuck in a send (P6, P9)."""
 
@@ -205,8 +210,11 @@ class Connection(TCPServer):
 
     @protocol.setter
     def protocol(self, wrapper: ProtocolWrapper) -> None:
-        if isinstance(wrapper.protocol, H2Protocol):
-            wrapper.protocol.streams = _Streams()
+        protocol: Any = wrapper.protocol
+        if isinstance(protocol, H2Protocol):
+            protocol.streams = _Streams()
+        else:
+            protocol._check_protocol = _offer_no_upgrade  # noqa: SLF001
         self._protocol = wrapper
 
     async def run(self) -> None:
@@ -260,10 +268,27 @@ class Connection(TCPServer):
         await self.protocol.handle(Closed())
 
     async def _read_data(self) -> None:
-        await super()._read_data()
+        """As the library's, which never ends a silent HTTP/2 connection whose last stream was reset."""
+        while True:
+            data = b""
+            with trio.move_on_after(self._timeouts.idle_s) as scope:
+                try:
+                    data = bytes(await self.stream.receive_some(MAX_RECEIVE))
+                except (trio.ClosedResourceError, trio.BrokenResourceError):
+                    break
+            if scope.cancelled_caught and self._is_at_work():
+                continue
+            if not data:
+                break
+            await self.protocol.handle(RawData(data))
         # The client is gone; the library would keep the socket until the connection had been idle for long enough.
         self._is_over = True
+        await self.protocol.handle(Closed())
         await self.idle_task.stop()
+
+    def _is_at_work(self) -> bool:
+        protocol = self.protocol.protocol
+        return bool(protocol.streams) if isinstance(protocol, H2Protocol) else protocol.stream is not None
 
     async def _close(self) -> None:
         with trio.move_on_after(self._timeouts.close_s) as scope:

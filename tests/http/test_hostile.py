@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slow, half-open, malformed and oversized requests: an answer or an end in bounded time, and the door stays well.
+
+Every test ends with a good request, and with no connection, spool file or ERROR line left.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import pytest
+import trio
+
+from hepmaild.http.limits import Timeouts
+from tests.http.door import KEY, Running, open_door, read_all, until
+
+QUICK = Timeouts(handshake_s=1, idle_s=1, body_s=3, body_idle_s=1, send_s=2, linger_s=0.5, close_s=1, grace_s=3)
+HEAD = f"POST /api/v1/email/send HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n".encode()
+
+
+@pytest.fixture
+async def quick(tmp_path: Path) -> AsyncIterator[Running]:
+    """A door with little patience, that must be well again at the end."""
+    async with open_door(tmp_path, plain=True, timeouts=QUICK) as running:
+        before = descriptors()
+        yield running
+        assert (await running.post()).status_code == 200
+        await until(lambda: running.door.connections == 0)
+        await until(lambda: descriptors() <= before)
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def exchange(door: Running, octets: bytes, *, timeout_s: float = 10) -> bytes:
+    """Send exactly these octets over TLS, and read until the server ends the connection."""
+    stream = await door.connect()
+    try:
+        await stream.send_all(octets)
+        return await read_all(stream, timeout_s)
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"\r\n\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\n\r\n",  # no Host
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX\x00Y: z\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"A: " + b"x" * 100_000 + b"\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 20_000 + b"\r\n",
+        b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n{}",
+        HEAD + b"Content-Length: -5\r\n\r\n{}",
+        HEAD + b"Content-Length: 99999999999999999999999999\r\n\r\n{}",
+        HEAD + b"Transfer-Encoding: gzip\r\n\r\n{}",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        HEAD
+        + b"Content-Type: application/json\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x00" * 1000,
+        bytes(range(256)) * 200,
+    ],
+)
+async def test_malformed(quick: Running, octets: bytes) -> None:
+    answer = await exchange(quick, octets)
+    assert answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5", b"\x00\x00")), answer[:100]
+    assert not quick.intake.submissions
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "?x",
+        "*",
+        "http://[",
+        "http://localhost/healthz",
+        "//healthz",
+        "/%ff%00",
+        "/../../etc/passwd",
+        "x:y",
+        "/\\",
+        "/;",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "CONNECT"])
+async def test_strange_targets(quick: Running, target: str, method: str) -> None:
+    answer = await exchange(quick, f"{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode())
+    expected = (b"HTTP/1.1 200", b"HTTP/1.1 404", b"HTTP/1.1 405", b"HTTP/1.1 400")
+    assert answer.startswith(expected), answer[:200]
+
+
+@pytest.mark.parametrize("host", ["", "a b", "x:y:z", "é", "[::1", "a" * 300, "x/../y", "@", "localhost:99999999"])
+async def test_strange_hosts(quick: Running, host: str) -> None:
+    octets = b"GET /api/nope HTTP/1.1\r\nHost: " + host.encode() + b"\r\nConnection: close\r\n\r\n"
+    assert (await exchange(quick, octets)).startswith((b"HTTP/1.1 404", b"HTTP/1.1 400"))
+
+
+async def test_websocket_upgrades_to_nowhere(quick: Running) -> None:
+    for path in ("/", "/api/v1/email/send", "/live"):
+        answer = await exchange(
+            quick,
+            f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode(),
+        )
+        assert answer.startswith(b"HTTP/1.1 4"), answer[:200]
+
+
+async def test_h2c_upgrade(quick: Running) -> None:
+    octets = (
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        b"HTTP2-Settings: %%%\r\n\r\n"
+    )
+    await exchange(quick, octets)
+
+
+async def test_no_handshake(quick: Running) -> None:
+    for octets in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01", b"\x80" * 500):
+        stream = await trio.open_tcp_stream("127.0.0.1", quick.port)
+        await stream.send_all(octets)
+        await read_all(stream, 5)
+        await stream.aclose()
+
+
+@pytest.mark.parametrize("octets", [b"", b"POST /api/v1/em", HEAD])
+async def test_a_header_that_never_ends(quick: Running, octets: bytes) -> None:
+    started = trio.current_time()
+    assert await exchange(quick, octets) == b""
+    assert trio.current_time() - started < 8
+
+
+async def test_a_header_that_drips(quick: Running) -> None:
+    stream = await quick.connect()
+
+    async def drip() -> None:
+        for octet in HEAD * 5:
+            await stream.send_all(bytes([octet]))
+            await trio.sleep(0.1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(drip)
+        assert await read_all(stream, 8) == b""
+        nursery.cancel_scope.cancel()
+    await trio.aclose_forcefully(stream)
+
+
+@pytest.mark.parametrize("sent", [b"", b'{"to":'])
+async def test_a_body_that_stops(quick: Running, sent: bytes) -> None:
+    answer = await exchange(quick, HEAD + b"Content-Length: 1000\r\nContent-Type: application/json\r\n\r\n" + sent)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"INVALID_JSON" in answer
+    assert quick.intake.calls == 1
+
+
+async def test_a_body_that_drips(quick: Running) -> None:
+    stream = await quick.connect()
+    await stream.send_all(HEAD + b"Content-Length: 1000\r\nContent-Type: application/json\r\n\r\n")
+
+    async def drip() -> None:
+        for _ in range(1000):
+            await stream.send_all(b" ")
+            await trio.sleep(0.2)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(drip)
+        assert b"INVALID_JSON" in await read_all(stream, 10)
+        nursery.cancel_scope.cancel()
+    await trio.aclose_forcefully(stream)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+async def test_a_client_that_leaves_in_the_middle_of_its_body(quick: Running, reset: bool) -> None:
+    for size in (10, 3_000_000):
+        stream = await quick.connect()
+        await stream.send_all(
+            HEAD + b"Content-Length: 20000000\r\nContent-Type: application/json\r\n\r\n" + b" " * size
+        )
+        await until(lambda: quick.intake.calls > 0)
+        if reset:
+            linger = struct.pack("ii", 1, 0)
+            stream.transport_stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        await trio.aclose_forcefully(stream)
+        await until(lambda: quick.door.connections == 0)
+    assert not quick.intake.submissions
+
+
+async def test_the_answer_is_seen_by_a_client_that_still_sends(quick: Running) -> None:
+    """Refused for its length, it must not find its connection reset before it has read why."""
+    stream = await quick.connect()
+    await stream.send_all(HEAD + b"Content-Length: 30000000\r\n\r\n")
+    got = b""
+
+    async def send() -> None:
+        try:
+            for _ in range(300):
+                await stream.send_all(b" " * 100_000)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        got = await read_all(stream, 10)
+        nursery.cancel_scope.cancel()
+    await trio.aclose_forcefully(stream)
+    assert got.startswith(b"HTTP/1.1 413")
+    assert b"REQUEST_TOO_LARGE" in got
+    assert b"Connection: close" in got or b"connection: close" in got
+
+
+async def test_more_connections_than_are_told(quick: Running) -> None:
+    streams = [await trio.open_tcp_stream("127.0.0.1", quick.port) for _ in range(20 + 20 + 15)]
+    await until(lambda: quick.door.connections == 40)
+    for stream in streams:
+        await stream.aclose()
+
+
+class H2Client:
+    """A raw HTTP/2 connection."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        self.h2.initiate_connection()
+        self.events: list[Any] = []
+
+    async def flush(self) -> None:
+        await self.stream.send_all(self.h2.data_to_send())
+
+    def request(self, stream_id: int, *, length: int | None = None, end: bool = True, path: str = "") -> None:
+        headers = [(":method", "POST"), (":scheme", "https"), (":authority", "x"),
+                   (":path", path or "/api/v1/email/send"), ("authorization", f"Bearer {KEY}"),
+                   ("content-type", "application/json")]  # fmt: skip
+        if length is not None:
+            headers.append(("content-length", str(length)))
+        self.h2.send_headers(stream_id, headers, end_stream=end)
+
+    async def read_until_end_of(self, stream_id: int) -> int:
+        """The status of the answer."""
+        status = 0
+        with trio.fail_after(10):
+            while True:
+                octets = await self.stream.receive_some(65536)
+                if not octets:
+                    raise EOFError
+                for event in self.h2.receive_data(octets):
+                    if isinstance(event, h2.events.ResponseReceived) and event.stream_id == stream_id:
+                        fields: Any = event.headers
+                        status = int(dict(fields)[":status"])
+                    if isinstance(event, h2.events.StreamEnded) and event.stream_id == stream_id:
+                        return status
+                await self.flush()
+
+
+async def open_h2(door: Running) -> H2Client:
+    return H2Client(await door.connect("h2"))
+
+
+async def test_http2_octets_for_a_stream_that_is_answered(quick: Running) -> None:
+    """The library raised KeyError there, which ended the whole server (regression)."""
+    client = await open_h2(quick)
+    client.request(1, length=30_000_000, end=False)
+    await client.flush()
+    assert await client.read_until_end_of(1) == 413
+    for _ in range(3):
+        client.h2.send_data(1, b"x" * 1000)
+    client.request(3, end=False)
+    client.h2.send_data(3, b'{"to":"a@b.c","text":"x"}', end_stream=True)
+    await client.flush()
+    assert await client.read_until_end_of(3) == 200
+    await trio.aclose_forcefully(client.stream)
+
+
+async def test_http2_body_that_stops(quick: Running) -> None:
+    client = await open_h2(quick)
+    client.request(1, end=False)
+    client.h2.send_data(1, b'{"to":')
+    await client.flush()
+    assert await client.read_until_end_of(1) == 400
+    await trio.aclose_forcefully(client.stream)
+
+
+@pytest.mark.parametrize("path", ["?x", "*", "/\xff", "x"])
+async def test_http2_strange_paths(quick: Running, path: str) -> None:
+    client = await open_h2(quick)
+    client.request(1, path=path)
+    await client.flush()
+    with suppress(EOFError):
+        assert await client.read_until_end_of(1) in (400, 404, 405)
+    await trio.aclose_forcefully(client.stream)
+
+
+async def test_http2_garbage(quick: Running) -> None:
+    for octets in (b"", b"\x00" * 500, b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 100):
+        stream = await quick.connect("h2")
+        await stream.send_all(octets or b"\x00")
+        await read_all(stream, 10)
+        await trio.aclose_forcefully(stream)
+
+
+async def test_http2_connect_without_a_path(quick: Running) -> None:
+    client = await open_h2(quick)
+    client.h2.send_headers(1, [(":method", "CONNECT"), (":authority", "x")], end_stream=True)
+    await client.flush()
+    await read_all(client.stream, 10)
+    await trio.aclose_forcefully(client.stream)
+
+
+async def test_http2_silence_after_a_reset(quick: Running) -> None:
+    client = await open_h2(quick)
+    client.request(1, end=False)
+    client.h2.reset_stream(1)
+    await client.flush()
+    await read_all(client.stream, 8)
+    await trio.aclose_forcefully(client.stream)
+
+
+async def test_http2_resets_in_a_row(quick: Running) -> None:
+    """CVE-2023-44487: opened and reset at once, many times."""
+    client = await open_h2(quick)
+    for number in range(1, 400, 2):
+        client.request(number, end=False)
+        client.h2.reset_stream(number)
+    await client.flush()
+    await trio.aclose_forcefully(client.stream)
