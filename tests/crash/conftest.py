@@ -21,7 +21,13 @@ GRANT = 1_000_000
 
 # Short, so that what a dead process held, and what was in doubt, comes back within the test.
 QUICK: dict[str, dict[str, Any]] = {
-    "delivery": {"retry_after_s": [1], "final_dot_timeout_s": 10, "attempt_timeout_s": 11, "lease_s": 2, "relay_wait_s": 5},
+    "delivery": {
+        "retry_after_s": [1],
+        "final_dot_timeout_s": 10,
+        "attempt_timeout_s": 11,
+        "lease_s": 2,
+        "relay_wait_s": 5,
+    },
     "database": {"unit_timeout_s": 5},
 }
 

@@ -57,7 +57,7 @@ class Load:
             thread.start()
 
     def stop(self) -> None:
-        """Stop and wait until every customer has his last answer."""
+        """Send nothing new, and wait until every customer has the answer that he insists on."""
         self._stop.set()
         for thread in self._threads:
             thread.join(REPLY_TIMEOUT_S * 3)
@@ -87,11 +87,11 @@ class Load:
         """Kept sessions.  A lost reply is answered as clients do: the same message again (RFC 1047)."""
         daemons = itertools.cycle(self._daemons[number % len(self._daemons) :] + self._daemons)
         again: str | None = None
-        while not self._stop.is_set():
+        while again or not self._stop.is_set():
             session = None
             try:
                 session = open_smtp(next(daemons), self._key, timeout_s=REPLY_TIMEOUT_S)
-                while not self._stop.is_set():
+                while again or not self._stop.is_set():
                     test_id = again or new_id()
                     again = test_id if number % 2 else None
                     self._transaction(session, test_id)
@@ -123,7 +123,7 @@ class Load:
         """One request each; a lost answer is asked for again with the same Idempotency-Key."""
         daemons = itertools.cycle(self._daemons[number % len(self._daemons) :] + self._daemons)
         again: str | None = None
-        while not self._stop.is_set():
+        while again or not self._stop.is_set():
             test_id = again or new_id()
             again = test_id
             body = {"to": TO, "subject": "x", "text": "x", "headers": {"X-Test-Id": test_id}}

@@ -38,6 +38,7 @@ def test_kill_9_between_the_dot_and_its_answer(service: Service) -> None:
         test_sink.wait_for(3)  # written down, and not answered yet
         service.daemon.kill()
         service.daemon.start()
+        load.wait_for(3)
     finally:
         load.stop()
     found = check_promises(service.daemon, service.sink, load.promises, grant=GRANT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from tests.peers.daemon import Daemon, memory_of, post, reset_peak
 from tests.peers.processes import wait_until
@@ -12,6 +13,20 @@ from tests.peers.processes import wait_until
 MEBI = 1024 * 1024
 # One message that is taken in may be on its way through once; what is hostile must cost less than that.
 MEMORY_ROOM_OCTETS = 64 * MEBI
+
+
+LISTENING, TIME_WAIT = "0A", "06"
+
+
+def _connections(daemon: Daemon) -> list[str]:
+    """Connections to its doors that the kernel knows of, in whatever state."""
+    ports = {f"0100007F:{port:04X}" for port in daemon.ports.values()}
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [f"{row[2]} {row[3]}" for row in rows if row[1] in ports and row[3] not in {LISTENING, TIME_WAIT}]
+
+
+def _wait_for_no_connections(daemon: Daemon) -> None:
+    wait_until(lambda: not _connections(daemon), "all connections to end", timeout_s=60)
 
 
 @contextlib.contextmanager
@@ -22,10 +37,12 @@ def leaves_nothing(
 
     connections: how many they open.  lines_each: lines that each may cost in the log.
     """
+    _wait_for_no_connections(daemon)
     descriptors, before = daemon.descriptors(), memory_of(daemon.pid)["rss"]
     log_before = len(daemon.log().splitlines())
     reset_peak(daemon.pid)
     yield
+    _wait_for_no_connections(daemon)
     wait_until(
         lambda: daemon.descriptors() <= descriptors,
         f"descriptors to be closed (before: {descriptors}, now: {daemon.descriptors()})",

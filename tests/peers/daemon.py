@@ -322,7 +322,7 @@ def open_daemon(
     with open_folder(name) as folder:
         settings = merge(base_settings(folder, sink_port=sink_port, database_url=database_url), changes or {})
         daemon = Daemon(folder, settings, name=name, preexec=preexec, python_options=python_options)
-        daemon.state_dir.mkdir()
+        daemon.state_dir.mkdir(exist_ok=True)
         daemon.write_settings()
         try:
             if start:
