@@ -156,7 +156,7 @@ class SmtpSettings:
         600, "How long an equal message of a client that lost our 250 gets the first reply again; 0: never.", low=0
     )
     max_message_bytes: int = setting(
-        26_214_400, "The largest message, as EHLO's SIZE says it.", low=65_536, high=1024 * MIB
+        26_214_400, "The largest message, as EHLO's SIZE says it.", low=1000, high=1024 * MIB
     )
     trace_client_address: bool = setting(False, "Whether the `Received:` field tells the client's address.")
 
