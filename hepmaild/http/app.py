@@ -70,15 +70,17 @@ class App(QuartTrio):
         structlog.contextvars.bind_contextvars(request_id=call.request_id)
         response = await self._answer(request, call)
         finish(response, call, closes=self._closes(request, call))
-        facts = {"code": call.code, "key_id": call.key_id}
-        log.info(
+        # What went well is told by the intake; at 1,000 requests a second a second line costs a tenth of all.
+        note = log.debug if response.status_code < 400 else log.info
+        note(
             "http_request",
             method=request.method[:16],
             path=request.path[:200],
             status=response.status_code,
+            code=call.code or None,
             peer=str(call.client_ip),
+            key_id=call.key_id or None,
             ms=round((trio.current_time() - started) * 1000, 1),
-            **{name: value for name, value in facts.items() if value},
         )
         return response
 

@@ -51,6 +51,8 @@ async def read_body(
     Raises RefusedError: REQUEST_TOO_LARGE as soon as it is longer than `limit`; INVALID_JSON when it comes too slowly.
     Cancelled, it leaves nothing behind.
     """
+    if request.content_length is not None and request.content_length <= WRITE_OCTETS:
+        return await _read_small(request, timeouts)
     builder = ContentBuilder(spool_dir)
     digest = hashlib.sha256()
     pending: list[bytes] = []
@@ -76,11 +78,25 @@ async def read_body(
         return Received(builder.finish(), digest.digest())
     except trio.TooSlowError:
         builder.discard()
-        text = "The request body did not arrive in time; send it again, faster."
-        raise RefusedError(Refusal(ErrorKind.INVALID_JSON, text)) from None
+        raise _too_slow() from None
     except BaseException:
         builder.discard()
         raise
+
+
+async def _read_small(request: Request, timeouts: Timeouts) -> Received:
+    """A body whose length is known and small: no spool, no pieces."""
+    body: Any = request.body
+    with trio.move_on_after(timeouts.body_idle_s) as scope:
+        octets: bytes = await body
+    if scope.cancelled_caught:
+        raise _too_slow()
+    return Received(Content(octets), hashlib.sha256(octets).digest())
+
+
+def _too_slow() -> RefusedError:
+    text = "The request body did not arrive in time; send it again, faster."
+    return RefusedError(Refusal(ErrorKind.INVALID_JSON, text))
 
 
 async def _write(builder: ContentBuilder, pending: list[bytes], limiter: trio.CapacityLimiter) -> None:

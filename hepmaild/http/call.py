@@ -21,11 +21,16 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 @dataclass(eq=False, slots=True)
 class ConnectionFacts:
-    """One connection, as its requests see it.  stream: for what TLS negotiated.  over_limit: only to be told so."""
+    """One connection, as its requests see it.
+
+    stream: for what TLS negotiated.  over_limit: only to be told so.  is_corked: octets are held back, because more
+    follow at once.
+    """
 
     peer: Address
     stream: Any
     over_limit: bool = False
+    is_corked: bool = False
 
     def tls(self) -> tuple[str, str]:
         """Protocol version and cipher, or two empty strings."""

@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work-arounds for quart-trio 0.12 and hypercorn 0.18, each with its test in `tests/regress` (design.md section 10).
+"""Work-arounds for quart-trio 0.12, each with its test in `tests` (design.md section 10); `connection` has hypercorn's.
 
 - P5: quart-trio cancels its nursery while hypercorn closes or recycles the connection, which then never happens: only
   the sending is shielded, with a deadline.
-- P6: hypercorn sends without any deadline, and even cancelling does not end it: every send has one.
-- P9: an error while a connection is served ends the whole server; over HTTP/2, octets for a stream that is already
-  answered are such an error.
 - Quart collects a body as fast as it comes, whether somebody reads it or not: `Body` makes the connection wait.
-- hypercorn keeps the socket of a client that closed an idle connection until the idle time-out.
 - A connection that is closed while the client still sends is reset, and the client never sees the answer: what is left
   of the body is read and dropped first, for a while.
 """
@@ -18,26 +14,18 @@ from collections.abc import Generator
 from typing import Any
 from urllib.parse import urlsplit
 
-import structlog
 import trio
-from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol import ProtocolWrapper
-from hypercorn.protocol.h2 import H2Protocol
-from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, HTTPScope
+from quart.utils import encode_headers
 from quart.wrappers import Request as QuartRequest
+from quart.wrappers.response import DataBody
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
 from quart_trio.wrappers.request import TrioBody
 
 from hepmaild.http.call import STATE_KEY, ConnectionFacts
-from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies, client_of, parse_ip
-
-log = structlog.get_logger()
 
 BODY_HIGH_WATER = 256 << 10
-MAX_RECEIVE = 64 << 10
-REFUSED_CONNECTIONS = 20  # so many above the limit are told; more are closed without a word
 
 
 class Body(TrioBody):
@@ -102,8 +90,11 @@ class HttpConnection(TrioASGIHTTPConnection):
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Serve the request.  Then nobody listens any more, and the library must not wait until somebody does."""
+        request = self._create_request_from_scope(send)
         try:
-            await super().__call__(receive, send)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.handle_messages, nursery, request, receive)
+                await self.handle_request(nursery, request, send)
         finally:
             channel = getattr(receive, "__self__", None)
             if isinstance(channel, trio.MemoryReceiveChannel):
@@ -130,11 +121,31 @@ class HttpConnection(TrioASGIHTTPConnection):
         body: Any = request.body
         timeouts = self.app.surroundings.timeouts
         with trio.move_on_after(timeouts.send_s + timeouts.linger_s, shield=True):
-            if body.is_complete:
-                await self._send_response(send, response)
-            else:
+            if not body.is_complete:
                 await self._send_response(_Lingering(send, body, timeouts.linger_s), response)
+            elif isinstance(getattr(response, "response", None), DataBody):
+                await self._send_whole(send, response)
+            else:
+                await self._send_response(send, response)
         nursery.cancel_scope.cancel()
+
+    async def _send_whole(self, send: ASGISendCallable, response: Any) -> None:
+        """An answer whose octets are all there: one piece for TLS and TCP instead of two."""
+        start: Any = {
+            "type": "http.response.start",
+            "status": response.status_code,
+            "headers": encode_headers(response.headers),
+        }
+        data: DataBody = response.response
+        end: Any = {"type": "http.response.body", "body": data.data[data.begin : data.end], "more_body": False}
+        state: Any = self.scope["state"]
+        facts: ConnectionFacts = state[STATE_KEY]
+        facts.is_corked = self.scope["http_version"].startswith("1")
+        try:
+            await send(start)
+            await send(end)
+        finally:
+            facts.is_corked = False
 
 
 def _origin_form(path: str) -> str:
@@ -163,135 +174,3 @@ class _Lingering:
                 message = {**message, "body": b""}
             await self._body.drop(self._linger_s)
         await self._send(message)
-
-
-class _Gone:
-    """Stands for an HTTP/2 stream that was answered before all of its request came."""
-
-    idle = True
-
-    async def handle(self, event: object) -> None:
-        """Drop it."""
-
-
-class _Streams(dict[int, Any]):
-    def __missing__(self, stream_id: int) -> _Gone:
-        return _Gone()
-
-
-async def _offer_no_upgrade(_request: object) -> None:
-    """HTTP/2 is chosen by ALPN only: the library's h2c upgrade leaves a connection that no time-out ends."""
-
-
-class Connection(TCPServer):
-    """One connection: counted, contained, and never stuck in a send (P6, P9)."""
-
-    def __init__(
-        self,
-        app: Any,
-        config: Any,
-        context: Any,
-        stream: Any,
-        *,
-        counter: ConnectionCounter,
-        proxies: TrustedProxies,
-        timeouts: Timeouts,
-    ) -> None:
-        super().__init__(app, config, context, {}, stream)
-        self._timeouts = timeouts
-        self._counter = counter
-        self._proxies = proxies
-        self._is_over = False
-
-    @property
-    def protocol(self) -> ProtocolWrapper:
-        """The library's protocol, once the handshake is over."""
-        return self._protocol
-
-    @protocol.setter
-    def protocol(self, wrapper: ProtocolWrapper) -> None:
-        protocol: Any = wrapper.protocol
-        if isinstance(protocol, H2Protocol):
-            protocol.streams = _Streams()
-        else:
-            protocol._check_protocol = _offer_no_upgrade  # noqa: SLF001
-        self._protocol = wrapper
-
-    async def run(self) -> None:
-        """Serve until either side ends it.  Whatever a client provokes ends here."""
-        socket = getattr(self.stream, "transport_stream", self.stream).socket
-        try:
-            peer = parse_ip(socket.getpeername()[0])
-        except (OSError, IndexError):  # gone already
-            peer = None
-        if peer is None:
-            await trio.aclose_forcefully(self.stream)
-            return
-        if peer in self._proxies:  # its requests count as their clients' connections
-            await self._serve(ConnectionFacts(peer, self.stream))
-            return
-        client = client_of(peer)
-        count = self._counter.enter(client)
-        try:
-            if count > self._counter.limit + REFUSED_CONNECTIONS:
-                await trio.aclose_forcefully(self.stream)
-                return
-            await self._serve(ConnectionFacts(peer, self.stream, over_limit=count > self._counter.limit))
-        finally:
-            self._counter.leave(client)
-
-    async def _serve(self, facts: ConnectionFacts) -> None:
-        self.state = {STATE_KEY: facts}
-        try:
-            await super().run()
-        except* (trio.BrokenResourceError, trio.ClosedResourceError):  # the other side is gone
-            await trio.aclose_forcefully(self.stream)
-        except* Exception as error:  # noqa: BLE001  # the HTTP boundary: one client's connection must not end the others
-            log.warning("http_connection_broken", peer=str(facts.peer), error=repr(error)[:300])
-            await trio.aclose_forcefully(self.stream)
-
-    async def protocol_send(self, event: Event) -> None:
-        """As the library's, with a deadline: a client that stops reading costs its connection, nothing else."""
-        if not isinstance(event, RawData):
-            if not (self._is_over and isinstance(event, Updated)):
-                await super().protocol_send(event)
-            return
-        async with self.send_lock:
-            with trio.move_on_after(self._timeouts.send_s):
-                try:
-                    await self.stream.send_all(event.data)
-                except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    pass
-                else:
-                    return
-            await trio.aclose_forcefully(self.stream)  # a send that was cut short leaves a TLS stream unusable
-        await self.protocol.handle(Closed())
-
-    async def _read_data(self) -> None:
-        """As the library's, which never ends a silent HTTP/2 connection whose last stream was reset."""
-        while True:
-            data = b""
-            with trio.move_on_after(self._timeouts.idle_s) as scope:
-                try:
-                    data = bytes(await self.stream.receive_some(MAX_RECEIVE))
-                except (trio.ClosedResourceError, trio.BrokenResourceError):
-                    break
-            if scope.cancelled_caught and self._is_at_work():
-                continue
-            if not data:
-                break
-            await self.protocol.handle(RawData(data))
-        # The client is gone; the library would keep the socket until the connection had been idle for long enough.
-        self._is_over = True
-        await self.protocol.handle(Closed())
-        await self.idle_task.stop()
-
-    def _is_at_work(self) -> bool:
-        protocol = self.protocol.protocol
-        return bool(protocol.streams) if isinstance(protocol, H2Protocol) else protocol.stream is not None
-
-    async def _close(self) -> None:
-        with trio.move_on_after(self._timeouts.close_s) as scope:
-            await super()._close()
-        if scope.cancelled_caught:
-            await trio.aclose_forcefully(self.stream)

@@ -37,7 +37,7 @@ def client_of(address: Address) -> str:
 class Timeouts:
     """Every wait of the door, in seconds.
 
-    handshake: TLS.  idle: between requests, and for a whole request header.  body: for a whole request body;
+    handshake: TLS.  idle: until the header of the next request has come completely.  body: for a whole request body;
     body_idle: between two pieces of it.  send: until a client has taken what it is sent; below
     `server.drain_timeout_s`.  linger: for what a client still sends when its answer is ready.  close: for TLS to end.
     gate: for room in memory.  grace: for running requests when we stop.

@@ -25,7 +25,7 @@ from hypercorn.utils import wrap_app
 
 from hepmaild.config import HttpSettings, LimitSettings
 from hepmaild.http.app import App, Readiness, Surroundings, build_app
-from hepmaild.http.compat import Connection
+from hepmaild.http.connection import Connection
 from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies
 from hepmaild.http.send import SendDesk
 from hepmaild.intake import Intake
@@ -127,8 +127,16 @@ class HttpDoor:
         task_status: trio.TaskStatus[BoundHttp],
     ) -> None:
         context = WorkerContext(None)
+        peers: set[Connection] = set()
         handler: Any = partial(
-            Connection, app, config, context, counter=self._counter, proxies=self._proxies, timeouts=self._timeouts
+            Connection,
+            app,
+            config,
+            context,
+            counter=self._counter,
+            proxies=self._proxies,
+            timeouts=self._timeouts,
+            peers=peers,
         )
         listeners: list[Any] = [
             trio.SSLListener(_listener(each), self._ssl_context, https_compatible=True) for each in secure
@@ -146,7 +154,9 @@ class HttpDoor:
                     await self._lifecycle.draining.wait()
                     accepting.cancel_scope.cancel()
             finally:
-                await context.terminated.set()  # idle connections are closed at once, others behind their answer
+                await context.terminated.set()
+                for connection in peers:
+                    connection.end_soon()
                 connections.cancel_scope.deadline = trio.current_time() + self._timeouts.grace_s
 
 
@@ -219,8 +229,6 @@ def _library_config(timeouts: Timeouts) -> Config:
     config.logger_class = _Silent  # type: ignore[assignment]
     config.errorlog = None
     config.include_server_header = False
-    # An HTTP/1.1 connection is idle until a complete request header came, so this bounds slow headers too.
-    config.keep_alive_timeout = timeouts.idle_s
     config.keep_alive_max_requests = 1_000_000
     config.ssl_handshake_timeout = timeouts.handshake_s
     config.h11_max_incomplete_size = MAX_HEADER_OCTETS

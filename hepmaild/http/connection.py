@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One connection: hypercorn 0.18's, with work-arounds, each with its test in `tests` (design.md section 10).
+
+- P6: hypercorn sends without any deadline, and even cancelling does not end it: every send has one.
+- P9: an error while a connection is served ends the whole server; over HTTP/2, octets for a stream that is already
+  answered are such an error.
+- A client that closed an idle connection keeps its socket here until the idle time-out; an HTTP/2 connection whose last
+  stream was reset, and one that came by `Upgrade: h2c`, are never ended at all; and each request starts a task, in a
+  nursery of its own, to watch for idleness.  So the reading loop here keeps the time itself.
+- An answer in two TLS records and two segments costs more than the rest of sending it: small ones go out whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+import structlog
+import trio
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.trio.tcp_server import TCPServer
+
+from hepmaild.http.call import STATE_KEY, ConnectionFacts
+from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies, client_of, parse_ip
+
+log = structlog.get_logger()
+
+REFUSED_CONNECTIONS = 20  # so many above the limit are told; more are closed without a word
+MAX_RECEIVE = 64 << 10
+LAST_WORDS_S = 0.5  # for a request that was under way when we began to stop
+
+
+class _Gone:
+    """Stands for an HTTP/2 stream that was answered before all of its request came."""
+
+    idle = True
+
+    async def handle(self, event: object) -> None:
+        """Drop it."""
+
+
+class _Streams(dict[int, Any]):
+    def __missing__(self, stream_id: int) -> _Gone:
+        return _Gone()
+
+
+async def _offer_no_upgrade(_request: object) -> None:
+    """HTTP/2 is chosen by ALPN only."""
+
+
+class _NoTask:
+    """Instead of the library's idle task."""
+
+    async def restart(self, task_group: object, action: Callable[[], object]) -> None:
+        """Nothing: `Connection._read_data` keeps the time."""
+
+    async def stop(self) -> None:
+        """Nothing."""
+
+
+class Connection(TCPServer):
+    """One connection: counted, contained, and never stuck."""
+
+    def __init__(
+        self,
+        app: Any,
+        config: Any,
+        context: Any,
+        stream: Any,
+        *,
+        counter: ConnectionCounter,
+        proxies: TrustedProxies,
+        timeouts: Timeouts,
+        peers: set[Connection],
+    ) -> None:
+        super().__init__(app, config, context, {}, stream)
+        self.idle_task: Any = _NoTask()
+        self._counter = counter
+        self._proxies = proxies
+        self._timeouts = timeouts
+        self._peers = peers
+        self._reader = trio.CancelScope()
+        self._held: list[bytes] = []
+        self._facts: ConnectionFacts
+
+    @property
+    def protocol(self) -> ProtocolWrapper:
+        """The library's protocol, once the handshake is over."""
+        return self._protocol
+
+    @protocol.setter
+    def protocol(self, wrapper: ProtocolWrapper) -> None:
+        protocol: Any = wrapper.protocol
+        if isinstance(protocol, H2Protocol):
+            protocol.streams = _Streams()
+        else:
+            protocol._check_protocol = _offer_no_upgrade  # noqa: SLF001
+        self._protocol = wrapper
+
+    async def run(self) -> None:
+        """Serve until either side ends it.  Whatever a client provokes ends here."""
+        socket = getattr(self.stream, "transport_stream", self.stream).socket
+        try:
+            peer = parse_ip(socket.getpeername()[0])
+        except (OSError, IndexError):  # gone already
+            peer = None
+        if peer is None:
+            await trio.aclose_forcefully(self.stream)
+            return
+        if peer in self._proxies:  # its requests count as their clients' connections
+            await self._serve(ConnectionFacts(peer, self.stream))
+            return
+        client = client_of(peer)
+        count = self._counter.enter(client)
+        try:
+            if count > self._counter.limit + REFUSED_CONNECTIONS:
+                await trio.aclose_forcefully(self.stream)
+                return
+            await self._serve(ConnectionFacts(peer, self.stream, over_limit=count > self._counter.limit))
+        finally:
+            self._counter.leave(client)
+
+    async def _serve(self, facts: ConnectionFacts) -> None:
+        self._facts = facts
+        self.state = {STATE_KEY: facts}
+        self._peers.add(self)
+        try:
+            await super().run()
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):  # the other side is gone
+            await trio.aclose_forcefully(self.stream)
+        except* Exception as error:  # noqa: BLE001  # the HTTP boundary: one client must not end the others
+            log.warning("http_connection_broken", peer=str(facts.peer), error=repr(error)[:300])
+            await trio.aclose_forcefully(self.stream)
+        finally:
+            self._peers.discard(self)
+
+    def end_soon(self) -> None:
+        """We are stopping: an idle connection ends now, any other behind its answer."""
+        if self._reader.deadline < inf:
+            self._be_idle()
+
+    def _be_idle(self) -> None:
+        left_s = LAST_WORDS_S if self.context.terminated.is_set() else self._timeouts.idle_s
+        self._reader.deadline = trio.current_time() + left_s
+
+    async def protocol_send(self, event: Event) -> None:
+        """As the library's, with a deadline: a client that stops reading costs its connection, nothing else."""
+        if isinstance(event, RawData):
+            if event.data:
+                self._held.append(event.data)
+            if not self._facts.is_corked:
+                await self._flush()
+            return
+        await self._flush()
+        if isinstance(event, Updated):
+            if event.idle:
+                self._be_idle()
+            else:
+                self._reader.deadline = inf
+        else:
+            await super().protocol_send(event)
+
+    async def _flush(self) -> None:
+        if not self._held:
+            return
+        async with self.send_lock:
+            octets = b"".join(self._held)
+            self._held.clear()
+            with trio.move_on_after(self._timeouts.send_s):
+                try:
+                    if octets:
+                        await self.stream.send_all(octets)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    pass
+                else:
+                    return
+            await trio.aclose_forcefully(self.stream)  # a send that was cut short leaves a TLS stream unusable
+        await self.protocol.handle(Closed())
+
+    async def _read_data(self) -> None:
+        self._be_idle()
+        with self._reader:
+            while True:
+                try:
+                    data = bytes(await self.stream.receive_some(MAX_RECEIVE))
+                except (trio.ClosedResourceError, trio.BrokenResourceError):
+                    break
+                if not data:
+                    break
+                await self.protocol.handle(RawData(data))
+                if self._reader.deadline == inf and not self._is_at_work():
+                    self._be_idle()
+        await self.protocol.handle(Closed())
+
+    def _is_at_work(self) -> bool:
+        protocol = self.protocol.protocol
+        return bool(protocol.streams) if isinstance(protocol, H2Protocol) else protocol.stream is not None
+
+    async def _close(self) -> None:
+        with trio.move_on_after(self._timeouts.close_s) as scope:
+            await super()._close()
+        if scope.cancelled_caught:
+            await trio.aclose_forcefully(self.stream)
