@@ -20,6 +20,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 import trio
@@ -208,13 +209,13 @@ class _Daemon:
             for task in (
                 self.directory.run,
                 self.outbox.run_late_writer,
-                self.outbox.run_heartbeat,
+                partial(self.outbox.run_heartbeat, self.pool.wake),
                 self.reaper.run,
                 self._tls.watch,
                 self._hear_announcements,
                 self._feed_watchdog,
             ):
-                root.start_soon(task, name=getattr(task, "__qualname__", None))
+                root.start_soon(task)
             async with trio.open_nursery() as delivery:
                 await delivery.start(self.pool.run)
                 await self._serve_doors(on_ready)

@@ -177,6 +177,7 @@ class Intake:
         """Store a large content ahead of its unit, piece by piece; without the unit, the pieces are swept later."""
         for n, piece in enumerate(prepared.content.chunks(octets=PIECE_OCTETS)):
             await self._store.write(messages.stage_piece, prepared.message_id, n, piece, prepared.at_us)
+        prepared.content.close()
 
     async def _commit(self, submission: Submission, prepared: Prepared) -> Receipt | Refusal:
         member = self._member(submission, prepared)
@@ -283,7 +284,7 @@ class Intake:
             smtputf8=member.smtputf8,
             accepted_at_us=member.at_us,
             expires_at_us=member.expires_at_us,
-            content=None if prepared.content.is_spooled else prepared.content,
+            content=prepared.content if member.content is not None else None,  # what is large is read piece by piece
         )
         if self._dispatcher.offer_nowait(job):
             return True

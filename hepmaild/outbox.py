@@ -26,6 +26,8 @@ log = structlog.get_logger()
 
 DAY_US = 86_400_000_000
 MAX_LATE = 100_000
+MAX_NOTED = 10_000
+USE_EVERY_US = 5_000_000
 
 
 class FirstAttempt:
@@ -64,6 +66,7 @@ class Outbox:
         self._uncertain: dict[str, int] = {}
         self._late_answers: list[Answer] = []
         self._late_uses: dict[str, Used] = {}
+        self._noted: dict[str, Used] = {}
         self._late_wanted = trio.Event()
         self.backlog = 0  # messages waiting, as far as this process knows
 
@@ -97,8 +100,13 @@ class Outbox:
             self._late_wanted.set()
 
     def used(self, use: Used) -> None:
-        """Note the use of a key; written with the next late answers."""
-        self._late_uses[use.key_id] = use
+        """Note the use of a key; written with the next late answers, for each key every few seconds at most."""
+        last = self._noted.get(use.key_id)
+        if last is not None and use.at_us - last.at_us < USE_EVERY_US and (use.ip, use.door) == (last.ip, last.door):
+            return
+        if len(self._noted) >= MAX_NOTED:
+            self._noted.clear()
+        self._noted[use.key_id] = self._late_uses[use.key_id] = use
         self._late_wanted.set()
 
     async def run_late_writer(self) -> None:
@@ -139,9 +147,7 @@ class Outbox:
         await self._settle_uncertain()
         now_us = self._now_us()
         if not self._alone:
-            taken = await self._store.write(queue.take_over, now_us, alone=False)
-            if taken:
-                log.warning("leases_taken_over", messages=taken)
+            await self._take_over()
         claimed = await self._store.write(queue.claim, self.owner, now_us, limit, self._body_keep_us, tuple(exclude))
         if claimed.expired:
             log.info("expired", recipients=claimed.expired)
@@ -201,13 +207,24 @@ class Outbox:
         await self._store.write(queue.stay_alive, self.owner, until_us)
         self._alive_until_us = until_us
 
-    async def run_heartbeat(self) -> None:
-        """Keep the lease of this process alive while it holds any, until cancelled."""
+    async def run_heartbeat(self, wake: Callable[[], None]) -> None:
+        """Keep the lease of this process alive and take over from dead ones, until cancelled.  Alone: nothing to do.
+
+        wake: called when something was taken over, and is due now.
+        """
         while not self._alone:
             await trio.sleep(self._lease_us / 4_000_000)
             with suppress(StoreUnavailable):
                 await self.stay_alive()
+                if await self._take_over():
+                    wake()
         await trio.sleep_forever()
+
+    async def _take_over(self) -> int:
+        taken = await self._store.write(queue.take_over, self._now_us(), alone=False)
+        if taken:
+            log.warning("leases_taken_over", messages=taken)
+        return taken
 
     async def take_back(self) -> int:
         """At start: take back what dead processes held."""

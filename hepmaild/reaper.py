@@ -15,6 +15,7 @@ from hepmaild.config import Plan
 from hepmaild.errors import StoreUnavailable
 from hepmaild.outbox import Outbox
 from hepmaild.storage import prune
+from hepmaild.storage.sqlite import shrink
 from hepmaild.storage.store import Store
 
 log = structlog.get_logger()
@@ -23,6 +24,8 @@ INTERVAL_S = 60.0
 WORD_LIFE_US = 86_400_000_000
 DAY_US = 86_400_000_000
 ORPHAN_AGE_US = 3_600_000_000
+SHRINK_STEPS = 100  # of 1 MB each in a round, SQLite only
+KEEP_FREE_PAGES = 1000  # 4 MB for what comes next
 
 
 class Reaper:
@@ -52,6 +55,9 @@ class Reaper:
         await self._all(prune.orphans, now_us - ORPHAN_AGE_US)
         for name, plan in self.plans.items():
             await self._all(prune.finished_messages, name, now_us - plan.log_days * DAY_US)
+        for _ in range(SHRINK_STEPS):
+            if await self._store.write(shrink) < KEEP_FREE_PAGES:
+                break
         await self._outbox.recount()
 
     async def _all(self, step: Callable[..., int], *args: object) -> None:
