@@ -203,7 +203,8 @@ def shrink(conn: Connection, pages: int = 256) -> int:
     if conn.dialect.name != "sqlite":
         return 0
     driver: Any = conn.connection.driver_connection
-    driver.execute(f"PRAGMA incremental_vacuum({int(pages)})").fetchall()  # a step a page: only fetching makes them
+    for _ in range(pages):  # sqlite3 makes one step of this statement, and a step frees one page
+        driver.execute("PRAGMA incremental_vacuum(1)")
     return int(conn.exec_driver_sql("PRAGMA freelist_count").scalar_one())
 
 
