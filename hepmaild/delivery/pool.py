@@ -225,6 +225,7 @@ class DeliveryPool:
     async def _do(self, lane: Lane, job: Job, leased: float) -> None:
         if trio.current_time() - leased > self._settings.attempt_timeout_s / 2:
             await self._release(job)  # it stood here too long to be sure of its lease
+            self._scheduler.wake()
             return
         end = await self._runner.attempt(job, lane, leased)
         if end is End.WELL:
@@ -235,6 +236,7 @@ class DeliveryPool:
                 self._scheduler.wake()  # to end the pause
         elif end is End.STORE_DOWN:
             self._scheduler.store_failed()
+            self._scheduler.wake()  # what was given back is due; nobody else would say so
         if lane.kept and not self._kept_something.is_set():
             self._kept_something.set()
 
