@@ -30,13 +30,14 @@ class Promises:
     """What customers were told.  Thread-safe by the interpreter's own lock: single appends only.
 
     acknowledged: X-Test-Id → messageId.  unanswered: sent past the dot (or as a whole request) without an answer.
-    temporary, permanent: the refusals' codes.
+    temporary, permanent: the refusals' codes.  silences: waits for an answer that ended without any.
     """
 
     acknowledged: dict[str, str] = field(default_factory=dict)
     unanswered: set[str] = field(default_factory=set)
     temporary: list[str] = field(default_factory=list)
     permanent: list[str] = field(default_factory=list)
+    silences: list[str] = field(default_factory=list)
 
 
 class Load:
@@ -87,19 +88,22 @@ class Load:
         """Kept sessions.  A lost reply is answered as clients do: the same message again (RFC 1047)."""
         daemons = itertools.cycle(self._daemons[number % len(self._daemons) :] + self._daemons)
         again: str | None = None
+        current = ""
         while again or not self._stop.is_set():
             session = None
             try:
                 session = open_smtp(next(daemons), self._key, timeout_s=REPLY_TIMEOUT_S)
                 while again or not self._stop.is_set():
-                    test_id = again or new_id()
+                    test_id = current = again or new_id()
                     again = test_id if number % 2 else None
                     self._transaction(session, test_id)
                     again = None
             except smtplib.SMTPResponseException as error:
                 self._refused(error.smtp_code, bytes(error.smtp_error)[:60].decode("utf-8", "replace"))  # type: ignore[arg-type]
                 self._stop.wait(PAUSE_S)
-            except _GONE:
+            except _GONE as error:
+                if "timed out" in str(error):  # smtplib makes a disconnection of it
+                    self.promises.silences.append(f"smtp {current}: {error}")
                 self._stop.wait(PAUSE_S)
             finally:
                 if session is not None:
@@ -132,6 +136,9 @@ class Load:
                 status, answer, _ = post(
                     next(daemons), body, self._key, headers={"Idempotency-Key": test_id}, timeout_s=REPLY_TIMEOUT_S
                 )
+            except TimeoutError:
+                self.promises.silences.append(f"https {again}")
+                continue
             except _GONE:
                 self._stop.wait(PAUSE_S)
                 continue
@@ -163,6 +170,7 @@ def check_promises(daemon: Daemon, sink: CaptureSink, promises: Promises, *, gra
     """
     assert promises.acknowledged, "nothing was accepted at all"
     assert not promises.permanent, promises.permanent[:5]
+    assert not promises.silences, f"customers waited {REPLY_TIMEOUT_S:.0f} s in vain: {promises.silences}"
     wait_until(lambda: not promises.acknowledged.keys() - sink.ids().keys(), "everything acknowledged at the sink")
     wait_until(lambda: sum(daemon.json("queue", "stats")["by_state"].values()) == 0, "an empty queue", timeout_s=120)
     got = sink.ids()
