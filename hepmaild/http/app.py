@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,17 +34,22 @@ log = structlog.get_logger()
 
 Readiness = Callable[[], Awaitable[list[str]]]
 READINESS_TIMEOUT_S = 5.0
+_HOST = re.compile(r"[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
 WORTH_WAITING_OCTETS = 64 << 10  # so much of a body is waited for to keep the connection
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the boundary needs.  public_url: without a slash at its end, or empty.  max_request: octets."""
+    """What the boundary needs.
+
+    public_url: without a slash at its end; empty: whatever name the client used, at https_port.  max_request: octets.
+    """
 
     lifecycle: Lifecycle
     proxies: TrustedProxies
     counter: ConnectionCounter
     public_url: str
+    https_port: int
     max_request: int
     timeouts: Timeouts
 
@@ -136,13 +142,21 @@ class App(QuartTrio):
             return Response("", status=500)
 
     def _to_https(self, request: QuartRequest, call: Call) -> Any:
-        base = self.surroundings.public_url
+        base = self.surroundings.public_url or _named_by(request.headers.get("Host", ""), self.surroundings.https_port)
         if call.is_api or not base.startswith("https://"):
             return refuse(Refusal(ErrorKind.HTTPS_REQUIRED, "Use https:// instead of http://."), call)
         target = base + quote(request.path, safe="/~!$&'()*+,;=:@-._")
         if request.query_string:
             target += "?" + quote(request.query_string, safe="/?~!$&'()*+,;=:@-._%")
         return Response("", status=308, headers={"Location": target})
+
+
+def _named_by(host: str, port: int) -> str:
+    """Our address by the name that the client used, when no other is configured."""
+    name = _HOST.match(host)
+    if name is None:
+        return ""
+    return f"https://{name[0]}" if port == 443 else f"https://{name[0]}:{port}"
 
 
 def _http_error(error: HTTPException, call: Call, max_request: int) -> Any:
@@ -156,7 +170,8 @@ def _http_error(error: HTTPException, call: Call, max_request: int) -> Any:
         return response
     if call.is_api or not isinstance(error, NoSuchPage):
         return refuse(
-            Refusal(ErrorKind.NOT_FOUND, "There is nothing at this path; see /api/docs for what there is."), call
+            Refusal(ErrorKind.NOT_FOUND, "There is nothing at this path; mail is sent by POST /api/v1/email/send."),
+            call,
         )
     call.code = "NOT_FOUND"
     return Response("There is no such page.\n", status=404, content_type="text/plain; charset=utf-8")

@@ -88,12 +88,13 @@ class HttpDoor:
         self._counter.limit = limits.connections_per_ip
         self._desk.max_recipients = limits.recipients_per_message
 
-    def _build(self) -> App:
+    def _build(self, https_port: int) -> App:
         surroundings = Surroundings(
             self._lifecycle,
             self._proxies,
             self._counter,
             self._settings.public_url.rstrip("/"),
+            https_port,
             self._settings.max_request_bytes,
             self._timeouts,
         )
@@ -106,11 +107,12 @@ class HttpDoor:
         May be called again after a crash: it binds the same ports.
         """
         config = _library_config(self._timeouts)
-        app: Any = wrap_app(self._build(), config.wsgi_max_body_size, "asgi")
-        lifespan = Lifespan(app, config, {})
         with _Sockets(self._timeouts.send_s) as sockets:
             secure = sockets.open(self._bound.https if self._bound else self._settings.listen)
             plain = sockets.open(self._bound.plain if self._bound else self._settings.plain_listen)
+            https_port = secure[0].getsockname()[1] if secure else 443
+            app: Any = wrap_app(self._build(https_port), config.wsgi_max_body_size, "asgi")
+            lifespan = Lifespan(app, config, {})
             async with trio.open_nursery() as lifespan_nursery:
                 await lifespan_nursery.start(lifespan.handle_lifespan)
                 await lifespan.wait_for_startup()

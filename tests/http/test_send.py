@@ -12,6 +12,7 @@ import httpx
 import pytest
 import trio
 
+from hepmaild.config import HttpSettings
 from hepmaild.http.send import ENDPOINT
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.submission import Attachment, Draft, Kind, Mailbox, Recipient, Rejected, Status, Submission
@@ -190,6 +191,18 @@ async def test_trusted_proxies(tmp_path: Path) -> None:
         assert await ask() == 403
         async with door.client(headers={"X-Forwarded-Proto": "http"}) as client:
             assert (await client.post("/api/v1/email/send", json=GOOD)).status_code == 403
+
+
+async def test_pages_are_redirected_to_the_name_that_was_used(tmp_path: Path) -> None:
+    settings = HttpSettings(listen=("127.0.0.1:0",), plain_listen=("127.0.0.1:0",))
+    async with (
+        open_door(tmp_path, settings=settings) as door,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{door.plain_port}") as client,
+    ):
+        answer = await client.get("/x")
+        assert (answer.status_code, answer.headers["location"]) == (308, f"https://127.0.0.1:{door.port}/x")
+        answer = await client.get("/x", headers={"Host": "/evil"})
+        assert answer.status_code in (400, 403)
 
 
 async def test_nobody_else_may_say_so(door: Running) -> None:

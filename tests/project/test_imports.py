@@ -29,7 +29,7 @@ BLIND_EXCEPTS = {
     "hepmaild.daemon": 1,  # the HTTP server is a library's: it is started again
     "hepmaild.delivery.attempt": 2,  # the attempt; and the report of its crash, should that crash too
     "hepmaild.http.app": 2,  # the handler, of requests and of websockets
-    "hepmaild.http.compat": 1,  # one connection of the web server, which must not end the others
+    "hepmaild.http.connection": 1,  # one connection of the web server, which must not end the others
     "hepmaild.smtp.session": 1,  # the session
 }
 

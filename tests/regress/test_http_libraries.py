@@ -32,8 +32,8 @@ class BigDoor(HttpDoor):
 
     hooks: list[str]
 
-    def _build(self) -> App:
-        app = super()._build()
+    def _build(self, https_port: int) -> App:
+        app = super()._build(https_port)
         self.hooks = []
 
         @app.get("/big")
