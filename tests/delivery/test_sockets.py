@@ -20,10 +20,10 @@ from hepmaild.delivery.job import Attempt, Result
 from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.route import Route
 from hepmaild.lifecycle import Lifecycle
-from tests.conftest import find_peer
 from tests.delivery.memory_queue import MemoryQueue
 from tests.delivery.peer import Peer
 from tests.peers.certificates import Certificate, make_certificate
+from tests.peers.programs import find_program, require
 
 DEADLINE_S = 30
 EHLO_TLS = b"250-peer\r\n250-PIPELINING\r\n250-STARTTLS\r\n250 AUTH PLAIN LOGIN\r\n"
@@ -224,7 +224,8 @@ async def test_nobody_listens() -> None:
 @contextmanager
 def smtp_sink(*options: str) -> Iterator[int]:
     """A running smtp-sink; its port."""
-    program = find_peer("smtp-sink")
+    require("smtp-sink")
+    program = find_program("smtp-sink")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
