@@ -10,6 +10,7 @@ import re
 import smtplib
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -194,5 +195,5 @@ def check_promises(daemon: Daemon, sink: CaptureSink, promises: Promises, *, gra
         "delivered": sum(got.values()),
         "repeated": len(repeated),
         "unanswered but delivered": len(promises.unanswered & got.keys()),
-        "temporary refusals": len(promises.temporary),
+        "temporary refusals": dict(Counter(refusal[:30] for refusal in promises.temporary)),
     }
