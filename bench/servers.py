@@ -11,6 +11,7 @@ from typing import Any
 from tests.peers import postfix
 from tests.peers.certificates import Certificate
 from tests.peers.daemon import ACCOUNT, open_daemon
+from tests.peers.processes import free_port
 from tests.peers.sink import SmtpSink, smtp_sink
 
 PASSWORD = "bench-secret"
@@ -70,12 +71,13 @@ def open_hepmaild(
 ) -> Iterator[Server]:
     """The daemon on SQLite with a key of an account that no limit stops.
 
-    accept_only: the sender has a daily cap of one message, so that all others are accepted, charged and wait.
+    accept_only: the next hop is down, so that mail is accepted, charged and waits.
     """
     settings = bench_settings(certificate, reply=reply)
     if accept_only:
-        cap = {"address": "noreply@example.com", "route": "sink", "default": True, "daily_cap": 1}
-        settings["sender"] = [cap]
+        dead_hop = {"name": "sink", "kind": "smtp", "host": "127.0.0.1", "port": free_port(), "tls": "none"}
+        settings["route"] = [dead_hop | {"connections": 1}]
+        settings["delivery"] = {"retry_after_s": [86400]}
     for table, values in (changes or {}).items():
         if isinstance(values, dict):
             settings.setdefault(table, {}).update(values)
