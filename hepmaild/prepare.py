@@ -74,8 +74,7 @@ class Preparer:
         TOO_MANY_RECIPIENTS.  Large content is worked on in a thread, which cancellation waits for."""
         source = submission.source
         work = self._from_draft if isinstance(source, Draft) else self._from_message
-        octets = sum(len(a.content) for a in source.attachments) if isinstance(source, Draft) else source.size
-        if octets <= THREAD_OCTETS:
+        if _octets(source) <= THREAD_OCTETS:
             return work(submission, book, settings)
         return await trio.to_thread.run_sync(work, submission, book, settings, limiter=self._limiter)
 
@@ -174,6 +173,13 @@ class Preparer:
             builder.write(piece)
         source.close()
         return builder.finish()
+
+
+def _octets(source: Content | Draft) -> int:
+    """How much there is to work on, roughly."""
+    if isinstance(source, Content):
+        return source.size
+    return len(source.text or "") + len(source.html or "") + sum(len(a.content) for a in source.attachments)
 
 
 @lru_cache(maxsize=4)
