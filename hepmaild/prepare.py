@@ -149,6 +149,7 @@ class Preparer:
             date=None if found.has_date else date,
             message_id=None if found.message_id is not None else header_id,
         )
+        fingerprint = _fingerprint(submission, source, recipients)  # before `_join`, which closes a spooled source
         return Prepared(
             message_id=message_id,
             header_message_id=header_id,
@@ -160,7 +161,7 @@ class Preparer:
             smtputf8=submission.smtputf8,
             at_us=at_us,
             word=found.idempotency_word,
-            fingerprint=_fingerprint(submission, source, recipients),
+            fingerprint=fingerprint,
             has_own_message_id=found.message_id is not None,
         )
 
