@@ -16,8 +16,9 @@ import pytest
 from tests.e2e.conftest import UNLIMITED, Service
 from tests.peers.clients import SMTP_CLIENTS, ClientFailed, nodemailer, send_smtplib
 from tests.peers.daemon import SENDER, open_daemon
-from tests.peers.messages import differences, new_id, split, tricky_message
+from tests.peers.messages import differences, new_id, plain_message, split, tricky_message
 from tests.peers.postfix import Postfix, mail_server
+from tests.peers.processes import wait_until
 from tests.peers.programs import find_program, require, require_postfix
 from tests.peers.sink import smtp_sink
 
@@ -67,6 +68,17 @@ def test_missing_fields_are_added(service: Service) -> None:
     assert parsed["From"].addresses[0].addr_spec == SENDER
     assert parsed["Message-ID"].strip().endswith("@example.com>"), "the right-hand side is the sender's domain"
     assert parsed["Date"].datetime is not None
+
+
+@pytest.mark.parametrize("mebi", [0.9, 1.1, 20])
+def test_large_messages_arrive_intact(service: Service, mebi: float) -> None:
+    """On both sides of the size from which content is kept in a file."""
+    test_id = new_id()
+    message = plain_message(test_id, sender=SENDER, to=TO, size_octets=int(mebi * 1024 * 1024))
+    send_smtplib(service.daemon, service.key, message, SENDER, [TO])
+    content = service.sink.content(service.sink.wait_for_id(test_id))
+    assert differences(message, content) == ["+received"]
+    wait_until(lambda: not list((service.daemon.state_dir / "spool").iterdir()), "the spool to be empty")
 
 
 def test_many_messages_over_a_pool(service: Service) -> None:
