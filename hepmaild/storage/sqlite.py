@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
@@ -228,8 +229,9 @@ class SqliteBackend:
         wait_s = timeout_s * 0.8  # less than a unit may take, so that the writer is told before its callers give up
         self._writer = _Link(self._engine(writer=True, wait_s=wait_s), wait_s)
         self._reading = self._engine(writer=False, wait_s=wait_s)
-        self._idle = [_Link(self._reading, wait_s) for _ in range(READERS)]
-        self._links = tuple(self._idle)
+        self._idle: queue.LifoQueue[_Link] = queue.LifoQueue()
+        for _ in range(READERS):
+            self._idle.put(_Link(self._reading, wait_s))
 
     def _engine(self, *, writer: bool, wait_s: float, foreign_keys: bool = True) -> Engine:
         return _engine(
@@ -267,8 +269,13 @@ class SqliteBackend:
             raise store_failure(error) or StoreUnavailable(f"cannot open {self._path}: {error}") from error
 
     def _close(self) -> None:
-        for link in self._links:
-            link.close()
+        # A reader whose caller gave up stops at its next look; its connection must not be closed under it.
+        ends = time.monotonic() + self._timeout_s / 2
+        for _ in range(READERS):
+            try:
+                self._idle.get(timeout=max(0.0, ends - time.monotonic())).close()
+            except queue.Empty:
+                log.warning("reader_left_behind")
         self._writer.close()  # the last one: it copies the log back
 
     async def unit(self, fn: Callable[..., T], *args: Any) -> T:
@@ -288,11 +295,11 @@ class SqliteBackend:
         gone = False
 
         def in_thread() -> T:
-            link = self._idle.pop()
+            link = self._idle.get_nowait()
             try:
                 return link.run(fn, args, lambda: gone)
             finally:
-                self._idle.append(link)
+                self._idle.put(link)
 
         try:
             return await trio.to_thread.run_sync(in_thread, limiter=self._limiter, abandon_on_cancel=True)

@@ -14,6 +14,7 @@ changes nothing outside the database.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -95,8 +96,12 @@ class Store:
 
         Cancel-safe.  Raises `StoreUnavailable` when the store fails or takes longer than a unit may.
         """
-        with trio.move_on_after(self._timeout_s):
-            return await self._backend.read(_bound(fn, kwargs), *args)
+        try:
+            with trio.move_on_after(self._timeout_s):
+                return await self._backend.read(_bound(fn, kwargs), *args)
+        except StoreUnavailable:
+            self._writer.last_commit_at = -math.inf  # it proves nothing any more
+            raise
         raise StoreUnavailable(f"the store did not answer within {self._timeout_s:g} s")
 
     async def write(self, fn: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import smtplib
 import socket
 import sqlite3
 import urllib.request
@@ -224,6 +225,20 @@ def wait_until_ready(daemon: Daemon) -> None:
     wait_until(ready, "the daemon to be ready again")
 
 
+def wait_until_answering(daemon: Daemon, key: str) -> None:
+    """Ready to write, and a MAIL is answered by a read that works."""
+    wait_until_ready(daemon)
+
+    def answers() -> bool:
+        try:
+            with contextlib.closing(open_smtp(daemon, key)) as session:
+                return session.mail(SENDER)[0] == 250
+        except smtplib.SMTPException:
+            return False
+
+    wait_until(answers, "a MAIL to be accepted again")
+
+
 @pytest.mark.parametrize("dialogue", [pytest.param(d, id=d.name) for d in STORE_DOWN])
 async def test_dialogue_while_the_store_is_down(
     dialogue: Dialogue, on_postgres: tuple[Daemon, str], cluster: postgres.Cluster
@@ -243,7 +258,7 @@ async def test_dialogue_while_the_store_is_down(
         elif is_down and step.text.startswith("451"):
             cluster.start()
             is_down = False
-            wait_until_ready(daemon)
+            wait_until_answering(daemon, key)
 
     try:
         async with connect(daemon, dialogue) as peer:
@@ -252,7 +267,7 @@ async def test_dialogue_while_the_store_is_down(
         if is_down:
             cluster.start()
     assert not stop_after
-    wait_until_ready(daemon)
+    wait_until_answering(daemon, key)
     with contextlib.closing(open_smtp(daemon, key)) as session:
         session.sendmail(SENDER, "a@b.test", "Subject: again\r\n\r\nagain\r\n")
 
