@@ -19,7 +19,7 @@ TROUBLES_BEFORE_PAUSE = 3
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 READY_FACTOR = 16
-READY_EXTRA = 8
+READY_EXTRA = 1000  # bounded by READY_OCTETS of the pool too: what stands here is never read from the store
 PLAIN_FOR_S = 600.0
 
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, bindparam, func, insert, select
 
 from hepmaild.mail.content import SPOOL_OCTETS, Content
 from hepmaild.storage.schema import body, event
@@ -33,6 +33,18 @@ def insert_bodies(conn: Connection, rows: list[dict[str, Any]]) -> None:
 def stage_piece(conn: Connection, message_id: str, n: int, data: bytes, at_us: int) -> None:
     """Store a piece of a large content ahead of the unit that accepts its message."""
     conn.execute(_BODY, [{"message_id": message_id, "n": n, "at_us": at_us, "data": data}])
+
+
+_SMALL = select(body.c.message_id, body.c.data).where(
+    body.c.message_id.in_(bindparam("ids", expanding=True)), body.c.n == 0
+)
+
+
+def small_contents(conn: Connection, message_ids: list[str]) -> dict[str, Content]:
+    """The contents of messages that are small enough to be one piece each."""
+    if not message_ids:
+        return {}
+    return {r.message_id: Content(r.data) for r in conn.execute(_SMALL, {"ids": message_ids})}
 
 
 def load_content(conn: Connection, message_id: str, spool_dir: str | None = None) -> Content | None:

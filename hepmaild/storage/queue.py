@@ -15,11 +15,13 @@ from typing import Any
 from sqlalchemy import Connection, and_, bindparam, delete, func, insert, null, select, update
 
 from hepmaild.delivery.job import Job, JobRecipient
+from hepmaild.mail.content import Content
 from hepmaild.storage import credits as money
 from hepmaild.storage import messages
 from hepmaild.storage.schema import NEVER_US, body, message, process, queue, recipient
 
 WAITING = ("queued", "deferred")
+AT_HAND_OCTETS = 64 << 10  # contents up to this size come with the claim
 _NEXT_ROUTE = select(func.min(queue.c.route)).where(queue.c.route > bindparam("last"))
 _DUE = (
     select(queue.c.message_id, queue.c.destination, queue.c.due_at_us)
@@ -87,6 +89,7 @@ def claim(
         .order_by(recipient.c.message_id, recipient.c.n)
     ):
         due.setdefault((r.message_id, r.destination), []).append(JobRecipient(r.n, r.address, r.attempts))
+    contents = messages.small_contents(conn, [i for i in ids if heads[i].size <= AT_HAND_OCTETS])
     jobs: list[Job] = []
     expired = 0
     for r in rows:
@@ -94,14 +97,13 @@ def claim(
         if head.expires_at_us <= now_us:
             expired += _finish_waiting(conn, r.message_id, "expired", now_us, body_keep_us)
         elif recipients := due.get((r.message_id, r.destination)):
-            jobs.append(_job(head, r.destination, r.token + 1, tuple(recipients)))
+            jobs.append(_job(head, r.token + 1, tuple(recipients), contents.get(head.id)))
         else:
             _settle(conn, r.message_id, r.destination)
     return Claimed(jobs, expired)
 
 
-def _job(head: Any, destination: str, token: int, recipients: tuple[JobRecipient, ...]) -> Job:
-    del destination  # routes with one next hop have one
+def _job(head: Any, token: int, recipients: tuple[JobRecipient, ...], content: Content | None) -> Job:
     return Job(
         message_id=head.id,
         account_id=head.account_id,
@@ -113,6 +115,7 @@ def _job(head: Any, destination: str, token: int, recipients: tuple[JobRecipient
         smtputf8=head.smtputf8,
         accepted_at_us=head.accepted_at_us,
         expires_at_us=head.expires_at_us,
+        content=content,
     )
 
 
