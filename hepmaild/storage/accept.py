@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, select
 
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail.submission import KeyIdentity, Recipient
 from hepmaild.storage import messages
-from hepmaild.storage.credits import Purse
+from hepmaild.storage.bulk import Row, bulk_insert
+from hepmaild.storage.credits import LedgerRow, Purse
 from hepmaild.storage.schema import NEVER_US, idempotency, message, queue, recipient
 
 DAY_US = 86_400_000_000
@@ -103,7 +103,7 @@ def check_balance(purse: Purse, required: int) -> Refusal | None:
 
 
 def run(
-    conn: Connection, members: list[Accept], purses: dict[str, Purse], ledger_rows: list[dict[str, Any]], now_us: int
+    conn: Connection, members: list[Accept], purses: dict[str, Purse], ledger_rows: list[LedgerRow], now_us: int
 ) -> list[Taken | Twin | Refusal]:
     """Decide each member in turn, then write what was accepted.  The purses are locked; their owner saves them."""
     words = _find_twins(conn, members)
@@ -161,92 +161,92 @@ def _decide(
     return Taken(token=1, balance=purse.balance - len(m.recipients))
 
 
-_MESSAGE, _RECIPIENT, _QUEUE, _WORD = insert(message), insert(recipient), insert(queue), insert(idempotency)
+_MESSAGE = bulk_insert(
+    message,
+    "id",
+    "account_id",
+    "key_id",
+    "key_name",
+    "key_last_five",
+    "door",
+    "sender",
+    "route",
+    "reverse_path",
+    "subject",
+    "header_message_id",
+    "size",
+    "smtputf8",
+    "recipients",
+    "state",
+    "waiting",
+    "failed",
+    "accepted_at_us",
+    "expires_at_us",
+    "answer",
+)
+_RECIPIENT = bulk_insert(
+    recipient,
+    "message_id",
+    "n",
+    "address",
+    "kind",
+    "destination",
+    "state",
+    "attempts",
+    "doubts",
+    "due_at_us",
+    "changed_at_us",
+)
+_QUEUE = bulk_insert(queue, "message_id", "destination", "account_id", "route", "due_at_us", "owner", "token", "marked")
+_WORD = bulk_insert(idempotency, "word", "key_id", "fingerprint", "message_id", "at_us")
 
 
 def _write(conn: Connection, accepted: list[Accept]) -> None:
-    conn.execute(_MESSAGE, [_message_row(m) for m in accepted])
-    conn.execute(_RECIPIENT, [row for m in accepted for row in _recipient_rows(m)])
-    conn.execute(
-        _QUEUE,
+    _MESSAGE.run(conn, [_message_row(m) for m in accepted])
+    _RECIPIENT.run(
+        conn,
         [
-            {
-                "message_id": m.message_id,
-                "destination": "",
-                "account_id": m.account_id,
-                "route": m.route,
-                "due_at_us": m.at_us if m.owner is None else NEVER_US,
-                "owner": m.owner,
-                "token": 1,
-                "marked": False,
-            }
+            (m.message_id, n, r.address, r.kind.value, "", "queued", 0, 0, m.at_us, m.at_us)
+            for m in accepted
+            for n, r in enumerate(m.recipients)
+        ],
+    )
+    _QUEUE.run(
+        conn,
+        [
+            (m.message_id, "", m.account_id, m.route, m.at_us if m.owner is None else NEVER_US, m.owner, 1, False)
             for m in accepted
         ],
     )
-    bodies = [
-        {"message_id": m.message_id, "n": 0, "at_us": m.at_us, "data": m.content}
-        for m in accepted
-        if m.content is not None
-    ]
-    if bodies:
-        messages.insert_bodies(conn, bodies)
-    words = [
-        {
-            "key_id": m.key.key_id,
-            "word": m.word,
-            "fingerprint": m.fingerprint,
-            "message_id": m.message_id,
-            "at_us": m.at_us,
-        }
-        for m in accepted
-        if m.word is not None
-    ]
-    if words:
-        conn.execute(_WORD, words)
+    messages.insert_bodies(conn, [(m.message_id, 0, m.at_us, m.content) for m in accepted if m.content is not None])
+    _WORD.run(
+        conn,
+        [(m.word, m.key.key_id, m.fingerprint, m.message_id, m.at_us) for m in accepted if m.word is not None],
+    )
     messages.insert_events(conn, [(m.message_id, m.account_id, m.at_us, "accepted", m.event) for m in accepted])
 
 
-def _message_row(m: Accept) -> dict[str, Any]:
-    return {
-        "id": m.message_id,
-        "account_id": m.account_id,
-        "key_id": m.key.key_id,
-        "key_name": m.key.key_name,
-        "key_last_five": m.key.last_five,
-        "door": m.door,
-        "sender": m.sender,
-        "route": m.route,
-        "reverse_path": m.reverse_path,
-        "subject": m.subject,
-        "header_message_id": m.header_message_id,
-        "size": m.size,
-        "smtputf8": m.smtputf8,
-        "recipients": len(m.recipients),
-        "state": "queued",
-        "waiting": len(m.recipients),
-        "failed": 0,
-        "accepted_at_us": m.at_us,
-        "expires_at_us": m.expires_at_us,
-        "finished_at_us": None,
-        "body_until_us": None,
-        "answer": m.answer,
-    }
-
-
-def _recipient_rows(m: Accept) -> list[dict[str, Any]]:
-    return [
-        {
-            "message_id": m.message_id,
-            "n": n,
-            "address": r.address,
-            "kind": r.kind.value,
-            "destination": "",
-            "state": "queued",
-            "attempts": 0,
-            "doubts": 0,
-            "due_at_us": m.at_us,
-            "last_reply": None,
-            "changed_at_us": m.at_us,
-        }
-        for n, r in enumerate(m.recipients)
-    ]
+def _message_row(m: Accept) -> Row:
+    count = len(m.recipients)
+    return (
+        m.message_id,
+        m.account_id,
+        m.key.key_id,
+        m.key.key_name,
+        m.key.last_five,
+        m.door,
+        m.sender,
+        m.route,
+        m.reverse_path,
+        m.subject,
+        m.header_message_id,
+        m.size,
+        m.smtputf8,
+        count,
+        "queued",
+        count,
+        0,
+        m.at_us,
+        m.expires_at_us,
+        m.answer,
+    )

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
+from hepmaild.storage.bulk import Bulk, bulk_insert
 from hepmaild.storage.schema import account, ledger
 
 GENESIS = "0" * 64
@@ -33,7 +34,7 @@ _LOCK = (
     .order_by(account.c.id)
     .with_for_update(key_share=True)
 )
-_SAVE = (
+_SAVE = Bulk(
     update(account)
     .where(account.c.id == bindparam("the_id"))
     .values(
@@ -42,29 +43,36 @@ _SAVE = (
         ledger_head=bindparam("new_head"),
         day=bindparam("new_day"),
         day_messages=bindparam("new_day_messages"),
-    )
+    ),
+    "the_id",
+    "new_balance",
+    "new_seq",
+    "new_head",
+    "new_day",
+    "new_day_messages",
 )
-_APPEND = insert(ledger)
+_COLUMNS = (
+    "account_id",
+    "seq",
+    "amount",
+    "balance_after",
+    "reason",
+    "message_id",
+    "granted_by",
+    "note",
+    "at_us",
+)
+_APPEND = bulk_insert(ledger, *_COLUMNS, "hash")
+LedgerRow = tuple[Any, ...]  # the columns above, and the hash
 
 
-def row_hash(previous: str, row: dict[str, Any]) -> str:
-    """The hash of a ledger row over itself and the row before it.
+def row_hash(previous: str, row: LedgerRow) -> str:
+    """The hash of a ledger row (its hash apart) over itself and the row before it.
 
     Every value is written with its length, so that no two rows have the same text.
     """
     parts = [previous]
-    for name in (
-        "account_id",
-        "seq",
-        "amount",
-        "balance_after",
-        "reason",
-        "message_id",
-        "granted_by",
-        "note",
-        "at_us",
-    ):
-        value = row[name]
+    for value in row:
         text = "-" if value is None else f"={value}"
         parts.append(f"{len(text)}:{text}")
     return hashlib.sha256("|".join(parts).encode()).hexdigest()
@@ -103,26 +111,26 @@ class Purse:
         message_id: str | None = None,
         granted_by: str | None = None,
         note: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> LedgerRow:
         """Change the balance and make the ledger row for it.  The caller has checked that it stays ≥ 0."""
         self.balance += amount
         if self.balance < 0:
             raise AssertionError("a balance must never go below zero")
         self.seq += 1
         self.changed = True
-        row: dict[str, Any] = {
-            "account_id": self.account_id,
-            "seq": self.seq,
-            "amount": amount,
-            "balance_after": self.balance,
-            "reason": reason,
-            "message_id": message_id,
-            "granted_by": granted_by,
-            "note": note,
-            "at_us": at_us,
-        }
-        self.head = row["hash"] = row_hash(self.head, row)
-        return row
+        row = (
+            self.account_id,
+            self.seq,
+            amount,
+            self.balance,
+            reason,
+            message_id,
+            granted_by,
+            note,
+            at_us,
+        )
+        self.head = row_hash(self.head, row)
+        return (*row, self.head)
 
 
 def lock(conn: Connection, account_ids: Iterable[str]) -> dict[str, Purse]:
@@ -131,24 +139,10 @@ def lock(conn: Connection, account_ids: Iterable[str]) -> dict[str, Purse]:
     return {r.id: Purse(r.id, r.balance, r.ledger_seq, r.ledger_head, r.day, r.day_messages, r.status) for r in rows}
 
 
-def save(conn: Connection, purses: Iterable[Purse], ledger_rows: list[dict[str, Any]]) -> None:
+def save(conn: Connection, purses: Iterable[Purse], ledger_rows: list[LedgerRow]) -> None:
     """Write the changed purses and append their ledger rows."""
-    if ledger_rows:
-        conn.execute(_APPEND, ledger_rows)
-    changed = [
-        {
-            "the_id": p.account_id,
-            "new_balance": p.balance,
-            "new_seq": p.seq,
-            "new_head": p.head,
-            "new_day": p.day,
-            "new_day_messages": p.day_messages,
-        }
-        for p in purses
-        if p.changed
-    ]
-    if changed:
-        conn.execute(_SAVE, changed)
+    _APPEND.run(conn, ledger_rows)
+    _SAVE.run(conn, [(p.account_id, p.balance, p.seq, p.head, p.day, p.day_messages) for p in purses if p.changed])
 
 
 def grant(conn: Connection, account_id: str, amount: int, *, granted_by: str, note: str | None, now_us: int) -> int:
@@ -206,7 +200,7 @@ def verify(conn: Connection, account_id: str) -> Fault | None:
             return Fault(account_id, seq, f"row {seq} is missing")
         if row["balance_after"] != total:
             return Fault(account_id, seq, f"the balance after row {seq} should be {total}, not {row['balance_after']}")
-        if row_hash(previous, row) != row["hash"]:
+        if row_hash(previous, tuple(row[name] for name in _COLUMNS)) != row["hash"]:
             return Fault(account_id, seq, f"row {seq} was changed: its hash does not fit")
         previous = row["hash"]
     if (seq, previous) != (head.ledger_seq, head.ledger_head):

@@ -5,34 +5,30 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
-from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, select
+from sqlalchemy import Connection, bindparam, func, select
 
 from hepmaild.mail.content import SPOOL_OCTETS, Content
+from hepmaild.storage.bulk import bulk_insert
 from hepmaild.storage.schema import body, event
 
-_EVENT = insert(event)
-_BODY = insert(body)
+_EVENT = bulk_insert(event, "message_id", "account_id", "at_us", "kind", "data")
+_BODY = bulk_insert(body, "message_id", "n", "at_us", "data")
 
 
 def insert_events(conn: Connection, events: Iterable[tuple[str, str, int, str, str]]) -> None:
     """Append events: message id, account id, at_us, kind, data as JSON."""
-    rows = [
-        {"message_id": m, "account_id": a, "at_us": at, "kind": kind, "data": data} for m, a, at, kind, data in events
-    ]
-    if rows:
-        conn.execute(_EVENT, rows)
+    _EVENT.run(conn, list(events))
 
 
-def insert_bodies(conn: Connection, rows: list[dict[str, Any]]) -> None:
-    """Append pieces of content."""
-    conn.execute(_BODY, rows)
+def insert_bodies(conn: Connection, rows: list[tuple[str, int, int, bytes]]) -> None:
+    """Append pieces of content: message id, number, at_us, octets."""
+    _BODY.run(conn, rows)
 
 
 def stage_piece(conn: Connection, message_id: str, n: int, data: bytes, at_us: int) -> None:
     """Store a piece of a large content ahead of the unit that accepts its message."""
-    conn.execute(_BODY, [{"message_id": message_id, "n": n, "at_us": at_us, "data": data}])
+    _BODY.run(conn, [(message_id, n, at_us, data)])
 
 
 _SMALL = select(body.c.message_id, body.c.data).where(

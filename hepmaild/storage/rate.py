@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, text, tuple_
+from sqlalchemy import Connection, bindparam, delete, func, select, text, tuple_
 
 from hepmaild.mail.submission import RateState
+from hepmaild.storage.bulk import bulk_insert
 from hepmaild.storage.schema import api_key, rate_call
 
 WINDOW_US = 60_000_000
@@ -51,7 +51,7 @@ _LOCK = (
     .order_by(api_key.c.id)
     .with_for_update(key_share=True)
 )
-_INSERT = insert(rate_call)
+_INSERT = bulk_insert(rate_call, "key_id", "at_us", "calls", "total")
 _CLOCK = text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)")
 
 
@@ -99,13 +99,7 @@ def open_windows(conn: Connection, key_ids: Iterable[str], now_us: int) -> dict[
 
 def save_windows(conn: Connection, windows: Iterable[Window]) -> None:
     """Append the calls that were let through."""
-    rows: list[dict[str, Any]] = [
-        {"key_id": w.key_id, "at_us": w.now_us, "calls": w.taken, "total": w.total + w.taken}
-        for w in windows
-        if w.taken
-    ]
-    if rows:
-        conn.execute(_INSERT, rows)
+    _INSERT.run(conn, [(w.key_id, w.now_us, w.taken, w.total + w.taken) for w in windows if w.taken])
 
 
 def passes_at_us(conn: Connection, window: Window, limit: int) -> int:

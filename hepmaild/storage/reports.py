@@ -7,13 +7,13 @@ Both are believed only from the holder of the lease: a report with an older fenc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import Connection, bindparam, case, delete, func, literal, null, select, update
 
 from hepmaild.delivery.job import Attempt, Outcome, Result
 from hepmaild.storage import messages
-from hepmaild.storage.credits import Purse
+from hepmaild.storage.bulk import Bulk, Row
+from hepmaild.storage.credits import LedgerRow, Purse
 from hepmaild.storage.schema import body, message, queue, recipient
 
 
@@ -61,10 +61,14 @@ _LOCK = (
     .order_by(queue.c.message_id, queue.c.destination)
     .with_for_update()
 )
-_MARK = (
-    update(queue).where(queue.c.message_id == bindparam("m"), queue.c.destination == bindparam("d")).values(marked=True)
+_MARK = Bulk(
+    update(queue)
+    .where(queue.c.message_id == bindparam("m"), queue.c.destination == bindparam("d"))
+    .values(marked=True),
+    "m",
+    "d",
 )
-_RECIPIENT = (
+_RECIPIENT = Bulk(
     update(recipient)
     .where(recipient.c.message_id == bindparam("m"), recipient.c.n == bindparam("r"))
     .values(
@@ -74,9 +78,16 @@ _RECIPIENT = (
         due_at_us=bindparam("due"),
         last_reply=bindparam("reply"),
         changed_at_us=bindparam("at"),
-    )
+    ),
+    "m",
+    "r",
+    "s",
+    "doubt",
+    "due",
+    "reply",
+    "at",
 )
-_FINISH = (
+_FINISH = Bulk(
     update(message)
     .where(message.c.id == bindparam("m"))
     .values(
@@ -85,7 +96,11 @@ _FINISH = (
         state=case((message.c.failed + bindparam("f") > 0, literal("failed")), else_=literal("sent")),
         finished_at_us=bindparam("at"),
         body_until_us=bindparam("until"),
-    )
+    ),
+    "m",
+    "f",
+    "at",
+    "until",
 )
 _PROGRESS = (
     update(message)
@@ -96,8 +111,10 @@ _PROGRESS = (
         state=bindparam("s"),
     )
 )
-_UNQUEUE = delete(queue).where(queue.c.message_id == bindparam("m"), queue.c.destination == bindparam("d"))
-_DROP_BODY = delete(body).where(body.c.message_id == bindparam("m"))
+_UNQUEUE = Bulk(
+    delete(queue).where(queue.c.message_id == bindparam("m"), queue.c.destination == bindparam("d")), "m", "d"
+)
+_DROP_BODY = Bulk(delete(body).where(body.c.message_id == bindparam("m")), "m")
 _REQUEUE = (
     update(queue)
     .where(queue.c.message_id == bindparam("m"), queue.c.destination == bindparam("d"))
@@ -113,7 +130,7 @@ _STATES = {
 
 
 def run(
-    conn: Connection, members: list[Mark | Report], purses: dict[str, Purse], ledger_rows: list[dict[str, Any]]
+    conn: Connection, members: list[Mark | Report], purses: dict[str, Purse], ledger_rows: list[LedgerRow]
 ) -> list[bool]:
     """Write marks and reports of leases that still hold; whether each did."""
     ids = sorted({m.message_id for m in members})
@@ -129,12 +146,11 @@ def run(
         if not holds:
             continue
         if isinstance(m, Mark):
-            marks.append({"m": m.message_id, "d": m.destination})
+            marks.append((m.message_id, m.destination))
         else:
             assert row is not None
             reports.append((m, int(row.waiting)))
-    if marks:
-        conn.execute(_MARK, marks)
+    _MARK.run(conn, marks)
     if reports:
         _write_reports(conn, reports, purses, ledger_rows)
     return results
@@ -144,9 +160,9 @@ def _write_reports(
     conn: Connection,
     reports: list[tuple[Report, int]],
     purses: dict[str, Purse],
-    ledger_rows: list[dict[str, Any]],
+    ledger_rows: list[LedgerRow],
 ) -> None:
-    conn.execute(_RECIPIENT, [_recipient_row(r, o) for r, _ in reports for o in r.attempt.outcomes])
+    _RECIPIENT.run(conn, [_recipient_row(r, o) for r, _ in reports for o in r.attempt.outcomes])
     finished: list[Report] = []
     for r, waiting in reports:
         failed = sum(o.result is Result.FAILED for o in r.attempt.outcomes)
@@ -165,39 +181,26 @@ def _write_reports(
     )
 
 
-def _recipient_row(r: Report, o: Outcome) -> dict[str, Any]:
+def _recipient_row(r: Report, o: Outcome) -> Row:
     due = None
     if o.result in (Result.DEFERRED, Result.IN_DOUBT):
         # Nothing waits past its expiry: there it is due for the last time, and expires.
         due = min(o.retry_at_us or r.attempt.ended_at_us, r.attempt.job.expires_at_us)
-    return {
-        "m": r.message_id,
-        "r": o.recipient_id,
-        "s": _STATES[o.result],
-        "doubt": int(o.result is Result.IN_DOUBT),
-        "due": due,
-        "reply": None if o.reply is None else str(o.reply)[:1000],
-        "at": r.attempt.ended_at_us,
-    }
+    reply = None if o.reply is None else str(o.reply)[:1000]
+    in_doubt = int(o.result is Result.IN_DOUBT)
+    return (r.message_id, o.recipient_id, _STATES[o.result], in_doubt, due, reply, r.attempt.ended_at_us)
 
 
 def _write_finished(conn: Connection, finished: list[Report]) -> None:
-    conn.execute(
-        _FINISH,
-        [
-            {
-                "m": r.message_id,
-                "f": sum(o.result is Result.FAILED for o in r.attempt.outcomes),
-                "at": r.attempt.ended_at_us,
-                "until": r.attempt.ended_at_us + r.body_keep_us if r.body_keep_us else None,
-            }
-            for r in finished
-        ],
-    )
-    conn.execute(_UNQUEUE, [{"m": r.message_id, "d": r.destination} for r in finished])
-    drop = [{"m": r.message_id} for r in finished if not r.body_keep_us]
-    if drop:
-        conn.execute(_DROP_BODY, drop)
+    _FINISH.run(conn, [_finish_row(r) for r in finished])
+    _UNQUEUE.run(conn, [(r.message_id, r.destination) for r in finished])
+    _DROP_BODY.run(conn, [(r.message_id,) for r in finished if not r.body_keep_us])
+
+
+def _finish_row(r: Report) -> Row:
+    at_us = r.attempt.ended_at_us
+    failed = sum(o.result is Result.FAILED for o in r.attempt.outcomes)
+    return (r.message_id, failed, at_us, at_us + r.body_keep_us if r.body_keep_us else None)
 
 
 def _write_progress(conn: Connection, r: Report, final: int, failed: int) -> None:
@@ -211,6 +214,6 @@ def _write_progress(conn: Connection, r: Report, final: int, failed: int) -> Non
         )
     ).scalar_one()
     if due is None:
-        conn.execute(_UNQUEUE, {"m": r.message_id, "d": r.destination})
+        _UNQUEUE.run(conn, [(r.message_id, r.destination)])
     else:
         conn.execute(_REQUEUE, {"m": r.message_id, "d": r.destination, "due": due})

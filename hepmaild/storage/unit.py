@@ -89,7 +89,7 @@ class UnitRunner:
         windows = rate.open_windows(conn, (c.key_id for c in calls), now_us) if calls else {}
         purses = self._lock_accounts(conn, members)
         results: dict[int, Any] = {}
-        ledger_rows: list[dict[str, Any]] = []
+        ledger_rows: list[money.LedgerRow] = []
         for call in calls:
             results[id(call)] = _decide_call(conn, call, windows.get(call.key_id), purses.get(call.account_id), now_us)
         rate.save_windows(conn, windows.values())
