@@ -235,7 +235,8 @@ class Intake:
             fingerprint=prepared.fingerprint,
             owner=self._outbox.owner if self._dispatcher.capacity_hint(route) else None,
         )
-        return replace(member, answer=answer_of(first_receipt(member), is_final=self._answers_on_commit(submission)))
+        member.answer = answer_of(first_receipt(member), is_final=self._answers_on_commit(submission))
+        return member
 
     def _word(self, submission: Submission, prepared: Prepared) -> tuple[str | None, int]:
         """The idempotency word with its namespace, and how long it lives."""

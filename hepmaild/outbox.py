@@ -259,7 +259,7 @@ def _attempt_json(attempt: Attempt) -> str:
                 }
                 for o in attempt.outcomes
             ],
-            "steps": [step.to_json() for step in attempt.steps],
+            "steps": attempt.steps,
         },
         ensure_ascii=False,
         separators=(",", ":"),

@@ -36,7 +36,7 @@ class PrepareSettings(Protocol):
     def limits(self) -> LimitSettings: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Prepared:
     """A message that passed every check but those that need the store.
 

@@ -112,6 +112,6 @@ def accepted_event(submission: Submission, prepared: Prepared) -> str:
             "tls": [origin.tls_version, origin.tls_cipher] if origin.tls_version else None,
             "helo": origin.helo,
             "size": prepared.content.size,
-            "steps": [step.to_json() for step in submission.steps],
+            "steps": submission.steps,
         }
     )

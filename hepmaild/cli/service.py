@@ -245,7 +245,7 @@ async def _try_route(settings: Settings, chosen: RouteSettings) -> dict[str, Any
     with trio.move_on_after(ROUTE_TEST_S) as scope:
         failure = await connection.open(context, Patience(scope, scope.deadline), backend.now_us)
         error = None if failure is None else _describe(failure)
-    steps = [step.to_json() for step in transcript.snapshot()]
+    steps = transcript.snapshot()
     with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
         await connection.quit(backend.now_us)
     tls = f"{connection.tls_version} {connection.tls_cipher}".strip() or None

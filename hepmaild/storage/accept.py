@@ -17,7 +17,7 @@ from hepmaild.storage.schema import NEVER_US, idempotency, message, queue, recip
 DAY_US = 86_400_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: its many fields would cost five times as much to set
 class Accept:
     """A message that passed every check but those that need the store.
 
