@@ -28,8 +28,8 @@ log = structlog.get_logger()
 
 MAX_UNIT = 200
 MAX_WAITING = 10_000
-# Measured at 20 connections: two milliseconds of patience take a quarter off the processor time of a message, and nothing
-# off the rate.  A lone caller never waits: only after a unit of several members there is any.
+# Measured at 20 connections: two milliseconds of patience take a quarter off the processor time of a message, and
+# nothing off the rate.  A lone caller never waits: only after a unit of several members there is any.
 GATHER_S = 0.002
 ENOUGH = 32
 
