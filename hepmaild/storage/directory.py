@@ -15,7 +15,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from hepmaild.storage.schema import account, api_key, counter, sender
 
-_GENERATION = select(counter.c.value).where(counter.c.name == "generation")
+GENERATION = select(counter.c.value).where(counter.c.name == "generation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class SenderRow:
 
 def generation(conn: Connection) -> int:
     """The present generation."""
-    value = conn.execute(_GENERATION).scalar_one_or_none()
+    value = conn.execute(GENERATION).scalar_one_or_none()
     return 0 if value is None else int(value)
 
 
