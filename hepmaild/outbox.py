@@ -64,6 +64,7 @@ class Outbox:
         self._alive_until_us = 0
         self._waiting_callers: dict[str, FirstAttempt] = {}
         self._uncertain: dict[str, int] = {}
+        self._forsaken: dict[str, int] = {}
         self._late_answers: list[Answer] = []
         self._late_uses: dict[str, Used] = {}
         self._noted: dict[str, Used] = {}
@@ -155,7 +156,7 @@ class Outbox:
 
     async def next_due_at_us(self, *, exclude: Collection[str] = ()) -> int | None:
         """See `Queue.next_due_at_us`."""
-        if self._uncertain:
+        if self._uncertain or self._forsaken:
             return self._now_us()
         return await self._store.read(queue.next_due_at_us, tuple(exclude))
 
@@ -195,6 +196,13 @@ class Outbox:
         if waiter is not None:
             waiter.done.set()
         await self._store.write(queue.release, job.message_id, job.token, self._now_us())
+
+    def forsake(self, job: Job) -> None:
+        """See `Queue.forsake`.  A caller that waits is told "queued"."""
+        waiter = self._waiting_callers.get(job.message_id)
+        if waiter is not None:
+            waiter.done.set()
+        self._forsaken[job.message_id] = job.token
 
     # Leases of this process
 
@@ -240,6 +248,10 @@ class Outbox:
             if await self._store.write(queue.release, message_id, token, self._now_us()):
                 log.warning("accepted_after_all", message_id=message_id)
             del self._uncertain[message_id]
+        for message_id, token in list(self._forsaken.items()):
+            if await self._store.write(queue.forsake, message_id, token, self._now_us()):
+                log.warning("attempt_forgotten", message_id=message_id)
+            del self._forsaken[message_id]
 
 
 def _attempt_json(attempt: Attempt) -> str:

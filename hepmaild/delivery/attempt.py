@@ -68,6 +68,7 @@ class Flight:
     scope: trio.CancelScope | None = None
     connection: Connection | None = None
     verdicts: tuple[Verdict, ...] | None = None
+    is_forsaken: bool = False
 
 
 class Runner:
@@ -110,7 +111,7 @@ class Runner:
         try:
             end = await self._attempt_or_defer(flight, lane)
             settled = True
-            return end
+            return End.STORE_DOWN if flight.is_forsaken else end
         finally:
             self.flights.discard(flight)
             if job.content is not None:
@@ -367,7 +368,7 @@ class Runner:
     # The store
 
     async def _insist(self, flight: Flight, unit: Callable[[], Awaitable[None]]) -> None:
-        """Do `unit`, again and again while the store is unavailable, until the lease ends or a drain cuts it.
+        """Do `unit`, again and again while the store is unavailable, until the attempt's time is over or a drain.
 
         Shielded: an outcome that is known is worth a moment of the drain.
         """
@@ -383,13 +384,16 @@ class Runner:
                     return
                 await trio.sleep(delay_s)
                 delay_s = min(2 * delay_s, LONGEST_RETRY_S)
-        log.warning("lease_left_to_end", message_id=flight.job.message_id, route=flight.job.route)
+        log.warning("attempt_forsaken", message_id=flight.job.message_id, route=flight.job.route)
+        flight.is_forsaken = True
+        self._queue.forsake(flight.job)
 
     async def _try_to_give_back(self, job: Job) -> None:
         try:
             await self._queue.release(job)
         except StoreUnavailable:
-            log.warning("lease_left_to_end", message_id=job.message_id, route=job.route)
+            log.warning("attempt_forsaken", message_id=job.message_id, route=job.route)
+            self._queue.forsake(job)
 
 
 def make_envelope(job: Job, content: Content) -> Envelope:

@@ -106,3 +106,10 @@ class Queue(Protocol):
 
     async def release(self, job: Job) -> None:
         """Give a claimed job back untried (drain, no worker): due again at once."""
+
+    def forsake(self, job: Job) -> None:
+        """Nobody works on this claimed job any more, and the store could not be told how it ended.
+
+        Remembered, and settled before the next claim: due again, in doubt if it was marked.  (The lease itself is the
+        process's, and does not end while the process lives.)
+        """

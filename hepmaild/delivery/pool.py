@@ -307,7 +307,8 @@ class DeliveryPool:
         try:
             await self._queue.release(job)
         except StoreUnavailable:
-            log.warning("lease_left_to_end", message_id=job.message_id, route=job.route)
+            log.warning("attempt_forsaken", message_id=job.message_id, route=job.route)
+            self._queue.forsake(job)
 
 
 async def _close_all(connections: Sequence[Connection], now_us: Callable[[], int]) -> None:

@@ -155,6 +155,12 @@ def release(conn: Connection, message_id: str, token: int, now_us: int) -> bool:
     return bool(gone.rowcount)
 
 
+def forsake(conn: Connection, message_id: str, token: int, now_us: int) -> bool:
+    """Take back one lease of a living process that could not say how its attempt ended.  False: the lease was lost."""
+    mine = (queue.c.message_id == message_id) & (queue.c.token == token) & queue.c.owner.is_not(None)
+    return bool(_take_back(conn, mine, now_us))
+
+
 def stay_alive(conn: Connection, owner: str, until_us: int) -> None:
     """Renew the lease of this process over all it holds."""
     if not conn.execute(update(process).where(process.c.id == owner).values(alive_until_us=until_us)).rowcount:

@@ -18,7 +18,7 @@ import pytest
 from tests.crash.conftest import GRANT, OUTAGE_S, open_service
 from tests.crash.load import Load, check_promises, running_load
 from tests.peers import postgres
-from tests.peers.processes import open_folder
+from tests.peers.processes import open_folder, wait_until
 from tests.peers.programs import missing
 
 # 450: a client that never saw our answer sends again while the first call is still undecided.
@@ -52,6 +52,26 @@ def test_postgresql_stops_and_starts_again() -> None:
             load.wait_for(30)
             cluster.stop("fast")
             load.wait_for_refusals(5)
+            cluster.start()
+            load.wait_for(30)
+        check_refusals(load)
+        print(check_promises(service.daemon, service.sink, load.promises, grant=GRANT))
+
+
+@pytest.mark.slow
+def test_postgresql_is_away_for_longer_than_an_attempt_may_last() -> None:
+    """Attempts whose end could not be recorded are given up by their own process, not kept until it ends."""
+    postgres.require_postgres(own=True)
+    impatient = {"delivery": {"final_dot_timeout_s": 2, "attempt_timeout_s": 3}}
+    with (
+        postgres.open_cluster() as cluster,
+        postgres.open_database(cluster.server) as url,
+        open_service(url, impatient) as service,
+    ):
+        with running_load([service.daemon], service.key) as load:
+            load.wait_for(30)
+            cluster.stop("immediate")
+            wait_until(lambda: "event=attempt_forsaken" in service.daemon.log(), "attempts to be given up")
             cluster.start()
             load.wait_for(30)
         check_refusals(load)

@@ -34,6 +34,7 @@ class MemoryQueue:
         self.attempts: list[Attempt] = []
         self.outcomes: dict[str, list[Outcome]] = {}
         self.released: list[str] = []
+        self.forsaken: list[str] = []
         self.claims = 0
         self.looks = 0
         self.is_down = False
@@ -140,6 +141,13 @@ class MemoryQueue:
         if waiting is not None:
             waiting.leased = waiting.marked = False
             self.released.append(job.message_id)
+        self._notify()
+
+    def forsake(self, job: Job) -> None:
+        waiting = self._mine(job)
+        if waiting is not None:
+            waiting.leased = waiting.marked = False
+            self.forsaken.append(job.message_id)
         self._notify()
 
     def _notify(self) -> None:
