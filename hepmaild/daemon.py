@@ -12,6 +12,7 @@ systemd starts it again: what was acknowledged is in the store.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import secrets
@@ -236,6 +237,7 @@ class _Daemon:
                 https=tuple(http.https),
                 plain_http=tuple(http.plain),
             )
+            _spare_the_collector()
             self.lifecycle.ready.set()
             self._notifier.ready("serving")
             log.info("ready", version=__version__, pid=os.getpid())
@@ -321,6 +323,16 @@ class _Daemon:
         while interval_s:
             self._notifier.watchdog()
             await trio.sleep(interval_s / 3)
+
+
+def _spare_the_collector() -> None:
+    """What was made to start stays for good, and messages leave no cycles: look for those less often.
+
+    Measured: the collector took 4 % of the main thread's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def _intake_settings(settings: Settings) -> IntakeSettings:
