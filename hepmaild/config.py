@@ -263,7 +263,7 @@ class SenderSettings:
     address: str = required("The address in From.", form="email")
     route: str = required("The route that its mail leaves by.", form="name")
     default: bool = setting(False, "Whether it is used when a message has no From; for one sender at most.")
-    daily_cap: int = setting(0, "Messages in any rolling 24 hours; more wait for their turn. 0: no limit.", low=0)
+    daily_cap: int = setting(0, "Messages in any rolling 24 hours; 0: no limit. Stored, and not obeyed yet.", low=0)
 
 
 @dataclass(frozen=True, slots=True)
