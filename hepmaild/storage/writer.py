@@ -28,10 +28,6 @@ log = structlog.get_logger()
 
 MAX_UNIT = 200
 MAX_WAITING = 10_000
-# Measured at 20 connections, four runs each: half a millisecond of patience takes a tenth off the processor time of a
-# message, and more of it takes no more.  A lone caller never waits: only after a unit of several members there is any.
-GATHER_S = 0.0005
-ENOUGH = 32
 
 RunUnit = Callable[[Connection, list[Any]], list[Any]]
 
@@ -90,7 +86,6 @@ class GroupWriter:
         self._waiting = 0
         self._sleeper: trio.lowlevel.Task | None = None
         self._closed = False
-        self._last_size = 0
         self.units = 0  # committed, for metrics
         self.members = 0  # committed in them
         self.last_commit_at = -math.inf  # Trio's clock
@@ -145,8 +140,6 @@ class GroupWriter:
             while True:
                 if not self._members and not self._calls:
                     await self._sleep()
-                if self._members and self._last_size > 1:
-                    await self._gather()
                 if calls := self._take(self._calls, 1):
                     await self._serve_call(calls[0])
                 if members := self._take(self._members, MAX_UNIT):
@@ -155,11 +148,6 @@ class GroupWriter:
         finally:
             self._closed = True
             _fail((*self._calls, *self._members), StoreUnavailable("the store is closed"))
-
-    async def _gather(self) -> None:
-        """Under load, let some more members come: a unit costs nearly the same however many it holds."""
-        if len(self._members) < ENOUGH:
-            await trio.sleep(GATHER_S)
 
     async def _sleep(self) -> None:
         self._sleeper = trio.lowlevel.current_task()
