@@ -208,7 +208,12 @@ def sender() -> None:
 @click.argument("address", type=EMAIL)
 @click.option("--route", required=True, help="A route of the settings.")
 @click.option("--account", "email", type=EMAIL, help="Only for this account; default: for every account.")
-@click.option("--daily-cap", type=click.IntRange(min=0), default=0, help="Messages in any rolling 24 hours; stored, not obeyed yet.")
+@click.option(
+    "--daily-cap",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Messages in any rolling 24 hours; stored, not obeyed yet.",
+)
 @click.option("--default", "is_default", is_flag=True, help="Used when a message has no From.")
 @json_option
 @with_settings
