@@ -78,10 +78,6 @@ class Outbox:
         waiter = self._waiting_callers[message_id] = FirstAttempt()
         return waiter
 
-    def expected(self, message_id: str) -> FirstAttempt | None:
-        """The wait of the caller that submitted this message here, if it still waits."""
-        return self._waiting_callers.get(message_id)
-
     def forget(self, message_id: str) -> None:
         """The caller waits no longer."""
         self._waiting_callers.pop(message_id, None)

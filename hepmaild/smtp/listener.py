@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import secrets
 import socket
 import ssl
@@ -19,6 +18,7 @@ import trio
 from hepmaild.config import LimitSettings, SmtpSettings
 from hepmaild.intake import Intake
 from hepmaild.lifecycle import Lifecycle
+from hepmaild.policy import client_of
 from hepmaild.smtp import replies
 from hepmaild.smtp.replies import Line
 from hepmaild.smtp.session import SessionSetup, SmtpSession
@@ -46,7 +46,7 @@ class ConnectionCounter:
 
     def enter(self, ip: str) -> bool:
         """Count a connection; False when it is one too many, and then it is not counted."""
-        key = _network(ip)
+        key = client_of(ip)
         count = self._counts.get(key, 0)
         if count >= self._limit:
             return False
@@ -55,7 +55,7 @@ class ConnectionCounter:
 
     def leave(self, ip: str) -> None:
         """A counted connection ended."""
-        key = _network(ip)
+        key = client_of(ip)
         count = self._counts[key] - 1
         if count:
             self._counts[key] = count
@@ -66,12 +66,6 @@ class ConnectionCounter:
     def total(self) -> int:
         """All connections counted now."""
         return sum(self._counts.values())
-
-
-def _network(ip: str) -> str:
-    if ":" not in ip:
-        return ip
-    return str(ipaddress.ip_network((ip.partition("%")[0], 64), strict=False))
 
 
 def plain_ip(host: str) -> str:

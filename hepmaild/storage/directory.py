@@ -48,12 +48,6 @@ class SenderRow:
     is_default: bool
 
 
-def generation(conn: Connection) -> int:
-    """The present generation."""
-    value = conn.execute(GENERATION).scalar_one_or_none()
-    return 0 if value is None else int(value)
-
-
 def bump(conn: Connection) -> None:
     """Say that keys, accounts or senders changed; part of the unit that changes them."""
     changed = conn.execute(update(counter).where(counter.c.name == "generation").values(value=counter.c.value + 1))

@@ -118,12 +118,6 @@ def passes_at_us(conn: Connection, window: Window, limit: int) -> int:
     return int(at_us if at_us is not None else window.now_us) + WINDOW_US + 1
 
 
-def peek(conn: Connection, key_id: str, now_us: int) -> int:
-    """How many calls of this key the last 60 seconds hold; takes none."""
-    window = open_windows(conn, [key_id], now_us).get(key_id)
-    return window.inside if window else 0
-
-
 def prune(conn: Connection, now_us: int, most: int = 5000) -> int:
     """Delete rows that no window can hold any more; how many went."""
     old = select(rate_call.c.key_id, rate_call.c.at_us).where(rate_call.c.at_us < now_us - 2 * WINDOW_US).limit(most)
