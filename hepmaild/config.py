@@ -74,6 +74,24 @@ class TlsMode(StrEnum):
     NONE = "none"
 
 
+class InDoubt(StrEnum):
+    """What becomes of a recipient whose final dot got no answer."""
+
+    RETRY = "retry"
+    HOLD = "hold"
+
+
+class Misbehaviour(StrEnum):
+    """What a sandbox does instead of taking a message, so that senders can test their handling of it."""
+
+    NONE = "none"
+    GREYLIST = "greylist"
+    TEMPORARY = "4xx"
+    PERMANENT = "5xx"
+    SLOW_DOT = "slow-dot"
+    DROP_AFTER_DOT = "drop-after-dot"
+
+
 class ReversePath(StrEnum):
     """Whose address is MAIL FROM towards the next hop."""
 
@@ -222,7 +240,45 @@ class DeliverySettings:
         low=1,
         high=DAY_S,
     )
+    in_doubt: InDoubt = setting(
+        InDoubt.RETRY,
+        "A recipient whose final dot got no answer may have the message: try again with the same Message-ID, or hold "
+        "it until somebody decides.",
+    )
+    suppress_after: int = setting(
+        3,
+        "Refusals for good (5.1.1 and its like) after which an address is suppressed for the account; 0: never.",
+        low=0,
+    )
+    suppress_days: float = setting(14, "How long a suppressed address stays so.", low=0.001, high=3650)
     body_days: int = setting(0, "Days for which a finished message's content is kept; 0: not at all.", low=0, high=3650)
+
+
+@dataclass(frozen=True, slots=True)
+class DnsSettings:
+    """How names are looked up, for routes of kind `mx` and for checks."""
+
+    servers: tuple[str, ...] = setting(
+        (), 'Name servers as `"address"` or `"address:port"`; empty: those of the system.', form="nameserver"
+    )
+    timeout_s: float = setting(3, "How long one server may take to answer.", low=0.1, high=60)
+    lifetime_s: float = setting(
+        12, "How long one question may take, all servers and tries together.", low=0.1, high=300
+    )
+    trust_ad: bool = setting(
+        False,
+        "Whether the servers validate DNSSEC and the way to them is safe (such as loopback); without it there is no "
+        "DANE.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsSettings:
+    """Figures for Prometheus, on a listener of their own."""
+
+    listen: tuple[str, ...] = setting(
+        (), 'Addresses of plain HTTP that answer `GET /metrics`, as in `"127.0.0.1:9464"`; empty: none.', form="address"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,17 +291,33 @@ class RouteSettings:
         "message as a file instead of sending it."
     )
     host: str = setting("", "The next hop's name or address (kind `smtp`).", form="host")
+    fallback_hosts: tuple[str, ...] = setting(
+        (),
+        "Kind `smtp`: `host` or `host:port` of further next hops, tried in order when the ones before cannot be "
+        "reached or say 4yz before the message begins.",
+        form="next hop",
+    )
     port: int = setting(
-        0, "Its port; 0: 465 with implicit TLS, 25 with opportunistic or none, else 587.", low=0, high=65_535
+        0,
+        "Its port; 0: 25 for kind `mx`, else 465 with implicit TLS, 25 with opportunistic or none, 587 with starttls.",
+        low=0,
+        high=65_535,
     )
     tls: TlsMode = setting(
         TlsMode.STARTTLS,
-        "TLS towards the next hop; with `starttls` and `implicit` its certificate must be good.",
+        "Kind `smtp`: TLS towards the next hop; with `starttls` and `implicit` its certificate must be good. "
+        "Kind `mx` decides by MTA-STS and DANE, and else uses what is offered.",
     )
+    mta_sts: bool = setting(True, "Kind `mx`: obey the MTA-STS policies of destinations (RFC 8461).")
+    dane: bool = setting(True, "Kind `mx`: obey TLSA records (RFC 7672), when `dns.trust_ad` lets us believe them.")
+    ipv6: bool = setting(True, "Kind `mx`: use IPv6 addresses too, and first.")
     tls_ca: str = setting("", "PEM file with the authority to trust instead of the system's.")
     username: str = setting("", "Log in with this name; empty: no login.")
     password: str = setting("", "The password for it.", secret=True)
-    connections: int = setting(20, "Connections at once.", low=1, high=10_000)
+    connections: int = setting(
+        20, "Connections at once; kind `mx`: to each destination, beginning with two.", low=1, high=10_000
+    )
+    messages_per_second: float = setting(0, "No more than this leave by the route in a second; 0: no limit.", low=0)
     messages_per_connection: int = setting(100, "Messages sent over one connection before it is closed.", low=1)
     reverse_path: ReversePath = setting(
         ReversePath.SENDER,
@@ -254,6 +326,12 @@ class RouteSettings:
     directory: str = setting(
         "", "Kind `sandbox`: where the `.eml` files go, relative to `server.state_dir`; empty: `sandbox`."
     )
+    misbehave: Misbehaviour = setting(
+        Misbehaviour.NONE,
+        "Kind `sandbox`: refuse the first attempt only (`greylist`), every one (`4xx`, `5xx`), answer the final dot "
+        "late (`slow-dot`), or keep the message and break off without an answer (`drop-after-dot`).",
+    )
+    misbehave_s: float = setting(30, "How long `greylist` refuses and `slow-dot` waits.", low=0, high=DAY_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +341,7 @@ class SenderSettings:
     address: str = required("The address in From.", form="email")
     route: str = required("The route that its mail leaves by.", form="name")
     default: bool = setting(False, "Whether it is used when a message has no From; for one sender at most.")
-    daily_cap: int = setting(0, "Messages in any rolling 24 hours; 0: no limit. Stored, and not obeyed yet.", low=0)
+    daily_cap: int = setting(0, "Messages in any rolling 24 hours; 0: no limit.", low=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +380,8 @@ class Settings:
     http: HttpSettings = HttpSettings()
     limits: LimitSettings = LimitSettings()
     delivery: DeliverySettings = DeliverySettings()
+    dns: DnsSettings = DnsSettings()
+    metrics: MetricsSettings = MetricsSettings()
     route: tuple[RouteSettings, ...] = ()
     sender: tuple[SenderSettings, ...] = ()
     plans: dict[str, Plan] = field(default_factory=_shipped_plans)

@@ -285,6 +285,29 @@ def _check_database(text: str) -> None:
         raise ValueError(allowed)
 
 
+def parse_nameserver(text: str) -> tuple[str, int]:
+    """`"address"` or `"address:port"` of a name server, port 53 if none is given; ValueError with what is allowed."""
+    try:
+        return str(ipaddress.ip_address(text.strip("[]"))), 53
+    except ValueError:
+        pass
+    try:
+        host, port = parse_address(text)
+        return str(ipaddress.ip_address(host)), port
+    except ValueError:
+        raise ValueError('an IP address, or "address:port" as in "127.0.0.1:5353" or "[::1]:53"') from None
+
+
+def parse_next_hop(text: str) -> tuple[str, int]:
+    """`"host"` or `"host:port"` of a next hop, port 0 if none is given; ValueError with what is allowed."""
+    if text.count(":") == 1 or text.startswith("["):
+        host, port = parse_address(text if not text.endswith("]") else f"{text}:0")
+    else:
+        host, port = text, 0
+    _check_host(host)
+    return host, port
+
+
 FORMS: dict[str, Callable[[str], object]] = {
     "address": parse_address,
     "database": _check_database,
@@ -292,6 +315,8 @@ FORMS: dict[str, Callable[[str], object]] = {
     "host": _check_host,
     "hostname": _check_hostname,
     "name": _check_name,
+    "nameserver": parse_nameserver,
+    "next hop": parse_next_hop,
     "network": _check_network,
     "url": _check_url,
 }

@@ -36,8 +36,9 @@ class JobRecipient:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One message with those of its recipients that are due on one route.
+    """One message with those of its recipients that are due on one route and go to one destination.
 
+    destination: a domain (lower case, A-labels) on routes of kind `mx`, "" on those with one next hop.
     token: the fencing token of the lease; a report made with an older one is refused by the store.
     content: at hand after the intake's hand-over; None: ask `Queue.load`.  reverse_path: "" for the null path.
     """
@@ -53,6 +54,7 @@ class Job:
     accepted_at_us: int
     expires_at_us: int
     content: Content | None = None
+    destination: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,7 +197,9 @@ _RECIPIENT = bulk_insert(
     "due_at_us",
     "changed_at_us",
 )
-_QUEUE = bulk_insert(queue, "message_id", "destination", "account_id", "route", "due_at_us", "owner", "token", "marked")
+_QUEUE = bulk_insert(
+    queue, "message_id", "destination", "account_id", "route", "due_at_us", "owner", "token", "marked", "cap_key"
+)
 _WORD = bulk_insert(idempotency, "word", "key_id", "fingerprint", "message_id", "at_us")
 
 
@@ -214,7 +216,7 @@ def _write(conn: Connection, accepted: list[Accept]) -> None:
     _QUEUE.run(
         conn,
         [
-            (m.message_id, "", m.account_id, m.route, m.at_us if m.owner is None else NEVER_US, m.owner, 1, False)
+            (m.message_id, "", m.account_id, m.route, m.at_us if m.owner is None else NEVER_US, m.owner, 1, False, "")
             for m in accepted
         ],
     )

@@ -187,7 +187,9 @@ recipient = Table(
     Column("address", Text, nullable=False),
     Column("kind", String(5), nullable=False),  # to, cc, bcc
     Column("destination", Text, nullable=False),  # which queue row it waits in
-    Column("state", String(20), nullable=False),  # queued, deferred, sent, failed, expired, cancelled
+    # Waiting: queued, deferred, capped (a daily cap), held (until somebody releases it).  Final: sent, failed, expired,
+    # cancelled.  One that is held is due at its expiry.
+    Column("state", String(20), nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("doubts", Integer, nullable=False),  # attempts whose final dot got no answer
     Column("due_at_us", BigInteger, nullable=True),  # null once final
@@ -196,8 +198,9 @@ recipient = Table(
     sqlite_with_rowid=False,
 )
 
-# What waits.  One row for the recipients of a message that share a destination ("" on routes with one next hop), for
-# as long as one of them is not final.  A leased row has an owner and is due at NEVER_US.
+# What waits.  One row for the recipients of a message that share a destination (a domain on routes of kind "mx", ""
+# on routes with one next hop), for as long as one of them is not final.  A leased row has an owner and is due at
+# NEVER_US.
 NEVER_US = 2**62
 queue = Table(
     "queue",
@@ -210,14 +213,86 @@ queue = Table(
     Column("owner", String(40), nullable=True),  # the process that holds the lease
     Column("token", BigInteger, nullable=False),  # fencing: grows with every lease
     Column("marked", Boolean, nullable=False),  # the final dot of the leased attempt may have left
+    Column("cap_key", Text, nullable=False),  # whose daily cap it counts against (`cap_use`); "": none
     sqlite_with_rowid=False,
 )
-Index("ix_queue_route_due_at_us", queue.c.route, queue.c.due_at_us)
+# The claim goes from destination to destination, so that a backlog of one never stands before another.
+Index("ix_queue_route_destination_due_at_us", queue.c.route, queue.c.destination, queue.c.due_at_us)
+Index(
+    "ix_queue_cap_key_due_at_us",
+    queue.c.cap_key,
+    queue.c.due_at_us,
+    sqlite_where=queue.c.cap_key != "",
+    postgresql_where=queue.c.cap_key != "",
+)
 Index(
     "ix_queue_owner",
     queue.c.owner,
     sqlite_where=queue.c.owner.is_not(None),
     postgresql_where=queue.c.owner.is_not(None),
+)
+
+# The rolling 24 hours of each sender with a daily cap: when each of its messages last went out (or is about to).
+cap_use = Table(
+    "cap_use",
+    metadata,
+    Column("cap_key", Text, primary_key=True),  # account id (or "" for a global sender), "|", address key
+    Column("message_id", String(16), primary_key=True),
+    Column("at_us", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+Index("ix_cap_use_cap_key_at_us", cap_use.c.cap_key, cap_use.c.at_us)
+
+# What nobody is to work on until somebody resumes it: a whole route (destination "") or one destination of it.
+pause = Table(
+    "pause",
+    metadata,
+    Column("route", String(100), primary_key=True),
+    Column("destination", Text, primary_key=True),
+    Column("since_us", BigInteger, nullable=False),
+    Column("note", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Addresses that a destination refused for good (5.1.1 and its like).  Suppressed until then; null: counted only.
+suppression = Table(
+    "suppression",
+    metadata,
+    Column("account_id", String(36), primary_key=True),
+    Column("address_key", Text, primary_key=True),
+    Column("address", Text, nullable=False),
+    Column("refusals", Integer, nullable=False),
+    Column("refused_at_us", BigInteger, nullable=False),
+    Column("suppressed_until_us", BigInteger, nullable=True),
+    Column("last_reply", Text, nullable=False),
+    Column("message_id", String(16), nullable=False),  # the last one that was refused
+    sqlite_with_rowid=False,
+)
+
+# Keys that sign mail of a domain.  The private one is sealed (`vault`), bound to its row.
+dkim_key = Table(
+    "dkim_key",
+    metadata,
+    Column("domain", String(255), primary_key=True),
+    Column("selector", String(63), primary_key=True),
+    Column("algorithm", String(20), nullable=False),  # rsa-sha256, ed25519-sha256
+    Column("sealed_key", LargeBinary, nullable=False),
+    Column("public_key", Text, nullable=False),  # the value of p= in DNS
+    Column("state", String(20), nullable=False),  # pending (DNS does not show it yet), active, retired
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("checked_at_us", BigInteger, nullable=True),
+    Column("changed_at_us", BigInteger, nullable=False),
+)
+
+# MTA-STS policies of destinations (RFC 8461 §3.3), so that a restart does not forget that TLS must be good.
+sts_policy = Table(
+    "sts_policy",
+    metadata,
+    Column("domain", String(255), primary_key=True),
+    Column("policy_id", String(32), nullable=False),
+    Column("policy", Text, nullable=False),
+    Column("fetched_at_us", BigInteger, nullable=False),
+    Column("expires_at_us", BigInteger, nullable=False),
 )
 
 # A process that holds leases is alive until then; past it, its work is taken over (several processes only).

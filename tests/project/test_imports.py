@@ -48,7 +48,7 @@ ONLY_IN = {
 APART = ("hepmaild.smtp", "hepmaild.http", "hepmaild.delivery")
 
 _SMTP_PURE = "actions commands content core facts machine replies sasl say state verbs".split()  # noqa: SIM905
-_DELIVERY_PURE = "capabilities client job outcome reader route tls_policy".split()  # noqa: SIM905
+_DELIVERY_PURE = "capabilities client hops job outcome reader route tls_policy".split()  # noqa: SIM905
 _STORAGE_USERS = "directory intake outbox policy prepare reaper receipts".split()  # noqa: SIM905
 
 # The first prefix that fits decides.

@@ -40,10 +40,32 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_body_message_id"), "body", ["message_id"], unique=False)
     op.create_table(
+        "cap_use",
+        sa.Column("cap_key", sa.Text(), nullable=False),
+        sa.Column("message_id", sa.String(length=16), nullable=False),
+        sa.Column("at_us", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("cap_key", "message_id", name=op.f("pk_cap_use")),
+        sqlite_with_rowid=False,
+    )
+    op.create_index("ix_cap_use_cap_key_at_us", "cap_use", ["cap_key", "at_us"], unique=False)
+    op.create_table(
         "counter",
         sa.Column("name", sa.String(length=40), nullable=False),
         sa.Column("value", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_counter")),
+    )
+    op.create_table(
+        "dkim_key",
+        sa.Column("domain", sa.String(length=255), nullable=False),
+        sa.Column("selector", sa.String(length=63), nullable=False),
+        sa.Column("algorithm", sa.String(length=20), nullable=False),
+        sa.Column("sealed_key", sa.LargeBinary(), nullable=False),
+        sa.Column("public_key", sa.Text(), nullable=False),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("created_at_us", sa.BigInteger(), nullable=False),
+        sa.Column("checked_at_us", sa.BigInteger(), nullable=True),
+        sa.Column("changed_at_us", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("domain", "selector", name=op.f("pk_dkim_key")),
     )
     op.create_table(
         "event",
@@ -113,7 +135,10 @@ def upgrade() -> None:
     )
     op.create_index("ix_message_accepted_at_us", "message", ["accepted_at_us"], unique=False)
     op.create_index(
-        "ix_message_account_id_accepted_at_us", "message", ["account_id", "accepted_at_us", "id"], unique=False
+        "ix_message_account_id_accepted_at_us",
+        "message",
+        ["account_id", "accepted_at_us", "id"],
+        unique=False,
     )
     op.create_index(
         "ix_message_body_until_us",
@@ -122,6 +147,15 @@ def upgrade() -> None:
         unique=False,
         sqlite_where=sa.text("body_until_us IS NOT NULL"),
         postgresql_where=sa.text("body_until_us IS NOT NULL"),
+    )
+    op.create_table(
+        "pause",
+        sa.Column("route", sa.String(length=100), nullable=False),
+        sa.Column("destination", sa.Text(), nullable=False),
+        sa.Column("since_us", sa.BigInteger(), nullable=False),
+        sa.Column("note", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("route", "destination", name=op.f("pk_pause")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "process",
@@ -139,8 +173,17 @@ def upgrade() -> None:
         sa.Column("owner", sa.String(length=40), nullable=True),
         sa.Column("token", sa.BigInteger(), nullable=False),
         sa.Column("marked", sa.Boolean(), nullable=False),
+        sa.Column("cap_key", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("message_id", "destination", name=op.f("pk_queue")),
         sqlite_with_rowid=False,
+    )
+    op.create_index(
+        "ix_queue_cap_key_due_at_us",
+        "queue",
+        ["cap_key", "due_at_us"],
+        unique=False,
+        sqlite_where=sa.text("cap_key != ''"),
+        postgresql_where=sa.text("cap_key != ''"),
     )
     op.create_index(
         "ix_queue_owner",
@@ -150,7 +193,12 @@ def upgrade() -> None:
         sqlite_where=sa.text("owner IS NOT NULL"),
         postgresql_where=sa.text("owner IS NOT NULL"),
     )
-    op.create_index("ix_queue_route_due_at_us", "queue", ["route", "due_at_us"], unique=False)
+    op.create_index(
+        "ix_queue_route_destination_due_at_us",
+        "queue",
+        ["route", "destination", "due_at_us"],
+        unique=False,
+    )
     op.create_table(
         "rate_call",
         sa.Column("key_id", sa.String(length=36), nullable=False),
@@ -188,6 +236,28 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sender")),
     )
     op.create_index("uq_sender_account_id_address_key", "sender", ["account_id", "address_key"], unique=True)
+    op.create_table(
+        "sts_policy",
+        sa.Column("domain", sa.String(length=255), nullable=False),
+        sa.Column("policy_id", sa.String(length=32), nullable=False),
+        sa.Column("policy", sa.Text(), nullable=False),
+        sa.Column("fetched_at_us", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at_us", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("domain", name=op.f("pk_sts_policy")),
+    )
+    op.create_table(
+        "suppression",
+        sa.Column("account_id", sa.String(length=36), nullable=False),
+        sa.Column("address_key", sa.Text(), nullable=False),
+        sa.Column("address", sa.Text(), nullable=False),
+        sa.Column("refusals", sa.Integer(), nullable=False),
+        sa.Column("refused_at_us", sa.BigInteger(), nullable=False),
+        sa.Column("suppressed_until_us", sa.BigInteger(), nullable=True),
+        sa.Column("last_reply", sa.Text(), nullable=False),
+        sa.Column("message_id", sa.String(length=16), nullable=False),
+        sa.PrimaryKeyConstraint("account_id", "address_key", name=op.f("pk_suppression")),
+        sqlite_with_rowid=False,
+    )
     op.create_table(
         "api_key",
         sa.Column("id", sa.String(length=36), nullable=False),
