@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The queue in figures, for whoever watches it.
+
+`entries` reads one index from end to end and nothing else; `recipients` looks at every row that waits.  Both grow with
+what waits, not with the log, and never lock anything.  Whoever asks for them decides how often that is worth it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection, bindparam, case, func, select
+
+from hepmaild.storage.schema import NEVER_US, message, queue, recipient
+
+_DUE = queue.c.due_at_us
+_ENTRIES = select(
+    queue.c.route,
+    func.count().label("entries"),
+    func.sum(case((_DUE >= NEVER_US, 1), else_=0)).label("leased"),
+    func.sum(case((bindparam("now") >= _DUE, 1), else_=0)).label("due"),
+    func.min(_DUE).label("first_due_at_us"),
+).group_by(queue.c.route)
+_RECIPIENTS = (
+    select(
+        queue.c.route,
+        recipient.c.state,
+        func.count().label("recipients"),
+        func.sum(case((recipient.c.doubts > 0, 1), else_=0)).label("in_doubt"),
+        func.min(message.c.accepted_at_us).label("oldest_at_us"),
+    )
+    .join(
+        recipient,
+        (recipient.c.message_id == queue.c.message_id)
+        & (recipient.c.destination == queue.c.destination)
+        & recipient.c.due_at_us.is_not(None),
+    )
+    .join(message, message.c.id == queue.c.message_id)
+    .group_by(queue.c.route, recipient.c.state)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """The queue rows of one route.  overdue_us: since when the first of them is due, 0: none is."""
+
+    leased: int
+    due: int
+    scheduled: int
+    overdue_us: int
+
+
+@dataclass(slots=True)
+class Recipients:
+    """The waiting recipients of one route, by state; those with an attempt in doubt; when the oldest was accepted."""
+
+    by_state: dict[str, int] = field(default_factory=dict)
+    in_doubt: int = 0
+    oldest_at_us: int = NEVER_US
+
+
+def entries(conn: Connection, now_us: int) -> dict[str, Entries]:
+    """By route, those that something waits on.  About 0.1 s for a million rows."""
+    found = {}
+    for r in conn.execute(_ENTRIES, {"now": now_us}):
+        overdue_us = max(0, now_us - r.first_due_at_us)
+        leased, due = int(r.leased), int(r.due)
+        found[r.route] = Entries(leased, due, r.entries - leased - due, overdue_us)
+    return found
+
+
+def recipients(conn: Connection) -> dict[str, Recipients]:
+    """By route.  A few seconds for a million rows."""
+    found: dict[str, Recipients] = {}
+    for r in conn.execute(_RECIPIENTS):
+        here = found.setdefault(r.route, Recipients())
+        here.by_state[r.state] = r.recipients
+        here.in_doubt += int(r.in_doubt)
+        here.oldest_at_us = min(here.oldest_at_us, r.oldest_at_us)
+    return found
