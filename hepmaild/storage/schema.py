@@ -200,7 +200,7 @@ recipient = Table(
 
 # What waits.  One row for the recipients of a message that share a destination (a domain on routes of kind "mx", ""
 # on routes with one next hop), for as long as one of them is not final.  A leased row has an owner and is due at
-# NEVER_US.
+# NEVER_US plus the time of the lease: so it is known which recipients the attempt is for (those due by then).
 NEVER_US = 2**62
 queue = Table(
     "queue",
@@ -214,16 +214,19 @@ queue = Table(
     Column("token", BigInteger, nullable=False),  # fencing: grows with every lease
     Column("marked", Boolean, nullable=False),  # the final dot of the leased attempt may have left
     Column("cap_key", Text, nullable=False),  # whose daily cap it counts against (`cap_use`); "": none
+    # Its place in the line behind that cap: when the message was accepted.  Null: it is not in the line.  One that is
+    # stands there until `caps.let_go` takes it out, and is due at its expiry.
+    Column("line_us", BigInteger, nullable=True),
     sqlite_with_rowid=False,
 )
 # The claim goes from destination to destination, so that a backlog of one never stands before another.
 Index("ix_queue_route_destination_due_at_us", queue.c.route, queue.c.destination, queue.c.due_at_us)
 Index(
-    "ix_queue_cap_key_due_at_us",
+    "ix_queue_cap_key_line_us",
     queue.c.cap_key,
-    queue.c.due_at_us,
-    sqlite_where=queue.c.cap_key != "",
-    postgresql_where=queue.c.cap_key != "",
+    queue.c.line_us,
+    sqlite_where=queue.c.line_us.is_not(None),
+    postgresql_where=queue.c.line_us.is_not(None),
 )
 Index(
     "ix_queue_owner",
@@ -232,16 +235,32 @@ Index(
     postgresql_where=queue.c.owner.is_not(None),
 )
 
-# The rolling 24 hours of each sender with a daily cap: when each of its messages last went out (or is about to).
+# A sender with a daily cap: the row that is locked while somebody looks whether the window has room.
+cap = Table(
+    "cap",
+    metadata,
+    Column("cap_key", Text, primary_key=True),  # account id (or "" for a global sender), "|", address key
+    Column("daily_cap", Integer, nullable=False),  # 0: none any more
+    Column("next_us", BigInteger, nullable=True),  # when the first in its line may go; null: nobody waits
+)
+Index(
+    "ix_cap_next_us",
+    cap.c.next_us,
+    sqlite_where=cap.c.next_us.is_not(None),
+    postgresql_where=cap.c.next_us.is_not(None),
+)
+
+# The rolling 24 hours of each of them: when each of its messages last went out (or is about to).
 cap_use = Table(
     "cap_use",
     metadata,
-    Column("cap_key", Text, primary_key=True),  # account id (or "" for a global sender), "|", address key
+    Column("cap_key", Text, primary_key=True),
     Column("message_id", String(16), primary_key=True),
     Column("at_us", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
 Index("ix_cap_use_cap_key_at_us", cap_use.c.cap_key, cap_use.c.at_us)
+Index("ix_cap_use_at_us", cap_use.c.at_us)
 
 # What nobody is to work on until somebody resumes it: a whole route (destination "") or one destination of it.
 pause = Table(
@@ -265,8 +284,16 @@ suppression = Table(
     Column("refused_at_us", BigInteger, nullable=False),
     Column("suppressed_until_us", BigInteger, nullable=True),
     Column("last_reply", Text, nullable=False),
-    Column("message_id", String(16), nullable=False),  # the last one that was refused
+    Column("message_id", String(16), nullable=False),  # the last one that was refused; "": an operator's word
+    Column("kept_until_us", BigInteger, nullable=False),  # then the row is forgotten
     sqlite_with_rowid=False,
+)
+Index("ix_suppression_kept_until_us", suppression.c.kept_until_us)
+Index(
+    "ix_suppression_account_id",
+    suppression.c.account_id,
+    sqlite_where=suppression.c.suppressed_until_us.is_not(None),
+    postgresql_where=suppression.c.suppressed_until_us.is_not(None),
 )
 
 # Keys that sign mail of a domain.  The private one is sealed (`vault`), bound to its row.

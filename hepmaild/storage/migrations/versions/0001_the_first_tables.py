@@ -40,6 +40,21 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_body_message_id"), "body", ["message_id"], unique=False)
     op.create_table(
+        "cap",
+        sa.Column("cap_key", sa.Text(), nullable=False),
+        sa.Column("daily_cap", sa.Integer(), nullable=False),
+        sa.Column("next_us", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("cap_key", name=op.f("pk_cap")),
+    )
+    op.create_index(
+        "ix_cap_next_us",
+        "cap",
+        ["next_us"],
+        unique=False,
+        sqlite_where=sa.text("next_us IS NOT NULL"),
+        postgresql_where=sa.text("next_us IS NOT NULL"),
+    )
+    op.create_table(
         "cap_use",
         sa.Column("cap_key", sa.Text(), nullable=False),
         sa.Column("message_id", sa.String(length=16), nullable=False),
@@ -47,6 +62,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("cap_key", "message_id", name=op.f("pk_cap_use")),
         sqlite_with_rowid=False,
     )
+    op.create_index("ix_cap_use_at_us", "cap_use", ["at_us"], unique=False)
     op.create_index("ix_cap_use_cap_key_at_us", "cap_use", ["cap_key", "at_us"], unique=False)
     op.create_table(
         "counter",
@@ -174,16 +190,25 @@ def upgrade() -> None:
         sa.Column("token", sa.BigInteger(), nullable=False),
         sa.Column("marked", sa.Boolean(), nullable=False),
         sa.Column("cap_key", sa.Text(), nullable=False),
+        sa.Column("line_us", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("message_id", "destination", name=op.f("pk_queue")),
         sqlite_with_rowid=False,
     )
     op.create_index(
-        "ix_queue_cap_key_due_at_us",
+        "ix_queue_cap_key_line_us",
         "queue",
-        ["cap_key", "due_at_us"],
+        ["cap_key", "line_us"],
         unique=False,
-        sqlite_where=sa.text("cap_key != ''"),
-        postgresql_where=sa.text("cap_key != ''"),
+        sqlite_where=sa.text("line_us IS NOT NULL"),
+        postgresql_where=sa.text("line_us IS NOT NULL"),
+    )
+    op.create_index(
+        "ix_queue_expires_at_us",
+        "queue",
+        ["expires_at_us"],
+        unique=False,
+        sqlite_where=sa.text("owner IS NULL"),
+        postgresql_where=sa.text("owner IS NULL"),
     )
     op.create_index(
         "ix_queue_owner",
@@ -198,6 +223,14 @@ def upgrade() -> None:
         "queue",
         ["route", "destination", "due_at_us"],
         unique=False,
+    )
+    op.create_index(
+        "ix_queue_route_due_at_us",
+        "queue",
+        ["route", "due_at_us"],
+        unique=False,
+        sqlite_where=sa.text("owner IS NULL"),
+        postgresql_where=sa.text("owner IS NULL"),
     )
     op.create_table(
         "rate_call",
@@ -255,9 +288,19 @@ def upgrade() -> None:
         sa.Column("suppressed_until_us", sa.BigInteger(), nullable=True),
         sa.Column("last_reply", sa.Text(), nullable=False),
         sa.Column("message_id", sa.String(length=16), nullable=False),
+        sa.Column("kept_until_us", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("account_id", "address_key", name=op.f("pk_suppression")),
         sqlite_with_rowid=False,
     )
+    op.create_index(
+        "ix_suppression_account_id",
+        "suppression",
+        ["account_id"],
+        unique=False,
+        sqlite_where=sa.text("suppressed_until_us IS NOT NULL"),
+        postgresql_where=sa.text("suppressed_until_us IS NOT NULL"),
+    )
+    op.create_index("ix_suppression_kept_until_us", "suppression", ["kept_until_us"], unique=False)
     op.create_table(
         "api_key",
         sa.Column("id", sa.String(length=36), nullable=False),
