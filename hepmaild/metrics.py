@@ -15,6 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+import trio
+
 from hepmaild.delivery.job import Attempt, Result
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.events import Step, Who
@@ -23,6 +25,7 @@ from hepmaild.mail.submission import Door, Receipt
 Labels = tuple[str, ...]
 
 MAX_LABEL_SETS = 1000  # of one family; what comes after is counted as "other"
+LAG_EVERY_S = 1.0
 OTHER = "other"
 MIXED = "mixed"  # the recipients of one attempt had different luck
 
@@ -71,7 +74,11 @@ ACCEPTED_RECIPIENTS = _counter("accepted_recipients_total", "Their recipients, e
 ACCEPTED_BYTES = _counter("accepted_bytes_total", "Their size on the wire.", "door")
 REPLAYED = _counter("replayed_messages_total", "Repeated calls that got the first answer again, for nothing.", "door")
 REFUSED = _counter(
-    "refusals_total", "What the intake refused, by the code of the API; both doors use the same codes.", "door", "code"
+    "refusals_total",
+    "What the intake refused at either door, by API code (`BACKLOG_FULL` and `DRAINING`, in the API `UNAVAILABLE`, are "
+    "told apart).",
+    "door",
+    "code",
 )
 HTTP_RESPONSES = _counter(
     "http_responses_total",
@@ -371,3 +378,11 @@ def dot_wait_us(steps: Sequence[Step], ended_at_us: int) -> int | None:
         elif step.who is Who.US and step.text == ".":
             return max(0, answered_at_us - step.at_us)
     return None
+
+
+async def watch_loop(meter: Meter) -> None:
+    """Measure, once a second, how late the event loop wakes us.  Until cancelled."""
+    while True:
+        wanted = trio.current_time() + LAG_EVERY_S
+        await trio.sleep_until(wanted)
+        meter.lagged(max(0.0, trio.current_time() - wanted))

@@ -30,6 +30,7 @@ from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies
 from hepmaild.http.send import SendDesk
 from hepmaild.intake import Intake
 from hepmaild.lifecycle import Lifecycle
+from hepmaild.metrics import Meter
 
 log = structlog.get_logger()
 
@@ -65,8 +66,10 @@ class HttpDoor:
         readiness: Readiness,
         spool_dir: Path | None = None,
         timeouts: Timeouts | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self._settings = settings
+        self._meter = meter or Meter()
         self._lifecycle = lifecycle
         self._ssl_context = ssl_context
         self._proxies = TrustedProxies(settings.trusted_proxies)
@@ -97,6 +100,7 @@ class HttpDoor:
             https_port,
             self._settings.max_request_bytes,
             self._timeouts,
+            self._meter,
         )
         return build_app(surroundings, self._desk, self._readiness)
 

@@ -42,39 +42,39 @@ _RECIPIENTS = (
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """The queue rows of one route.  overdue_us: since when the first of them is due, 0: none is."""
+    """The queue rows of one route.  overdue_s: for how long the first of them is due, 0: none is."""
 
     leased: int
     due: int
     scheduled: int
-    overdue_us: int
+    overdue_s: float
 
 
 @dataclass(slots=True)
 class Recipients:
-    """The waiting recipients of one route, by state; those with an attempt in doubt; when the oldest was accepted."""
+    """The waiting recipients of one route, by state; those with an attempt in doubt; the age of the oldest message."""
 
     by_state: dict[str, int] = field(default_factory=dict)
     in_doubt: int = 0
-    oldest_at_us: int = NEVER_US
+    oldest_s: float = 0.0
 
 
 def entries(conn: Connection, now_us: int) -> dict[str, Entries]:
     """By route, those that something waits on.  About 0.1 s for a million rows."""
     found = {}
     for r in conn.execute(_ENTRIES, {"now": now_us}):
-        overdue_us = max(0, now_us - r.first_due_at_us)
+        overdue_s = max(0, now_us - r.first_due_at_us) / 1e6
         leased, due = int(r.leased), int(r.due)
-        found[r.route] = Entries(leased, due, r.entries - leased - due, overdue_us)
+        found[r.route] = Entries(leased, due, r.entries - leased - due, overdue_s)
     return found
 
 
-def recipients(conn: Connection) -> dict[str, Recipients]:
+def recipients(conn: Connection, now_us: int) -> dict[str, Recipients]:
     """By route.  A few seconds for a million rows."""
     found: dict[str, Recipients] = {}
     for r in conn.execute(_RECIPIENTS):
         here = found.setdefault(r.route, Recipients())
         here.by_state[r.state] = r.recipients
         here.in_doubt += int(r.in_doubt)
-        here.oldest_at_us = min(here.oldest_at_us, r.oldest_at_us)
+        here.oldest_s = max(here.oldest_s, (now_us - r.oldest_at_us) / 1e6)
     return found

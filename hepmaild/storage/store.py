@@ -91,6 +91,10 @@ class Store:
         """Members committed in them so far."""
         return self._writer.members
 
+    def watch_units(self, on_unit: Callable[[int, float], None]) -> None:
+        """Have each unit of group commit told: its members, and the seconds from its begin until it was durable."""
+        self._writer.on_unit = on_unit
+
     async def read(self, fn: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `fn(conn, *args)` on one read-only snapshot.
 

@@ -89,6 +89,7 @@ class GroupWriter:
         self.units = 0  # committed, for metrics
         self.members = 0  # committed in them
         self.last_commit_at = -math.inf  # Trio's clock
+        self.on_unit: Callable[[int, float], None] | None = None  # told of each: members, seconds; must not raise
 
     @property
     def waiting(self) -> int:
@@ -174,10 +175,13 @@ class GroupWriter:
         waiter.answer(result)
 
     async def _serve_members(self, waiters: Sequence[_Waiter]) -> None:
+        begun = trio.current_time()
         result = await self._attempt(_checked, self._run_unit, [waiter.payload for waiter in waiters])
         if not isinstance(result, outcome.Error):
             self.units += 1
             self.members += len(waiters)
+            if self.on_unit is not None:
+                self.on_unit(len(waiters), self.last_commit_at - begun)
             for waiter, value in zip(waiters, result.unwrap(), strict=True):
                 waiter.answer(outcome.Value(value))
         elif isinstance(result.error, StoreUnavailable):

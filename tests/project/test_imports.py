@@ -30,6 +30,7 @@ BLIND_EXCEPTS = {
     "hepmaild.delivery.attempt": 2,  # the attempt; and the report of its crash, should that crash too
     "hepmaild.http.app": 2,  # the handler, of requests and of websockets
     "hepmaild.http.connection": 1,  # one connection of the web server, which must not end the others
+    "hepmaild.metrics_listener": 1,  # figures that cannot be shown must not end the mail
     "hepmaild.smtp.session": 1,  # the session
 }
 
@@ -44,12 +45,13 @@ ONLY_IN = {
     "hypercorn": ("hepmaild.http",),
     "werkzeug": ("hepmaild.http",),
     "click": ("hepmaild.cli",),
+    "prometheus_client": ("hepmaild.metrics_page",),
 }
 APART = ("hepmaild.smtp", "hepmaild.http", "hepmaild.delivery")
 
 _SMTP_PURE = "actions commands content core facts machine replies sasl say state verbs".split()  # noqa: SIM905
 _DELIVERY_PURE = "capabilities client hops job outcome reader route tls_policy".split()  # noqa: SIM905
-_STORAGE_USERS = "directory intake outbox policy prepare reaper receipts".split()  # noqa: SIM905
+_STORAGE_USERS = "census directory intake outbox policy prepare reaper receipts".split()  # noqa: SIM905
 
 # The first prefix that fits decides.
 LEVELS: list[tuple[str, int]] = [
@@ -61,9 +63,10 @@ LEVELS: list[tuple[str, int]] = [
     ("hepmaild.smtp", 4),
     ("hepmaild.http", 4),
     ("hepmaild.delivery", 4),
+    *((f"hepmaild.{name}", 4) for name in ("metrics_listener", "metrics_page")),
     *((f"hepmaild.{name}", 3) for name in _STORAGE_USERS),
     ("hepmaild.storage", 2),
-    *((f"hepmaild.{name}", 2) for name in ("lifecycle", "logs", "metrics", "passwords", "sdnotify", "threads", "tls")),
+    *((f"hepmaild.{name}", 2) for name in ("lifecycle", "logs", "metrics", "metrics_docs", "passwords", "sdnotify", "threads", "tls")),
     *((f"hepmaild.{name}", 1) for name in ("config_check", "config_docs", "config_load", "config_read", "key_rules")),
     *((f"hepmaild.{name}", 0) for name in ("config", "errors", "events", "mail")),
     ("hepmaild", 0),
