@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must hold after every run, whatever happened in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from hepmaild.errors import Refusal
+from hepmaild.mail.submission import Receipt
+from hepmaild.storage import credits as money
+from hepmaild.storage.schema import NEVER_US
+from tests.simulation.database import GRANTED
+from tests.simulation.plan import Temper
+from tests.simulation.trace import EPOCH_US, Violation
+from tests.simulation.world import World
+
+WAITING = {"queued", "deferred", "capped", "held"}
+FINAL = {"sent", "failed", "expired", "cancelled"}
+PROMPT_S = 45.0  # from the commit to a healthy next hop, when nothing else is wrong
+
+
+def check(world: World) -> None:
+    """Raise `Violation` with every fault there is."""
+    faults = [fault for look in LOOKS for fault in look(world)]
+    if faults:
+        raise Violation("\n".join(faults))
+
+
+def rows(world: World, sql: str, *args: Any) -> list[dict[str, Any]]:
+    """Rows of the run's database."""
+    cursor = world.database.raw.execute(sql, args)
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def log_is_clean(world: World) -> Iterator[str]:
+    """Nothing was logged at ERROR."""
+    for error in world.trace.errors:
+        yield f"logged at ERROR: {error}"
+
+
+def everybody_is_somewhere(world: World) -> Iterator[str]:
+    """Every accepted recipient is final, or waits with a due time behind a queue row."""
+    queued = {(q["message_id"], q["destination"]) for q in rows(world, "SELECT * FROM queue")}
+    for r in rows(world, "SELECT * FROM recipient ORDER BY message_id, n"):
+        who = f"{r['message_id']} {r['address']} ({r['state']})"
+        if r["state"] in WAITING:
+            if r["due_at_us"] is None:
+                yield f"{who} waits without a due time"
+            if (r["message_id"], r["destination"]) not in queued:
+                yield f"{who} waits, but nothing will ever look at it"
+        elif r["state"] not in FINAL:
+            yield f"{who} is in no state that exists"
+        elif r["due_at_us"] is not None:
+            yield f"{who} is final and due"
+
+
+def all_has_settled(world: World) -> Iterator[str]:
+    """Once all is calm, nothing waits past its expiry, and no lease is left."""
+    for q in rows(world, "SELECT q.*, m.expires_at_us FROM queue q LEFT JOIN message m ON m.id = q.message_id"):
+        who = f"{q['message_id']} to {q['destination']!r}"
+        if q["expires_at_us"] is None:
+            yield f"{who}: a queue row without its message"
+        elif q["owner"] is not None:
+            yield f"{who}: an orphaned lease of {q['owner']} (token {q['token']}, marked {q['marked']})"
+        else:
+            yield f"{who} is stuck: due at {_s(q['due_at_us'])}, expires at {_s(q['expires_at_us'])}"
+
+
+def messages_add_up(world: World) -> Iterator[str]:
+    """A message's own figures are those of its recipients; the content goes when it is final."""
+    kept = {row["message_id"] for row in rows(world, "SELECT DISTINCT message_id FROM body")}
+    for m in rows(world, "SELECT * FROM message ORDER BY id"):
+        states = Counter(r["state"] for r in rows(world, "SELECT state FROM recipient WHERE message_id = ?", m["id"]))
+        waiting = sum(states[state] for state in WAITING)
+        if m["waiting"] != waiting:
+            yield f"message {m['id']} says that {m['waiting']} wait, but {waiting} do: {dict(states)}"
+        if sum(states.values()) != m["recipients"]:
+            yield f"message {m['id']} has {sum(states.values())} recipients, not {m['recipients']}"
+        if not waiting and m["finished_at_us"] is None:
+            yield f"message {m['id']} is final, and was never finished"
+        refunded = states["failed"] + states["expired"] + states["cancelled"]
+        if not waiting and m["failed"] != refunded:
+            yield f"message {m['id']} says that {m['failed']} failed, but {refunded} did: {dict(states)}"
+        if waiting and m["id"] not in kept:
+            yield f"message {m['id']} waits, but its content is gone"
+        if not waiting and not m["body_until_us"] and m["id"] in kept:
+            yield f"message {m['id']} is final, but its content was left behind"
+
+
+def nothing_twice_in_silence(world: World) -> Iterator[str]:
+    """More deliveries than one only with as many doubts; sent means delivered; not sent means not, or in doubt."""
+    ledger = world.ledger
+    known = {row["id"] for row in rows(world, "SELECT id FROM message")}
+    for message_id, address in sorted(ledger.times):
+        if message_id not in known:
+            yield f"{message_id} {address} was delivered, but is in no table"
+    for r in rows(world, "SELECT * FROM recipient ORDER BY message_id, n"):
+        times = ledger.times[r["message_id"], r["address"]]
+        who = f"{r['message_id']} {r['address']} ({r['state']}, {r['doubts']} doubts)"
+        if r["address"] in ledger.lied:
+            continue
+        if r["state"] == "sent" and not times:
+            yield f"{who} was never delivered"
+        if times > r["doubts"] + (r["state"] == "sent"):
+            yield f"{who} was delivered {times} times"
+        if world.plan.is_quiet and r["doubts"] > ledger.open_dots[r["address"]]:
+            yield f"{who}: more doubts than contents ({ledger.open_dots[r['address']]})"
+
+
+def honest_hops_leave_no_doubt(world: World) -> Iterator[str]:
+    """Where nothing but a refusal, a silence before the content or a yes was ever said, nothing is in doubt."""
+    if not world.plan.is_quiet:
+        return
+    clear = {Temper.GOOD, Temper.REFUSING, Temper.LATER, Temper.SILENT}
+    routes = {route.name for route in world.plan.routes if world.plan.hops[route.host].temper in clear}
+    for r in rows(world, "SELECT r.*, m.route FROM recipient r JOIN message m ON m.id = r.message_id"):
+        if r["route"] in routes and r["doubts"]:
+            yield f"{r['message_id']} {r['address']} has {r['doubts']} doubts that nobody gave reason for"
+
+
+def money_adds_up(world: World) -> Iterator[str]:
+    """Each debit once for each recipient, each refund once for each that failed; the chain holds."""
+    for n in range(len(GRANTED)):
+        account = f"account-{n}"
+        fault = world.database.read(money.verify, (account,))
+        if fault is not None:
+            yield f"the ledger of {account} does not hold: {fault}"
+    sums: dict[tuple[str, str], int] = {}
+    for row in rows(world, "SELECT message_id, reason, sum(amount) AS total FROM ledger GROUP BY 1, 2"):
+        sums[row["message_id"], row["reason"]] = row["total"]
+    accepted = set()
+    for m in rows(world, "SELECT * FROM message ORDER BY id"):
+        accepted.add(m["id"])
+        lost = rows(
+            world,
+            "SELECT count(*) AS n FROM recipient WHERE message_id = ? AND state IN ('failed', 'expired', 'cancelled')",
+            m["id"],
+        )[0]["n"]
+        if -sums.get((m["id"], "debit"), 0) != m["recipients"]:
+            yield f"{m['id']}: charged {-sums.get((m['id'], 'debit'), 0)} for {m['recipients']} recipients"
+        if sums.get((m["id"], "refund"), 0) != lost:
+            yield f"{m['id']}: refunded {sums.get((m['id'], 'refund'), 0)} for {lost} that were not delivered"
+    for (message_id, reason), total in sums.items():
+        if reason != "grant" and message_id not in accepted:
+            yield f"{reason} of {total} for {message_id}, which does not exist"
+
+
+def customers_were_told_the_truth(world: World) -> Iterator[str]:
+    """A receipt names a message that exists; a word makes one message at most."""
+    header_ids = Counter(row["header_message_id"] for row in rows(world, "SELECT header_message_id FROM message"))
+    known = {row["id"]: row for row in rows(world, "SELECT * FROM message")}
+    for message in world.plan.messages:
+        told = world.told.get(message.n)
+        if isinstance(told, Receipt) and told.message_id not in known:
+            yield f"customer {message.n} has a receipt for {told.message_id}, which does not exist"
+        if message.n not in world.told:
+            yield f"customer {message.n} never got to the end of its tries"
+        accepted = header_ids[f"<m{message.n}@customer.example>"]
+        if message.word and accepted > 1 and not isinstance(told, Refusal):
+            yield f"customer {message.n} used a word, and was accepted {accepted} times"
+
+
+def nobody_starves(world: World) -> Iterator[str]:
+    """With a store that works, a healthy next hop gets its mail soon, whatever the others do."""
+    plan = world.plan
+    if not plan.is_quiet or plan.acts:
+        return
+    sick = [hop for hop in plan.hops.values() if hop.temper is not Temper.GOOD]
+    if len(sick) > 1 or plan.delivery.workers < 2:
+        return  # as many silent hops as halves of the workers hold them all until their timeouts
+    good = {hop.name for hop in plan.hops.values() if hop.temper is Temper.GOOD}
+    routes = {route.name for route in plan.routes if route.host in good}
+    first = {(k.message_id, k.address): k.at_s for k in reversed(world.ledger.kept)}
+    for r in rows(world, "SELECT r.*, m.route, m.accepted_at_us FROM recipient r JOIN message m ON m.id = r.message_id"):
+        if r["route"] not in routes:
+            continue
+        accepted_s = (r["accepted_at_us"] - EPOCH_US) / 1e6
+        at_s = first.get((r["message_id"], r["address"]))
+        if at_s is None or at_s - accepted_s > PROMPT_S:
+            yield f"{r['message_id']} {r['address']} starved: accepted at {accepted_s:.1f} s, delivered at {at_s} s"
+
+
+def nobody_runs_in_circles(world: World) -> Iterator[str]:
+    """Calls of the store are in proportion to what happened."""
+    hours = world.settled_s / 3600
+    attempts = rows(world, "SELECT count(*) AS n FROM event")[0]["n"]
+    lives = 1 + sum(len(deaths) for deaths in world.plan.deaths.values())
+    allowed = 200 + 100 * lives + 900 * hours * world.plan.processes + 30 * attempts
+    if world.units + world.reads > allowed:
+        yield f"{world.units} units and {world.reads} reads in {hours:.2f} h with {attempts} events: a busy loop"
+
+
+def _s(us: int) -> str:
+    return "never" if us >= NEVER_US else f"{(us - EPOCH_US) / 1e6:.1f} s"
+
+
+LOOKS = (
+    log_is_clean,
+    everybody_is_somewhere,
+    all_has_settled,
+    messages_add_up,
+    nothing_twice_in_silence,
+    honest_hops_leave_no_doubt,
+    money_adds_up,
+    customers_were_told_the_truth,
+    nobody_starves,
+    nobody_runs_in_circles,
+)

@@ -1,0 +1,491 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run: processes that live and die on one database, customers, an operator, and the end in which all settles."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+from trio._core import _run as trio_run
+from trio.testing import MockClock
+
+from hepmaild import prepare
+from hepmaild.config import LimitSettings, Plan as AccountPlan, SmtpSettings
+from hepmaild.delivery.pool import DeliveryPool
+from hepmaild.delivery.route import from_settings
+from hepmaild.directory import Directory
+from hepmaild.errors import ErrorKind, Refusal, StoreUnavailable
+from hepmaild.intake import Intake, IntakeSettings
+from hepmaild.lifecycle import Lifecycle
+from hepmaild.mail.content import Content
+from hepmaild.mail.submission import Door, KeyIdentity, Origin, Receipt, Recipient, Submission
+from hepmaild.outbox import Outbox
+from hepmaild.prepare import Preparer
+from hepmaild.storage import queue
+from tests.simulation.database import SCARCE, Backend, Database, ProcessDied, SimStore, Weather
+from tests.simulation.hop import Hop, Ledger
+from tests.simulation.plan import Act, Death, Message, Plan, dice
+from tests.simulation.trace import Trace, Violation, now_us
+from tests.simulation.wire import End
+
+DRAIN_S = 30.0
+HARD_STOP_S = 5.0
+SETTLE_LOOK_S = 20.0
+SETTLE_MARGIN_S = 4000.0  # an attempt, a lease, a pause, a retry
+PATIENCE_S = 60.0
+
+
+class Variants:
+    """The classes a run is made of; a mutation puts a broken one in their place."""
+
+    outbox: type[Outbox] = Outbox
+    pool: type[DeliveryPool] = DeliveryPool
+    intake: type[Intake] = Intake
+    run_unit: Callable[[], Any] | None = None
+    on_start: Callable[[World], None] | None = None
+
+
+class Process:
+    """One life of a daemon: what `hepmaild.daemon` builds, without doors."""
+
+    def __init__(self, world: World, slot: int, life: int) -> None:
+        plan = world.plan
+        self.world = world
+        self.name = f"p{slot}.{life}"
+        self.death = plan.deaths[slot][life] if life < len(plan.deaths[slot]) else None
+        self.commits = 0
+        self.sends = 0
+        self.scope = trio.CancelScope()
+        self.calls: list[trio.CancelScope] = []
+        self.ends: list[End] = []
+        self.serving = False
+        self.backend = Backend(
+            world.database,
+            world.weather,
+            world.trace,
+            self.name,
+            alone=plan.alone,
+            later=world.nursery.start_soon,
+            on_commit=self._on_commit,
+        )
+        run_unit = world.variants.run_unit
+        self.store = SimStore(self.backend, run_unit=run_unit() if run_unit else None)
+        self.lifecycle = Lifecycle()
+        self.outbox = world.variants.outbox(
+            self.store,
+            owner=self.name,
+            now_us=now_us,
+            lease_s=plan.delivery.lease_s,
+            body_days=plan.delivery.body_days,
+            spool_dir=None,
+        )
+        self.directory = Directory(self.store, plan.senders)
+        self.pool = world.variants.pool(
+            plan.delivery,
+            [from_settings(route) for route in plan.routes],
+            self.outbox,
+            self.lifecycle,
+            "ours.example",
+            state_dir=Path("/nonexistent"),
+            now_us=now_us,
+            random=dice(plan.seed, "retry", self.name).random,
+            drain_timeout_s=DRAIN_S,
+            connect=self._connect,
+        )
+        self.intake = world.variants.intake(
+            IntakeSettings(
+                smtp=SmtpSettings(),
+                limits=LimitSettings(),
+                delivery=plan.delivery,
+                plans={"standard": AccountPlan()},
+                routes={route.name: route for route in plan.routes},
+            ),
+            store=self.store,
+            directory=self.directory,
+            outbox=self.outbox,
+            dispatcher=self.pool,
+            preparer=Preparer(hostname="ours.example", spool_dir=None, limiter=trio.CapacityLimiter(1), now_us=now_us),
+            lifecycle=self.lifecycle,
+            now_us=now_us,
+        )
+
+    async def run(self) -> None:
+        """Serve until the death that the plan has for this life, or for ever."""
+        self.say("starts")
+        try:
+            with self.scope:
+                await self._serve()
+        except* (ProcessDied, StoreUnavailable) as group:
+            # A daemon whose store is down at its start ends, and is started again.
+            unexpected = group.subgroup(StoreUnavailable) if self.serving and self.backend.alive else None
+            if unexpected is not None:
+                raise unexpected from None
+        self.backend.alive = False
+        self.serving = False
+        self._cut_everything()
+
+    async def _serve(self) -> None:
+        async with trio.open_nursery() as base:
+            base.start_soon(self.store.writer.run)
+            taken = await self.outbox.take_back()
+            await self.outbox.recount()
+            self.say(f"took back {taken}")
+            if self.death is not None and self.death.how in {"time", "drain"}:
+                base.start_soon(self._end_at, self.death)
+            async with trio.open_nursery() as root:
+                root.start_soon(self.directory.run)
+                root.start_soon(self.outbox.run_late_writer)
+                root.start_soon(self.outbox.run_heartbeat, self.pool.wake)
+                async with trio.open_nursery() as delivery:
+                    await delivery.start(self.pool.run)
+                    self.serving = True
+                    await self.lifecycle.draining.wait()
+                    self.serving = False
+                    root.start_soon(self._stop_hard, root)
+                    await self._close_doors()
+                deadline = trio.current_time() + HARD_STOP_S
+                with trio.CancelScope(shield=True, deadline=deadline):
+                    try:
+                        await self.outbox.say_goodbye()
+                    except StoreUnavailable:
+                        self.say("could not say goodbye")
+                root.cancel_scope.cancel()
+            base.cancel_scope.cancel()
+        self.say("ended in order")
+
+    async def _close_doors(self) -> None:
+        """The doors end when the calls in them have ended."""
+        with trio.move_on_after(DRAIN_S):
+            while self.calls:
+                await trio.sleep(0.5)
+
+    async def _stop_hard(self, root: trio.Nursery) -> None:
+        await trio.sleep(DRAIN_S + HARD_STOP_S)
+        self.say("stops hard")
+        root.cancel_scope.cancel()
+
+    async def _end_at(self, death: Death) -> None:
+        await trio.sleep_until(max(death.at_s, trio.current_time() + 0.01))
+        if death.how == "drain":
+            self.say("drains")
+            self.lifecycle.draining.set()
+        else:
+            self.die("its time had come")
+
+    # Death
+
+    def die(self, why: str) -> None:
+        """At this instant: nothing of it has an effect any more."""
+        if not self.backend.alive:
+            return
+        self.say(f"DIES: {why}")
+        self.backend.alive = False
+        self.serving = False
+        self._cut_everything()
+        self.scope.cancel()
+        for call in self.calls:
+            call.cancel()
+
+    def _cut_everything(self) -> None:
+        for end in self.ends:
+            if not end.is_closed:
+                end.cut()
+        self.ends.clear()
+
+    def _on_commit(self, when: str) -> None:
+        death = self.death
+        if death is None or trio.current_time() > self.world.plan.calm_s:
+            return
+        if when == "before":
+            self.commits += 1
+        if death.how == when and self.commits == death.n:
+            self.die(f"{when} commit {death.n}")
+            raise ProcessDied
+
+    def _on_send(self, end: End, octets: bytes) -> None:
+        if not self.backend.alive:
+            raise ProcessDied
+        death = self.death
+        if death is None or death.how != "send" or trio.current_time() > self.world.plan.calm_s:
+            return
+        self.sends += 1
+        if self.sends == death.n * 2:
+            part = dice(self.world.plan.seed, "part", self.name).randrange(len(octets) + 1)
+            self.say(f"has sent {part} of {len(octets)} octets")
+            end.put(octets[:part])
+            self.die(f"at send {self.sends}")
+            raise ProcessDied
+
+    async def _connect(self, host: str, port: int) -> End:
+        def opened(end: End) -> None:
+            end.on_send = partial(self._on_send, end)
+            self.ends = [e for e in self.ends if not e.is_closed]
+            self.ends.append(end)
+
+        self.backend.check()
+        end = await self.world.hops[host].connect(opened)
+        self.backend.check()
+        return end
+
+    def say(self, text: str) -> None:
+        self.world.trace.add(self.name, text)
+
+
+class World:
+    """Everything of one run."""
+
+    def __init__(self, plan: Plan, database: Database, trace: Trace, variants: type[Variants]) -> None:
+        self.plan = plan
+        self.database = database
+        self.trace = trace
+        self.variants = variants
+        self.nursery: trio.Nursery
+        self.hops: dict[str, Hop] = {}
+        self.ledger = Ledger()
+        self.weather = Weather(plan.seed, plan.store, plan.calm_s)
+        self._lives: dict[int, Process] = {}  # the newest life of each slot
+        self.units = 0
+        self.reads = 0
+        self.told: dict[int, Receipt | Refusal | None] = {}  # by message number
+        self.touched: set[str] = set()  # messages that the operator did something to
+        self.settled_s = math.inf
+        self.resumed_s = 0.0
+        self._customers_left = len(plan.messages)
+        self._stopping = False
+        self._operator: SimStore
+
+    async def run(self) -> None:
+        """The whole run; afterwards the database and `ledger` are there to be looked at."""
+        async with trio.open_nursery() as self.nursery:
+            for name, plan in self.plan.hops.items():
+                self.hops[name] = Hop(self.plan.seed, plan, self.ledger, self.trace, self.nursery)
+            calm = Weather(self.plan.seed, type(self.plan.store)(latency_s=0.001), 0)
+            backend = Backend(
+                self.database,
+                calm,
+                self.trace,
+                "operator",
+                alone=self.plan.alone,
+                later=self.nursery.start_soon,
+                on_commit=lambda _when: None,
+            )
+            self._operator = SimStore(backend)
+            self.nursery.start_soon(self._operator.writer.run)
+            async with trio.open_nursery() as lives:
+                for slot in range(self.plan.processes):
+                    lives.start_soon(self._live, slot, lives)
+                for message in self.plan.messages:
+                    self.nursery.start_soon(self._customer, message)
+                self.nursery.start_soon(self._operate)
+                await self._settle()
+            await self._check_nothing_left()
+            self.nursery.cancel_scope.cancel()
+
+    async def _live(self, slot: int, lives: trio.Nursery) -> None:
+        life = 0
+        while True:
+            process = Process(self, slot, life)
+            self._lives[slot] = process
+            await process.run()
+            self.units += process.backend.units
+            self.reads += process.backend.reads
+            if self._stopping:
+                return
+            await trio.sleep(process.death.restart_s if process.death else 1.0)
+            if self._stopping:
+                return
+            life += 1
+
+    @property
+    def processes(self) -> list[Process]:
+        """Those that live now, in order."""
+        return [self._lives[slot] for slot in sorted(self._lives)]
+
+    # Customers
+
+    async def _customer(self, message: Message) -> None:
+        """Send one message; with a word, again until there is an answer."""
+        r = dice(self.plan.seed, "customer", message.n)
+        await trio.sleep_until(message.at_s)
+        submission = self._submission(message)
+        for _ in range(12 if message.word else 1):
+            answer = await self._call(submission, r)
+            self.trace.add(f"customer{message.n}", f"hears {_short(answer)}")
+            if answer is not None and not _is_passing(answer):
+                break
+            if message.word:
+                await trio.sleep(r.choice((1, 5, 30)))
+        else:
+            answer = None
+        self.told[message.n] = answer
+        self._customers_left -= 1
+
+    async def _call(self, submission: Submission, r: random.Random) -> Receipt | Refusal | None:
+        with trio.move_on_after(PATIENCE_S):
+            while not (serving := [p for p in self.processes if p.serving]):
+                await trio.sleep(0.5)
+            process = r.choice(serving)
+            with trio.CancelScope() as scope:
+                process.calls.append(scope)
+                try:
+                    return await process.intake.accept(submission)
+                except (StoreUnavailable, ProcessDied):
+                    return None
+                finally:
+                    process.calls.remove(scope)
+        return None
+
+    def _submission(self, message: Message) -> Submission:
+        account = message.account
+        sender = self.plan.senders[message.sender].address
+        word = f"X-Idempotency-Key: w{message.n}\r\n" if message.word else ""
+        body = "all is well\r\n" * (message.body_octets // 13 + 1)
+        content = (
+            f"From: <{sender}>\r\nTo: <{message.recipients[0]}>\r\nMessage-ID: <m{message.n}@customer.example>\r\n"
+            f"Subject: number {message.n}\r\n{word}\r\n{body}"
+        )
+        return Submission(
+            key=KeyIdentity(f"key-{account}", "app", "00000", f"account-{account}", "", "standard", 120),
+            origin=Origin(Door.SMTP, "192.0.2.1", f"session-{message.n}"),
+            recipients=tuple(Recipient(address) for address in message.recipients),
+            source=Content(content.encode()),
+            reverse_path=sender,
+        )
+
+    # The operator
+
+    async def _operate(self) -> None:
+        for act in self.plan.acts:
+            await trio.sleep_until(act.at_s)
+            await self._act(act)
+        await trio.sleep_until(self.plan.calm_s)
+        await self._undo()
+
+    async def _act(self, act: Act) -> None:
+        waiting = [r[0] for r in self.database.raw.execute("SELECT DISTINCT message_id FROM queue ORDER BY 1")]
+        what = act.what
+        if what == "reload":
+            for process in self.processes:
+                if process.serving:
+                    process.pool.replace_routes([from_settings(route) for route in self.plan.routes])
+            return
+        if not waiting:
+            return
+        message_id = waiting[int(act.pick * len(waiting))]
+        try:
+            if what == "retry":
+                await self._operator.write(queue.retry, message_id, now_us())
+            elif what == "cancel":
+                await self._operator.write(queue.cancel, message_id, now_us())
+                self.touched.add(message_id)
+        except ValueError as refusal:
+            self.trace.add("operator", f"is refused: {refusal}")
+        self._announce()
+
+    async def _undo(self) -> None:
+        """Whatever is paused or held goes on when the storm is over."""
+        self.resumed_s = trio.current_time()
+
+    def _announce(self) -> None:
+        for process in self.processes:
+            if process.serving:
+                process.pool.wake()
+
+    # The end
+
+    async def _settle(self) -> None:
+        await trio.sleep_until(self.plan.calm_s)
+        delivery = self.plan.delivery
+        limit_s = self.plan.calm_s + delivery.expire_after_s + SETTLE_MARGIN_S
+        while self._customers_left or self._something_waits():
+            await trio.sleep(SETTLE_LOOK_S)
+            if trio.current_time() > limit_s:
+                break
+        self.settled_s = trio.current_time()
+        await trio.sleep(45)  # kept connections are closed, late answers written
+        self._stopping = True
+        self.trace.add("world", "all processes are told to stop")
+        for process in self.processes:
+            process.death = None
+            process.lifecycle.draining.set()
+
+    def _something_waits(self) -> bool:
+        return bool(self.database.raw.execute("SELECT count(*) FROM queue").fetchone()[0])
+
+    async def _check_nothing_left(self) -> None:
+        self.trace.add("world", "all processes have ended")
+        with trio.move_on_after(LONGEST_TALK_S):
+            while any(hop.open for hop in self.hops.values()):
+                await trio.sleep(1)
+        for name, hop in self.hops.items():
+            if hop.open:
+                raise Violation(f"{hop.open} connections to {name} were never closed")
+
+
+LONGEST_TALK_S = 1300.0  # a hop may still be counting to its late reply
+
+
+def _is_passing(answer: Receipt | Refusal) -> bool:
+    return isinstance(answer, Refusal) and answer.kind in {
+        ErrorKind.IDEMPOTENCY_IN_PROGRESS,
+        ErrorKind.DRAINING,
+        ErrorKind.BACKLOG_FULL,
+    }
+
+
+def _short(answer: Receipt | Refusal | None) -> str:
+    if answer is None:
+        return "nothing"
+    if isinstance(answer, Refusal):
+        return f"refusal {answer.kind.name}: {answer.message}"
+    return f"{answer.status} {answer.message_id}{' again' if answer.replayed else ''}"
+
+
+class _Entropy:
+    """`secrets` for `prepare`: from the seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._dice = dice(seed, "entropy")
+
+    def token_bytes(self, octets: int) -> bytes:
+        return self._dice.randbytes(octets)
+
+
+@contextmanager
+def _determined(seed: int, trace: Trace) -> Iterator[None]:
+    """Trio's order of tasks, message ids and the log come from the seed or go into the trace, for this run only."""
+    before = structlog.get_config()
+    entropy, prepare.secrets = prepare.secrets, _Entropy(seed)  # type: ignore[assignment]
+    ordered = trio_run._ALLOW_DETERMINISTIC_SCHEDULING
+    trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
+    trio_run._r.seed(f"{seed}/trio")
+    structlog.configure(
+        processors=[trace.capture],
+        wrapper_class=structlog.make_filtering_bound_logger(20),
+        logger_factory=structlog.PrintLoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+        prepare.secrets = entropy
+        trio_run._ALLOW_DETERMINISTIC_SCHEDULING = ordered  # type: ignore[misc]
+
+
+def run_world(plan: Plan, database: Database, trace: Trace, variants: type[Variants] = Variants) -> World:
+    """Run the plan to its end.  Raises what crashed."""
+    database.reset()
+    if plan.scarce:
+        database.limit_credits(1, SCARCE)
+    world = World(plan, database, trace, variants)
+    with _determined(plan.seed, trace):
+        trio.run(world.run, clock=MockClock(autojump_threshold=0), strict_exception_groups=True)
+    return world
