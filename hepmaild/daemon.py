@@ -3,6 +3,7 @@
 
     store ─ (migrated, leases of the dead taken back)
     └─ root nursery: signals · hard stop · watchdog · directory · late writer · heartbeat · reaper · certificate watch
+       │  metrics (census, loop watch, listener): only where the settings ask for them
        └─ delivery nursery: the pool                  (opened before the doors, closed after them)
           └─ ingress nursery: SMTP door · HTTP door
 
@@ -27,6 +28,7 @@ import structlog
 import trio
 
 from hepmaild import __version__
+from hepmaild.census import Census
 from hepmaild.config import Settings
 from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.route import from_settings
@@ -35,6 +37,7 @@ from hepmaild.errors import StoreUnavailable
 from hepmaild.http.server import BoundHttp, HttpDoor
 from hepmaild.intake import Intake, IntakeSettings
 from hepmaild.lifecycle import Lifecycle
+from hepmaild.metrics import Meter, Metrics, watch_loop
 from hepmaild.outbox import Outbox
 from hepmaild.prepare import Preparer
 from hepmaild.reaper import Reaper
@@ -65,6 +68,7 @@ class Bound:
     implicit_tls: tuple[str, ...]
     https: tuple[str, ...]
     plain_http: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
 
 
 @dataclass
@@ -128,7 +132,10 @@ class _Daemon:
         self._tls = tls
         self._notifier = notifier
         self._reload = reload
+        self._clock = clock
         self.lifecycle = Lifecycle()
+        self._metrics = Metrics() if settings.metrics.listen else None
+        meter = self._metrics or Meter()
         limiters = Limiters()
         spool_dir = settings.server.state_dir / "spool"
         spool_dir.mkdir(exist_ok=True, mode=0o700)
@@ -139,6 +146,7 @@ class _Daemon:
             lease_s=settings.delivery.lease_s,
             body_days=settings.delivery.body_days,
             spool_dir=str(spool_dir),
+            meter=meter,
         )
         self.directory = Directory(store, settings.sender)
         self.pool = DeliveryPool(
@@ -151,6 +159,7 @@ class _Daemon:
             now_us=clock.now_us,
             random=random.SystemRandom().random,
             drain_timeout_s=settings.server.drain_timeout_s,
+            on_reported=meter.reported if self._metrics is not None else None,
         )
         self.intake = Intake(
             _intake_settings(settings),
@@ -166,6 +175,7 @@ class _Daemon:
             ),
             lifecycle=self.lifecycle,
             now_us=clock.now_us,
+            meter=meter,
         )
         self.reaper = Reaper(store, self.outbox, settings.plans, clock.now_us)
         self.smtp = SmtpDoor(
@@ -185,6 +195,7 @@ class _Daemon:
             tls.http,
             readiness=self.problems,
             spool_dir=spool_dir,
+            meter=meter,
         )
 
     async def problems(self) -> list[str]:
@@ -217,9 +228,10 @@ class _Daemon:
                 self._feed_watchdog,
             ):
                 root.start_soon(task)
+            metrics = await self._serve_metrics(root)
             async with trio.open_nursery() as delivery:
                 await delivery.start(self.pool.run)
-                await self._serve_doors(on_ready)
+                await self._serve_doors(metrics, on_ready)
                 log.info("doors_closed")
             log.info("deliveries_ended")
             deadline = trio.current_time() + HARD_STOP_MARGIN_S
@@ -227,7 +239,33 @@ class _Daemon:
                 await self.outbox.say_goodbye()
             root.cancel_scope.cancel()
 
-    async def _serve_doors(self, on_ready: Callable[[Bound, Store], Awaitable[None]] | None) -> None:
+    async def _serve_metrics(self, root: trio.Nursery) -> tuple[str, ...]:
+        """The listener for Prometheus, where the settings want one; its library is loaded only then."""
+        counted = self._metrics
+        if counted is None:
+            return ()
+        from hepmaild.metrics_listener import MetricsListener
+        from hepmaild.metrics_page import LaneFigures, Page, Sources
+
+        counted.know_routes(route.name for route in self._settings.route)
+        self._store.watch_units(counted.unit)
+        sources = Sources(
+            connections=lambda: {"smtp": self.smtp.sessions, "http": self.http.connections},
+            lanes=lambda: {route: LaneFigures(*lane) for route, lane in self.pool.figures().items()},
+            store_waiting=lambda: self._store.waiting,
+            backlog=lambda: self.outbox.backlog,
+            is_draining=lambda: self.lifecycle.is_draining,
+        )
+        census = Census(self._store, self._clock.now_us)
+        page = Page(counted, sources, census)
+        root.start_soon(census.run)
+        root.start_soon(watch_loop, counted)
+        bound: list[str] = await root.start(MetricsListener(self._settings.metrics.listen, page.text).run)
+        return tuple(bound)
+
+    async def _serve_doors(
+        self, metrics: tuple[str, ...], on_ready: Callable[[Bound, Store], Awaitable[None]] | None
+    ) -> None:
         async with trio.open_nursery() as ingress:
             smtp = await ingress.start(self.smtp.run)
             http = await ingress.start(self._supervise_http)
@@ -236,6 +274,7 @@ class _Daemon:
                 implicit_tls=tuple(b.address for b in smtp if b.implicit),
                 https=tuple(http.https),
                 plain_http=tuple(http.plain),
+                metrics=metrics,
             )
             _spare_the_collector()
             self.lifecycle.ready.set()
@@ -298,7 +337,7 @@ class _Daemon:
         self._notifier.ready("serving")
 
     def _take_settings(self, settings: Settings) -> None:
-        fixed = ("server", "database", "tls")
+        fixed = ("server", "database", "tls", "metrics")
         changed = [name for name in fixed if getattr(settings, name) != getattr(self._settings, name)]
         if changed:
             log.warning("restart_needed", sections=",".join(changed))

@@ -8,9 +8,9 @@ key → rate → limits → sender → recipients → idempotency → one commit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import trio
 
@@ -22,6 +22,7 @@ from hepmaild.errors import ErrorKind, Refusal, StoreUnavailable
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.mail.content import Content
 from hepmaild.mail.submission import Door, KeyIdentity, RateState, Receipt, Submission, Verified
+from hepmaild.metrics import Meter
 from hepmaild.outbox import FirstAttempt, Outbox
 from hepmaild.prepare import Prepared, Preparer
 from hepmaild.receipts import accepted_event, answer_of, first_receipt, outcome_of_attempt, receipt_from
@@ -30,6 +31,8 @@ from hepmaild.storage.accept import Accept, Taken, Twin
 from hepmaild.storage.directory import KeyRow
 from hepmaild.storage.store import Store
 from hepmaild.storage.unit import Answer, Answers, Call, Used
+
+T = TypeVar("T")
 
 WORD_LIFE_US = 86_400_000_000
 PIECE_OCTETS = 1 << 20
@@ -85,8 +88,10 @@ class Intake:
         preparer: Preparer,
         lifecycle: Lifecycle,
         now_us: Callable[[], int],
+        meter: Meter | None = None,
     ) -> None:
         self.settings = settings
+        self._meter = meter or Meter()
         self._store = store
         self._directory = directory
         self._outbox = outbox
@@ -102,6 +107,20 @@ class Intake:
         ACCOUNT_SUSPENDED, TOO_MANY_FAILED_KEYS (retry_after_s: HTTP's Retry-After; SMTP waits that long, at most
         10 s, before its 535).  Cancel-safe.
         """
+        return await self._counted(door, self._authenticate(secret, door, peer_ip))
+
+    async def _counted(self, door: Door, question: Coroutine[Any, Any, T]) -> T:
+        """The answer to a question of a door; both doors' refusals are counted here, so that they agree."""
+        try:
+            answer = await question
+        except StoreUnavailable:
+            self._meter.refused(door, ErrorKind.UNAVAILABLE)
+            raise
+        if isinstance(answer, Refusal):
+            self._meter.refused(door, answer.kind)
+        return answer
+
+    async def _authenticate(self, secret: str, door: Door, peer_ip: str) -> Verified | Refusal:
         secret_hash = keys.hash_secret(secret)
         row = await self._directory.key(secret_hash) if keys.looks_like_key(secret) else None
         if row is None:
@@ -126,6 +145,9 @@ class Intake:
         Returns the identity as it is now.  Refusals: those of `authenticate` (535: the session is as before AUTH),
         BACKLOG_FULL, DRAINING.  Cancel-safe.
         """
+        return await self._counted(door, self._open_transaction(key, door, peer_ip))
+
+    async def _open_transaction(self, key: KeyIdentity, door: Door, peer_ip: str) -> KeyIdentity | Refusal:
         if self._lifecycle.is_draining:
             return Refusal(ErrorKind.DRAINING, "shutting down: connect again")
         row = await self._directory.key(key.secret_hash)
@@ -151,8 +173,9 @@ class Intake:
         Cancelled before its unit begins it counts nothing.
         """
         plan = policy.plan_of(self.settings.plans, key.plan)
-        state: RateState | Refusal = await self._store.submit(
-            Call(key.key_id, key.account_id, plan.calls_per_minute, plan.messages_per_day, recipients)
+        call = Call(key.key_id, key.account_id, plan.calls_per_minute, plan.messages_per_day, recipients)
+        state: RateState | Refusal = await self._counted(
+            Door.SMTP if recipients else Door.HTTP, self._store.submit(call)
         )
         return state
 
@@ -163,6 +186,12 @@ class Intake:
         Cancellation before the commit costs nothing; from the commit on the message is ours whatever the caller does.
         RELAY_FAILED carries the next hop's reply in `reply`.
         """
+        door, begun = submission.origin.door, trio.current_time()
+        answer = await self._counted(door, self._accept(submission))
+        self._meter.answered(door, answer, trio.current_time() - begun)
+        return answer
+
+    async def _accept(self, submission: Submission) -> Receipt | Refusal:
         full = self.check_backlog()
         if full is not None:
             return full
@@ -185,12 +214,15 @@ class Intake:
         waits = not self._answers_on_commit(submission)
         waiter = self._outbox.expect(member.message_id) if waits else None
         pending = self._pending[member.message_id] = _Pending()
+        begun = trio.current_time()
         try:
             result = await self._submit(member)
             if isinstance(result, Twin):
                 return await self._answer_twin(result)
             if isinstance(result, Refusal):
                 return result
+            commit_s = trio.current_time() - begun
+            self._meter.accepted(submission.origin.door, len(member.recipients), member.size, commit_s)
             taken = self._hand_over(member, prepared, result)
             receipt = first_receipt(member)
             if waiter is None:

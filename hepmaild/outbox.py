@@ -17,6 +17,7 @@ import trio
 from hepmaild.delivery.job import Attempt, Job, Outcome
 from hepmaild.errors import StoreUnavailable
 from hepmaild.mail.content import Content
+from hepmaild.metrics import Meter
 from hepmaild.storage import messages, queue
 from hepmaild.storage.reports import Mark, Report
 from hepmaild.storage.store import Store
@@ -53,7 +54,9 @@ class Outbox:
         lease_s: float,
         body_days: int,
         spool_dir: str | None,
+        meter: Meter | None = None,
     ) -> None:
+        self._meter = meter or Meter()
         self._store = store
         self.owner = owner
         self._now_us = now_us
@@ -148,6 +151,7 @@ class Outbox:
         claimed = await self._store.write(queue.claim, self.owner, now_us, limit, self._body_keep_us, tuple(exclude))
         if claimed.expired:
             log.info("expired", recipients=claimed.expired)
+            self._meter.expired(claimed.expired)
         return claimed.jobs
 
     async def next_due_at_us(self, *, exclude: Collection[str] = ()) -> int | None:
@@ -228,11 +232,14 @@ class Outbox:
         taken = await self._store.write(queue.take_over, self._now_us(), alone=False)
         if taken:
             log.warning("leases_taken_over", messages=taken)
+            self._meter.taken_over(taken)
         return taken
 
     async def take_back(self) -> int:
         """At start: take back what dead processes held."""
-        return await self._store.write(queue.take_over, self._now_us(), alone=self._alone)
+        taken = await self._store.write(queue.take_over, self._now_us(), alone=self._alone)
+        self._meter.taken_over(taken)
+        return taken
 
     async def say_goodbye(self) -> None:
         """At an orderly end: write what is late, release what is still held."""

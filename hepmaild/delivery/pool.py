@@ -137,6 +137,14 @@ class DeliveryPool:
         """Attempts under way."""
         return self._busy
 
+    def figures(self) -> dict[str, tuple[int, int, int, int]]:
+        """By route, just now: attempts under way, jobs that stand ready, kept connections, paused next hops."""
+        now = trio.current_time()
+        return {
+            name: (lane.active, len(lane.ready), len(lane.kept), int(now < lane.paused_until))
+            for name, lane in self._lanes.items()
+        }
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Deliver until the drain is over.
 

@@ -180,6 +180,8 @@ class Daemon:
             port = int(address.group(2))
             if "starttls" in name:
                 self.ports["starttls"] = port
+            elif name == "metrics":
+                self.ports["metrics"] = port
             elif "http" in name:
                 if name == "https":
                     self.ports["https"] = port
@@ -189,6 +191,7 @@ class Daemon:
             ("smtp", "starttls", "starttls"),
             ("smtp", "implicit_tls", "implicit"),
             ("http", "listen", "https"),
+            ("metrics", "listen", "metrics"),
         ):
             if door_name in self.ports:
                 self.settings[table][key] = [f"127.0.0.1:{self.ports[door_name]}"]
