@@ -8,15 +8,19 @@ that one scope serves a whole attempt.
 
 from __future__ import annotations
 
+import math
 import ssl
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from hepmaild.config import TlsMode
 from hepmaild.delivery.client import Action, ClientMachine, Do, Failed, Send, Stage
-from hepmaild.delivery.route import TIMEOUTS_S, Route
+from hepmaild.delivery.hops import TlsLevel
+from hepmaild.delivery.route import TIMEOUTS_S, Host, Route
+from hepmaild.delivery.tls_policy import check_dane
 from hepmaild.events import Transcript, Who
 
 if TYPE_CHECKING:
@@ -27,6 +31,8 @@ Connect = Callable[[str, int], Awaitable["Stream"]]
 RECEIVE_OCTETS = 8192
 LAST_WORDS_S = 5
 TRUST_FOR_S = 1  # a connection used this recently is not asked whether it still lives
+NEXT_ADDRESS_S = 0.25  # RFC 8305 §5
+MAX_ADDRESSES = 8
 
 
 async def connect_tcp(host: str, port: int) -> Stream:
@@ -34,39 +40,127 @@ async def connect_tcp(host: str, port: int) -> Stream:
     return await trio.open_tcp_stream(host, port)
 
 
-def make_tls_context(route: Route) -> ssl.SSLContext:
-    """TLS 1.2 or later towards a next hop; verified but for `opportunistic`.  Raises OSError on a bad `tls_ca`."""
+async def connect_first(connect: Connect, addresses: Sequence[str], port: int) -> tuple[Stream, str]:
+    """Connect to one of several addresses: the next one starts when one fails, or after a moment (RFC 8305 §5).
+
+    Returns the stream and the address that was first.  Raises OSError when none answers; cancel-safe.
+    """
+    tried = _alternate(addresses)[:MAX_ADDRESSES]
+    if len(tried) == 1:
+        return await connect(tried[0], port), tried[0]
+    errors: list[OSError] = []
+    won: list[tuple[Stream, str]] = []
+
+    async def try_one(address: str, failed: trio.Event) -> None:
+        try:
+            stream = await connect(address, port)
+        except OSError as error:
+            errors.append(error)
+            failed.set()
+            return
+        if won:
+            await trio.aclose_forcefully(stream)
+        else:
+            won.append((stream, address))
+            nursery.cancel_scope.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for address in tried:
+                failed = trio.Event()
+                nursery.start_soon(try_one, address, failed)
+                with trio.move_on_after(NEXT_ADDRESS_S):
+                    await failed.wait()
+    except BaseException:
+        for stream, _ in won:
+            await trio.aclose_forcefully(stream)
+        raise
+    if not won:
+        raise OSError("no address to connect to") from (ExceptionGroup("", errors) if errors else None)
+    return won[0]
+
+
+def _alternate(addresses: Sequence[str]) -> list[str]:
+    """IPv6 and IPv4 in turn, the family of the first address first (RFC 8305 §4)."""
+    first = [a for a in addresses if (":" in a) == (":" in addresses[0])]
+    second = [a for a in addresses if (":" in a) != (":" in addresses[0])]
+    order: list[str] = []
+    for n in range(max(len(first), len(second))):
+        order += first[n : n + 1] + second[n : n + 1]
+    return order
+
+
+def make_tls_context(route: Route, *, verified: bool | None = None) -> ssl.SSLContext:
+    """TLS 1.2 or later towards a next hop.  Raises OSError on a bad `tls_ca`.
+
+    verified: whether its certificate must be good; None: unless the route's mode is `opportunistic`.
+    """
+    if verified is None:
+        verified = route.tls is not TlsMode.OPPORTUNISTIC
     context = ssl.create_default_context(cafile=route.tls_ca or None)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if route.tls is TlsMode.OPPORTUNISTIC:
+    if not verified:
         # RFC 7435: protection from those who only listen; better than plaintext, which would be the alternative.
+        # DANE does its own checks, which OpenSSL's would only be in the way of.
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
 
 
+def peer_chain(stream: Any) -> list[bytes]:
+    """The certificates (DER) that the server presented, its own first.  stream: a `trio.SSLStream` after its handshake.
+
+    Python has a public way since 3.13 only; before, the object below it has the same.
+    """
+    tls = stream._ssl_object  # noqa: SLF001
+    public = getattr(tls, "get_unverified_chain", None)
+    if public is not None:
+        return [bytes(der) for der in public() or ()]
+    return [certificate.public_bytes(_DER) for certificate in tls._sslobj.get_unverified_chain() or ()]  # noqa: SLF001
+
+
+_DER = 2  # OpenSSL's SSL_FILETYPE_ASN1
+
+
 class Patience:
-    """The deadlines of one attempt, on one cancel scope.  latest: no step may last beyond it (Trio's clock)."""
+    """The deadlines of one attempt, on one cancel scope.
 
-    __slots__ = ("latest", "scope")
+    latest: no step may last beyond it (Trio's clock).  most_s: nor longer than this, while there is another host to
+    try.
+    """
 
-    def __init__(self, scope: trio.CancelScope, latest: float) -> None:
+    __slots__ = ("latest", "most_s", "scope")
+
+    def __init__(self, scope: trio.CancelScope, latest: float, most_s: float = math.inf) -> None:
         self.scope = scope
         self.latest = latest
+        self.most_s = most_s
 
     def allow(self, seconds: float) -> None:
         """The step that begins now may take so long."""
-        self.scope.deadline = min(trio.current_time() + seconds, self.latest)
+        self.scope.deadline = min(trio.current_time() + min(seconds, self.most_s), self.latest)
 
 
 class Connection:
     """One connection to a next hop.
 
-    label: `name[address]:port`, "" until connected.  stage: where it is.  sent: transactions so far.
+    label: `name[address]:port`, "" until connected.  stage: where it is.  sent: transactions so far.  level: what the
+    TLS is worth, once it is open.  host: None: the route's first.  tls: what to do about TLS, which is the host's mode
+    unless that was tried in vain.
     """
 
-    def __init__(self, route: Route, hello: str, connect: Connect, tls: TlsMode, transcript: Transcript) -> None:
+    def __init__(
+        self,
+        route: Route,
+        hello: str,
+        connect: Connect,
+        tls: TlsMode,
+        transcript: Transcript,
+        host: Host | None = None,
+    ) -> None:
         self.route = route
+        self.host = host or route.first_host
+        self.level = TlsLevel.NONE
         self.label = ""
         self.tls_version = ""
         self.tls_cipher = ""
@@ -101,16 +195,21 @@ class Connection:
         """
         transcript = self.machine.transcript
         patience.allow(TIMEOUTS_S[Stage.CONNECT])
+        host, address = self.host, ""
         try:
-            self._stream = stream = await self._connect(self.route.host, self.route.port)
+            if host.addresses:
+                stream, address = await connect_first(self._connect, host.addresses, host.port)
+            else:
+                stream = await self._connect(host.name, host.port)
         except OSError as error:
-            return Failed(Stage.CONNECT, None, f"{self.route.address}: {_reason(error)}")
+            return Failed(Stage.CONNECT, None, f"{host.address}: {_reason(error)}")
+        self._stream = stream
         if isinstance(stream, trio.SocketStream):
             self._socket = stream.socket
-        self.label = _label(self.route, self._socket)
+        self.label = _label(host, address, self._socket)
         transcript.add(now_us(), Who.NOTE, f"connected to {self.label}")
         if self._tls is TlsMode.IMPLICIT:
-            failure = await self._start_tls(context, patience)
+            failure = await self._start_tls(context, patience, now_us)
             if failure is not None:
                 return failure
             self.machine.tls_is_on = True
@@ -118,29 +217,60 @@ class Connection:
         patience.allow(TIMEOUTS_S[Stage.GREETING])
         action = await self.pump(None, patience, now_us)
         while action is Do.START_TLS:
-            failure = await self._start_tls(context, patience)
+            failure = await self._start_tls(context, patience, now_us)
             if failure is not None:
                 return failure
             action = await self.pump(
                 self.machine.tls_established(self.tls_version, self.tls_cipher, now_us()), patience, now_us
             )
         if isinstance(action, Failed):
-            return action
+            return self._explain(action)
+        if host.tls is not TlsMode.NONE:
+            transcript.add(now_us(), Who.NOTE, self.tls_text)
         return None
 
-    async def _start_tls(self, context: ssl.SSLContext | None, patience: Patience) -> Failed | None:
+    def _explain(self, failure: Failed) -> Failed:
+        """Where TLS is asked for by a policy of the destination, say which."""
+        policy = self.host.policy
+        if policy is None or not policy.why or failure.stage not in {Stage.TLS, Stage.STARTTLS}:
+            return failure
+        return Failed(failure.stage, failure.reply, f"{failure.text} ({policy.why})")
+
+    @property
+    def tls_text(self) -> str:
+        """What the TLS is worth, for people: `TLS verified (mta-sts enforce)`."""
+        policy = self.host.policy
+        text = "clear text, no TLS" if self.level is TlsLevel.NONE else f"TLS {self.level}"
+        if policy is None or not policy.why:
+            return text
+        return f"{text} ({policy.why}{'; testing, so nothing is refused' if policy.testing else ''})"
+
+    def _level(self) -> TlsLevel:
+        if self.host.policy is None:
+            return TlsLevel.VERIFIED if self.host.is_verified else TlsLevel.OPPORTUNISTIC
+        return TlsLevel.OPPORTUNISTIC if self.host.policy.level is TlsLevel.NONE else self.host.policy.level
+
+    async def _start_tls(
+        self, context: ssl.SSLContext | None, patience: Patience, now_us: Callable[[], int]
+    ) -> Failed | None:
         """The handshake; afterwards everything goes through TLS."""
         assert self._stream is not None
         assert context is not None
         patience.allow(TIMEOUTS_S[Stage.TLS])
         self._handshaking = True
         # https_compatible: next hops that close without close_notify are many (design.md P8).
-        stream = trio.SSLStream(self._stream, context, server_hostname=self.route.host, https_compatible=True)
+        stream = trio.SSLStream(self._stream, context, server_hostname=self.host.sni, https_compatible=True)
         try:
             await stream.do_handshake()
         except (trio.BrokenResourceError, ssl.CertificateError) as error:
-            return Failed(Stage.TLS, None, _tls_reason(error))
+            return self._explain(Failed(Stage.TLS, None, _tls_reason(error)))
+        policy = self.host.policy
+        if policy is not None and policy.level is TlsLevel.DANE:
+            problem = check_dane(policy, peer_chain(stream), now_us())
+            if problem is not None:
+                return self._explain(Failed(Stage.TLS, None, problem))
         self._handshaking = False
+        self.level = self._level()
         self._stream = stream
         # SSLStream forwards these to its SSLObject without declaring them.
         self.tls_version = stream.version() or ""
@@ -229,15 +359,12 @@ class Connection:
             await trio.aclose_forcefully(self._stream)
 
 
-def _label(route: Route, socket: trio.socket.SocketType | None) -> str:
+def _label(host: Host, address: str, socket: trio.socket.SocketType | None) -> str:
     """`name[address]:port` of the peer, as logs show it."""
-    if socket is None:
-        return route.address
-    try:
-        address = socket.getpeername()[0]
-    except OSError:
-        return route.address
-    return f"{route.host}[{address}]:{route.port}"
+    if socket is not None:
+        with suppress(OSError):
+            address = socket.getpeername()[0]
+    return f"{host.name}[{address}]:{host.port}" if address else host.address
 
 
 def _reason(error: BaseException) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hepmaild.config import RouteKind, RouteSettings, TlsMode
+from hepmaild.config import Misbehaviour, RouteKind, RouteSettings, TlsMode
+from hepmaild.config_read import parse_next_hop
 from hepmaild.delivery.client import Credentials, Stage
+from hepmaild.delivery.hops import Hop, TlsLevel, TlsPolicy
+from hepmaild.delivery.tls_policy import mode_of
 
 _DEFAULT_PORTS = {TlsMode.STARTTLS: 587, TlsMode.IMPLICIT: 465, TlsMode.OPPORTUNISTIC: 25, TlsMode.NONE: 25}
 
@@ -28,11 +31,44 @@ TIMEOUTS_S: dict[Stage, float] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Host:
+    """One host to try.
+
+    name: for TLS and for people, and to connect to when there are no `addresses`.  sni: what the TLS handshake asks for.
+    tls: what the client machine does.  policy: what the TLS must be worth; None: what `tls` says is all.
+    """
+
+    name: str
+    port: int
+    tls: TlsMode
+    addresses: tuple[str, ...] = ()
+    policy: TlsPolicy | None = None
+
+    @property
+    def address(self) -> str:
+        """`host:port`, for people."""
+        return f"[{self.name}]:{self.port}" if ":" in self.name else f"{self.name}:{self.port}"
+
+    @property
+    def sni(self) -> str:
+        """With DANE the name under which the TLSA records were found (RFC 7672 §8.1)."""
+        return self.policy.names[0] if self.policy is not None and self.policy.names else self.name
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether the certificate must be good for the name, by a trusted authority."""
+        if self.policy is not None:
+            return self.policy.level is TlsLevel.VERIFIED
+        return self.tls in {TlsMode.STARTTLS, TlsMode.IMPLICIT}
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """A named way out.
 
-    connections: how many at once; messages_per_connection: after so many a connection is closed.  directory: where the
-    sandbox keeps its files, absolute or relative to state_dir.
+    connections: how many at once (kind `mx`: to each place); messages_per_connection: after so many a connection is
+    closed.  messages_per_second: of this process, 0: no limit.  fallback: further hosts and ports (0: the first one's).
+    directory: where the sandbox keeps its files, absolute or relative to state_dir.
     """
 
     name: str
@@ -45,24 +81,59 @@ class Route:
     connections: int = 20
     messages_per_connection: int = 100
     directory: str = ""
+    fallback: tuple[tuple[str, int], ...] = ()
+    messages_per_second: float = 0
+    misbehave: Misbehaviour = Misbehaviour.NONE
+    misbehave_s: float = 30
 
     @property
     def address(self) -> str:
         """`host:port`, for people."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return self.first_host.address
+
+    @property
+    def first_host(self) -> Host:
+        """The host that is tried first (kind `smtp`)."""
+        return Host(self.host, self.port, self.tls)
+
+    @property
+    def hosts(self) -> tuple[Host, ...]:
+        """All hosts, in the order to try (kind `smtp`)."""
+        others = tuple(Host(host, port or self.port, self.tls) for host, port in self.fallback)
+        return (self.first_host, *others)
+
+    @property
+    def is_usable(self) -> bool:
+        """False: it stands for a route that is not in the settings (any more)."""
+        return self.kind is not RouteKind.SMTP or bool(self.host)
+
+
+def missing_route(name: str) -> Route:
+    """Stands for a route that mail still waits for but that the settings do not have: everything is deferred."""
+    return Route(name, RouteKind.SMTP, connections=1)
+
+
+def host_of(hop: Hop, port: int) -> Host:
+    """A host that the resolver found."""
+    return Host(hop.name, port, mode_of(hop.tls.level), hop.addresses, hop.tls)
 
 
 def from_settings(settings: RouteSettings) -> Route:
     """The route that a table of the settings describes."""
+    default_port = 25 if settings.kind is RouteKind.MX else _DEFAULT_PORTS[settings.tls]
     return Route(
         name=settings.name,
         kind=settings.kind,
         host=settings.host,
-        port=settings.port or _DEFAULT_PORTS[settings.tls],
+        port=settings.port or default_port,
         tls=settings.tls,
         tls_ca=settings.tls_ca,
         credentials=Credentials(settings.username, settings.password) if settings.username else None,
         connections=settings.connections,
         messages_per_connection=settings.messages_per_connection,
         directory=settings.directory or "sandbox",
+        fallback=tuple(parse_next_hop(text) for text in settings.fallback_hosts),
+        messages_per_second=settings.messages_per_second,
+        misbehave=settings.misbehave,
+        misbehave_s=settings.misbehave_s,
     )
