@@ -13,7 +13,7 @@ import click
 import structlog
 
 from hepmaild import __version__, logs
-from hepmaild.cli import accounts, demo, keys, queue, service
+from hepmaild.cli import accounts, demo, keys, queue, service, suppression
 from hepmaild.cli.common import Invocation
 from hepmaild.cli.output import CommandFailed, clean
 from hepmaild.config_load import SettingsError
@@ -59,6 +59,7 @@ for command in (
     service.route,
     queue.queue,
     queue.log,
+    suppression.suppression,
     service.completion,
 ):
     cli.add_command(command)
