@@ -50,7 +50,7 @@ ONLY_IN = {
 APART = ("hepmaild.smtp", "hepmaild.http", "hepmaild.delivery")
 
 _SMTP_PURE = "actions commands content core facts machine replies sasl say state verbs".split()  # noqa: SIM905
-_DELIVERY_PURE = "capabilities client hops job outcome reader route tls_policy".split()  # noqa: SIM905
+_DELIVERY_PURE = "answers capabilities client dane hops job mta_sts mx outcome reader route tls_policy".split()  # noqa: SIM905
 _STORAGE_USERS = "census directory intake outbox policy prepare reaper receipts".split()  # noqa: SIM905
 
 # The first prefix that fits decides.
@@ -66,7 +66,10 @@ LEVELS: list[tuple[str, int]] = [
     *((f"hepmaild.{name}", 4) for name in ("metrics_listener", "metrics_page")),
     *((f"hepmaild.{name}", 3) for name in _STORAGE_USERS),
     ("hepmaild.storage", 2),
-    *((f"hepmaild.{name}", 2) for name in ("lifecycle", "logs", "metrics", "metrics_docs", "passwords", "sdnotify", "threads", "tls")),
+    *(
+        (f"hepmaild.{name}", 2)
+        for name in ("lifecycle", "logs", "metrics", "metrics_docs", "passwords", "sdnotify", "threads", "tls")
+    ),
     *((f"hepmaild.{name}", 1) for name in ("config_check", "config_docs", "config_load", "config_read", "key_rules")),
     *((f"hepmaild.{name}", 0) for name in ("config", "errors", "events", "mail")),
     ("hepmaild", 0),
