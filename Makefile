@@ -46,6 +46,8 @@ bench: $(VENV)/.installed-test
 docs: $(VENV)/.installed-test
 	$(BIN)/python -m hepmaild.config_docs > docs/configuration.md.new
 	mv docs/configuration.md.new docs/configuration.md
+	$(BIN)/python -m hepmaild.metrics_docs < docs/metrics.md > docs/metrics.md.new
+	mv docs/metrics.md.new docs/metrics.md
 
 LOCK := $(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url \
 	--no-emit-trusted-host --no-emit-find-links --no-emit-options --extra build --extra postgresql

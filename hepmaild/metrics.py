@@ -156,7 +156,34 @@ LAG = _histogram("loop_lag_seconds", _LAG, "How late the event loop wakes a task
 DRAINING = _gauge("draining", "1 once the daemon was told to stop.")
 BUILD = _gauge("build_info", "Always 1; which version runs on which Python.", "version", "python")
 
-FAMILIES: tuple[Family, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Family))
+SECTIONS: dict[str, tuple[Family, ...]] = {
+    "The doors": (
+        ACCEPTED,
+        ACCEPTED_RECIPIENTS,
+        ACCEPTED_BYTES,
+        REPLAYED,
+        REFUSED,
+        HTTP_RESPONSES,
+        ACCEPT_SECONDS,
+        CONNECTIONS,
+    ),
+    "The store": (STORE_UP, STORE_WAITING, COMMIT_SECONDS, UNIT_SECONDS, UNIT_MEMBERS),
+    "Delivery": (
+        ATTEMPTS,
+        RECIPIENT_RESULTS,
+        ATTEMPT_SECONDS,
+        DOT_SECONDS,
+        DELIVERY_SECONDS,
+        EXPIRED,
+        TAKEN_OVER,
+        ACTIVE,
+        READY,
+        KEPT,
+        PAUSED,
+    ),
+    "The queue": (ENTRIES, OVERDUE, RECIPIENTS, DOUBTFUL, OLDEST, COUNT_AGE, BACKLOG),
+    "The process": (LAG, DRAINING, BUILD),
+}
 
 
 class Counter:
