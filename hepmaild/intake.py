@@ -8,20 +8,30 @@ key → rate → limits → sender → recipients → idempotency → one commit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import trio
 
 from hepmaild import policy
-from hepmaild.config import DeliverySettings, LimitSettings, Plan, ReplyWhen, ReversePath, RouteSettings, SmtpSettings
+from hepmaild.config import (
+    DeliverySettings,
+    LimitSettings,
+    Plan,
+    ReplyWhen,
+    ReversePath,
+    RouteKind,
+    RouteSettings,
+    SmtpSettings,
+)
 from hepmaild.delivery.job import Job, JobRecipient
 from hepmaild.directory import Directory
 from hepmaild.errors import ErrorKind, Refusal, StoreUnavailable
 from hepmaild.lifecycle import Lifecycle
+from hepmaild.mail.address import destination_of
 from hepmaild.mail.content import Content
-from hepmaild.mail.submission import Door, KeyIdentity, RateState, Receipt, Submission, Verified
+from hepmaild.mail.submission import Door, KeyIdentity, RateState, Receipt, Recipient, Submission, Verified
 from hepmaild.metrics import Meter
 from hepmaild.outbox import FirstAttempt, Outbox
 from hepmaild.prepare import Prepared, Preparer
@@ -38,16 +48,17 @@ WORD_LIFE_US = 86_400_000_000
 PIECE_OCTETS = 1 << 20
 TWIN_PATIENCE_S = 15
 LATE_ANSWER_S = 2
+ONE_HOP = ("",)  # the destinations of a message on a route with one next hop
 
 
 class Dispatcher(Protocol):
     """The delivery pool as the intake sees it."""
 
-    def capacity_hint(self, route: str) -> int:
-        """How many more messages for this route would be worked on soon."""
+    def capacity_hint(self, route: str, destinations: Sequence[str] = ("",)) -> int:
+        """How many more jobs for each of these destinations of the route would be worked on soon."""
 
     def offer_nowait(self, job: Job) -> bool:
-        """Hand a leased job over.  False: no room after all."""
+        """Hand a leased job over, one for each destination.  False: no room after all."""
 
     def wake(self) -> None:
         """Something in the store became due."""
@@ -212,7 +223,7 @@ class Intake:
     async def _commit(self, submission: Submission, prepared: Prepared) -> Receipt | Refusal:
         member = self._member(submission, prepared)
         waits = not self._answers_on_commit(submission)
-        waiter = self._outbox.expect(member.message_id) if waits else None
+        waiter = self._outbox.expect(member.message_id, member.destinations or ONE_HOP) if waits else None
         pending = self._pending[member.message_id] = _Pending()
         begun = trio.current_time()
         try:
@@ -244,6 +255,8 @@ class Intake:
         plan = policy.plan_of(self.settings.plans, submission.key.plan)
         route = prepared.sender.route
         word, life_us = self._word(submission, prepared)
+        destinations = self._destinations(route, prepared.recipients)
+        left = self._left(route, destinations)
         member = Accept(
             message_id=prepared.message_id,
             account_id=submission.key.account_id,
@@ -266,10 +279,27 @@ class Intake:
             word=word,
             word_life_us=life_us,
             fingerprint=prepared.fingerprint,
-            owner=self._outbox.owner if self._dispatcher.capacity_hint(route) else None,
+            owner=self._outbox.owner,
+            destinations=destinations,
+            left=left,
         )
         member.answer = answer_of(first_receipt(member), is_final=self._answers_on_commit(submission))
         return member
+
+    def _destinations(self, route: str, recipients: Iterable[Recipient]) -> tuple[str, ...]:
+        """Of each recipient in turn; none when the route has one next hop."""
+        settings = self.settings.routes.get(route)
+        if settings is None or settings.kind is not RouteKind.MX:
+            return ()
+        return tuple([destination_of(r.address, settings.kind) for r in recipients])
+
+    def _left(self, route: str, destinations: Sequence[str]) -> frozenset[str]:
+        """The destinations that the pool has no room for now, or that nobody is to work on."""
+        return frozenset(
+            where
+            for where in dict.fromkeys(destinations or ONE_HOP)
+            if self._outbox.is_paused(route, where) or not self._dispatcher.capacity_hint(route, (where,))
+        )
 
     def _word(self, submission: Submission, prepared: Prepared) -> tuple[str | None, int]:
         """The idempotency word with its namespace, and how long it lives."""
@@ -293,38 +323,30 @@ class Intake:
         try:
             result: Taken | Twin | Refusal = await self._store.submit(member)
         except StoreUnavailable:
-            # It may be committed all the same; then its lease must end, so that it leaves soon.
-            self._outbox.doubt_accept(member.message_id, 1)
+            # It may be committed all the same; then its leases must end, so that it leaves soon.
+            for where in member.leased:
+                self._outbox.doubt_accept(member.message_id, where, 1)
             raise
         return result
 
     def _hand_over(self, member: Accept, prepared: Prepared, taken: Taken) -> bool:
-        """Give the committed message to the pool; whether it took it.
+        """Give the committed message to the pool, a job for each destination; whether it took any.
 
         No await in here: between the commit and this call nothing may come.
         """
-        self._outbox.accepted()
-        if member.owner is None:
+        self._outbox.accepted(len(set(member.destinations)) or 1)
+        # What is in memory may be shared by several jobs; what is large is read piece by piece.
+        content = prepared.content if member.content is not None else None
+        took = False
+        for where in member.leased:
+            if self._dispatcher.offer_nowait(_job(member, where, taken.token, content)):
+                took = True
+            else:
+                self._outbox.doubt_accept(member.message_id, where, taken.token)
+                self._dispatcher.wake()
+        if member.left:
             self._dispatcher.wake()
-            return False
-        job = Job(
-            message_id=member.message_id,
-            account_id=member.account_id,
-            route=member.route,
-            reverse_path=member.reverse_path,
-            recipients=tuple(JobRecipient(n, r.address) for n, r in enumerate(member.recipients)),
-            token=taken.token,
-            size=member.size,
-            smtputf8=member.smtputf8,
-            accepted_at_us=member.at_us,
-            expires_at_us=member.expires_at_us,
-            content=prepared.content if member.content is not None else None,  # what is large is read piece by piece
-        )
-        if self._dispatcher.offer_nowait(job):
-            return True
-        self._outbox.doubt_accept(member.message_id, taken.token)
-        self._dispatcher.wake()
-        return False
+        return took
 
     async def _wait(self, waiter: FirstAttempt, receipt: Receipt, member: Accept) -> Receipt | Refusal:
         with trio.move_on_after(self.settings.delivery.relay_wait_s):
@@ -373,6 +395,27 @@ class Intake:
             return provisional
         text = "the first call with this idempotency key still runs: ask again in a few seconds"
         return Refusal(ErrorKind.IDEMPOTENCY_IN_PROGRESS, text, retry_after_s=5)
+
+
+def _job(member: Accept, destination: str, token: int, content: Content | None) -> Job:
+    wheres = member.destinations
+    recipients = [
+        JobRecipient(n, r.address) for n, r in enumerate(member.recipients) if not wheres or wheres[n] == destination
+    ]
+    return Job(
+        message_id=member.message_id,
+        account_id=member.account_id,
+        route=member.route,
+        reverse_path=member.reverse_path,
+        recipients=tuple(recipients),
+        token=token,
+        size=member.size,
+        smtputf8=member.smtputf8,
+        accepted_at_us=member.at_us,
+        expires_at_us=member.expires_at_us,
+        content=content,
+        destination=destination,
+    )
 
 
 __all__ = ["Content", "Dispatcher", "Intake", "IntakeSettings"]

@@ -14,7 +14,7 @@ from contextlib import suppress
 import structlog
 import trio
 
-from hepmaild.delivery.job import Attempt, Job, Outcome
+from hepmaild.delivery.job import Attempt, Job, Outcome, Result
 from hepmaild.errors import StoreUnavailable
 from hepmaild.mail.content import Content
 from hepmaild.metrics import Meter
@@ -30,16 +30,33 @@ MAX_LATE = 100_000
 MAX_NOTED = 10_000
 USE_EVERY_US = 5_000_000
 
+_FINAL = (Result.DELIVERED, Result.FAILED)
+
 
 class FirstAttempt:
-    """What a caller waits for: the outcomes of the first attempt at its message."""
+    """What a caller waits for: the outcomes of the first attempt at each destination of its message.
 
-    __slots__ = ("done", "outcomes", "reported_at_us")
+    done: every destination was heard of once, be it only that nobody works on it now.  outcomes: in the order of the
+    recipients, of those destinations that were attempted.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_missing", "done", "outcomes")
+
+    def __init__(self, destinations: Collection[str]) -> None:
         self.done = trio.Event()
         self.outcomes: tuple[Outcome, ...] = ()
-        self.reported_at_us = 0
+        self._missing = set(destinations)
+
+    def hear(self, destination: str, outcomes: tuple[Outcome, ...] = ()) -> None:
+        """The first attempt at a destination was made, or will not be soon (no outcomes)."""
+        if destination not in self._missing:
+            return
+        self._missing.discard(destination)
+        if outcomes:
+            both = (*self.outcomes, *outcomes)
+            self.outcomes = both if not self.outcomes else tuple(sorted(both, key=lambda o: o.recipient_id))
+        if not self._missing:
+            self.done.set()
 
 
 class Outbox:
@@ -66,32 +83,39 @@ class Outbox:
         self._alone = store.is_sqlite
         self._alive_until_us = 0
         self._waiting_callers: dict[str, FirstAttempt] = {}
-        self._uncertain: dict[str, int] = {}
-        self._forsaken: dict[str, int] = {}
+        self._uncertain: dict[tuple[str, str], int] = {}
+        self._forsaken: dict[tuple[str, str], int] = {}
+        self._paused: frozenset[tuple[str, str]] = frozenset()
         self._late_answers: list[Answer] = []
         self._late_uses: dict[str, Used] = {}
         self._noted: dict[str, Used] = {}
         self._late_wanted = trio.Event()
-        self.backlog = 0  # messages waiting, as far as this process knows
+        self.backlog = 0  # messages waiting (by destination), as far as this process knows
 
     # For the intake
 
-    def expect(self, message_id: str) -> FirstAttempt:
-        """Announce that a caller waits for this message's first attempt.  `forget` it afterwards."""
-        waiter = self._waiting_callers[message_id] = FirstAttempt()
+    def expect(self, message_id: str, destinations: Collection[str] = ("",)) -> FirstAttempt:
+        """Announce that a caller waits for the first attempt at every destination.  `forget` it afterwards."""
+        waiter = self._waiting_callers[message_id] = FirstAttempt(destinations)
         return waiter
 
     def forget(self, message_id: str) -> None:
         """The caller waits no longer."""
         self._waiting_callers.pop(message_id, None)
 
-    def accepted(self) -> None:
-        """A message was committed here."""
-        self.backlog += 1
+    def is_paused(self, route: str, destination: str) -> bool:
+        """Whether nobody is to work on this now (`hepmaild queue pause`), as far as this process knows."""
+        paused = self._paused
+        return bool(paused) and ((route, "") in paused or (route, destination) in paused)
 
-    def doubt_accept(self, message_id: str, token: int) -> None:
-        """The commit of a message leased to us gave no answer in time: should it have happened, its lease must end."""
-        self._uncertain[message_id] = token
+    def accepted(self, destinations: int = 1) -> None:
+        """A message was committed here."""
+        self.backlog += destinations
+
+    def doubt_accept(self, message_id: str, destination: str, token: int) -> None:
+        """The commit of a message leased to us gave no answer in time (or the pool had no room after all): should it
+        have happened, its lease must end."""
+        self._uncertain[message_id, destination] = token
 
     def answer_later(self, answer: Answer) -> None:
         """Record what a caller was told, without anyone waiting for it."""
@@ -141,7 +165,9 @@ class Outbox:
 
     # For the engine (delivery.job.Queue)
 
-    async def claim(self, limit: int, *, exclude: Collection[str] = ()) -> Sequence[Job]:
+    async def claim(
+        self, limit: int, *, exclude: Collection[str] = (), full: Collection[tuple[str, str]] = ()
+    ) -> Sequence[Job]:
         """See `Queue.claim`.  Also ends what has expired and takes over the work of dead processes."""
         await self.stay_alive()
         await self._settle_uncertain()
@@ -154,7 +180,9 @@ class Outbox:
             self._meter.expired(claimed.expired)
         return claimed.jobs
 
-    async def next_due_at_us(self, *, exclude: Collection[str] = ()) -> int | None:
+    async def next_due_at_us(
+        self, *, exclude: Collection[str] = (), full: Collection[tuple[str, str]] = ()
+    ) -> int | None:
         """See `Queue.next_due_at_us`."""
         if self._uncertain or self._forsaken:
             return self._now_us()
@@ -170,39 +198,38 @@ class Outbox:
     async def mark_in_doubt(self, job: Job) -> bool:
         """See `Queue.mark_in_doubt`."""
         await self.stay_alive()
-        holds: bool = await self._store.submit(Mark(job.message_id, "", job.token))
+        holds: bool = await self._store.submit(Mark(job.message_id, job.destination, job.token))
         return holds
 
     async def report(self, attempt: Attempt) -> bool:
         """See `Queue.report`."""
         job = attempt.job
-        member = Report(attempt, "", job.account_id, _attempt_json(attempt), self._body_keep_us)
+        member = Report(attempt, job.destination, job.account_id, _attempt_json(attempt), self._body_keep_us)
         holds: bool = await self._store.submit(member)
         if not holds:
             log.warning("report_refused", message_id=job.message_id, reason="the lease was lost")
             return False
-        if all(o.retry_at_us is None for o in attempt.outcomes):
+        if all(o.result in _FINAL for o in attempt.outcomes):
             self.backlog = max(0, self.backlog - 1)
         waiter = self._waiting_callers.get(job.message_id)
-        if waiter is not None and not waiter.done.is_set():
-            waiter.outcomes = attempt.outcomes
-            waiter.reported_at_us = attempt.ended_at_us
-            waiter.done.set()
+        if waiter is not None:
+            waiter.hear(job.destination, attempt.outcomes)
         return True
 
     async def release(self, job: Job) -> None:
         """See `Queue.release`.  A caller that waits is told "queued": nobody works on it now."""
-        waiter = self._waiting_callers.get(job.message_id)
-        if waiter is not None:
-            waiter.done.set()
-        await self._store.write(queue.release, job.message_id, job.token, self._now_us())
+        self._tell_nobody_works(job)
+        await self._store.write(queue.release, job.message_id, job.destination, job.token, self._now_us())
 
     def forsake(self, job: Job) -> None:
         """See `Queue.forsake`.  A caller that waits is told "queued"."""
+        self._tell_nobody_works(job)
+        self._forsaken[job.message_id, job.destination] = job.token
+
+    def _tell_nobody_works(self, job: Job) -> None:
         waiter = self._waiting_callers.get(job.message_id)
         if waiter is not None:
-            waiter.done.set()
-        self._forsaken[job.message_id] = job.token
+            waiter.hear(job.destination)
 
     # Leases of this process
 
@@ -247,14 +274,14 @@ class Outbox:
         await self._store.write(queue.say_goodbye, self.owner, self._now_us())
 
     async def _settle_uncertain(self) -> None:
-        for message_id, token in list(self._uncertain.items()):
-            if await self._store.write(queue.release, message_id, token, self._now_us()):
+        for (message_id, destination), token in list(self._uncertain.items()):
+            if await self._store.write(queue.release, message_id, destination, token, self._now_us()):
                 log.warning("accepted_after_all", message_id=message_id)
-            del self._uncertain[message_id]
-        for message_id, token in list(self._forsaken.items()):
-            if await self._store.write(queue.forsake, message_id, token, self._now_us()):
+            del self._uncertain[message_id, destination]
+        for (message_id, destination), token in list(self._forsaken.items()):
+            if await self._store.write(queue.forsake, message_id, destination, token, self._now_us()):
                 log.warning("attempt_forgotten", message_id=message_id)
-            del self._forsaken[message_id]
+            del self._forsaken[message_id, destination]
 
 
 def _attempt_json(attempt: Attempt) -> str:
@@ -265,6 +292,7 @@ def _attempt_json(attempt: Attempt) -> str:
             "tls": [attempt.tls_version, attempt.tls_cipher] if attempt.tls_version else None,
             "started_at": attempt.started_at_us,
             "route": attempt.job.route,
+            "destination": attempt.job.destination,
             "outcomes": [
                 {
                     "recipient": o.recipient_id,

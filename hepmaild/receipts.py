@@ -49,7 +49,7 @@ def outcome_of_attempt(
         Rejected(member.recipients[o.recipient_id].address, o.reply or Reply(550, "5.0.0", "refused")) for o in failed
     )
     receipt = replace(receipt, rejected=rejected, credits_charged=receipt.recipients - len(rejected))
-    waiting = [o for o in outcomes if o.retry_at_us is not None]
+    waiting = [o for o in outcomes if o.result in (Result.DEFERRED, Result.IN_DOUBT)]
     if waiting or len(outcomes) < receipt.recipients:
         return replace(receipt, retry_hint=_hint(waiting))
     return replace(receipt, status=Status.SENT, retry_hint="")
@@ -58,7 +58,10 @@ def outcome_of_attempt(
 def _hint(waiting: Sequence[Outcome]) -> str:
     if not waiting:
         return "Some recipients still wait for their first attempt."
-    first = min(waiting, key=lambda o: o.retry_at_us or 0)
+    again = [o for o in waiting if o.retry_at_us is not None]
+    if not again:
+        return "The next hop may have it, but did not say so: it is held until the operator decides."
+    first = min(again, key=lambda o: o.retry_at_us or 0)
     when = datetime.fromtimestamp((first.retry_at_us or 0) / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     said = f"The next hop answered: {first.reply}." if first.reply is not None else "The next hop gave no answer."
     return f"{said} The next attempt is at {when}."

@@ -59,7 +59,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an attempt meant for one recipient.  retry_at_us: with DEFERRED and IN_DOUBT, when to try again."""
+    """What an attempt meant for one recipient.
+
+    retry_at_us: with DEFERRED and IN_DOUBT, when to try again; None with IN_DOUBT: hold it until somebody decides.
+    """
 
     recipient_id: int
     result: Result
@@ -82,17 +85,30 @@ class Attempt:
 
 
 class Queue(Protocol):
-    """What the engine needs from the store.  Every method raises `StoreUnavailable` when the store does not answer."""
+    """What the engine needs from the store.  Every method raises `StoreUnavailable` when the store does not answer.
 
-    async def claim(self, limit: int, *, exclude: Collection[str] = ()) -> Sequence[Job]:
-        """Lease up to `limit` due jobs to this process, oldest due time first, none of the routes in `exclude`.
+    A lease is one destination of one message: `mark_in_doubt`, `report`, `release` and `forsake` mean the row of
+    (`job.message_id`, `job.destination`), and are refused when `job.token` is not the newest one.
+    """
 
-        The excluded routes have no room (or are down): their backlog must not stand before the others'.
+    async def claim(
+        self, limit: int, *, exclude: Collection[str] = (), full: Collection[tuple[str, str]] = ()
+    ) -> Sequence[Job]:
+        """Lease up to `limit` due jobs to this process: of every destination some, of each the oldest due first.
+
+        exclude: routes that have no room (or are down); full: such destinations, as (route, destination).  Neither
+        these nor what somebody paused is leased, and their backlog does not stand before the others'.  Fewer than
+        `limit`: nothing else is due, or what is will be found by the next claim.
         """
 
-    async def next_due_at_us(self, *, exclude: Collection[str] = ()) -> int | None:
-        """When the earliest waiting recipient (or the lease of a dead process) outside `exclude` is due; None: nothing
-        waits."""
+    async def next_due_at_us(
+        self, *, exclude: Collection[str] = (), full: Collection[tuple[str, str]] = ()
+    ) -> int | None:
+        """When the next claim with these arguments has something to do; None: nothing waits.
+
+        That is the earliest due time of what is neither excluded, full nor paused; the earliest expiry of anything;
+        or the end of a dead process's lease.
+        """
 
     async def load(self, job: Job) -> Content:
         """The content of a claimed job."""

@@ -99,7 +99,7 @@ class DeliveryPool:
         self._push(lane, job)
         return True
 
-    def capacity_hint(self, route: str) -> int:
+    def capacity_hint(self, route: str, destinations: Sequence[str] = ("",)) -> int:
         """How many more jobs for `route` would be worked on soon: commit no more than that as leased.
 
         What is committed as queued instead needs a `wake` after the commit.

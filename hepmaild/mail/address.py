@@ -13,6 +13,7 @@ from functools import lru_cache
 import email_validator
 from email_validator.rfc_constants import CASE_INSENSITIVE_MAILBOX_NAMES
 
+from hepmaild.config import RouteKind
 from hepmaild.mail.submission import Mailbox
 
 # `.test`, `.local` and the like are somebody's domain on a private network.  This list is the library's documented
@@ -67,6 +68,22 @@ def key_of(address: str) -> str:
 def domain_of(address: str) -> str:
     """The part behind the last `@`."""
     return address.rpartition("@")[2]
+
+
+def destination_of(address: str, kind: RouteKind) -> str:
+    """Which queue of its route a recipient waits in.
+
+    On routes of kind `mx` the domain, lower case, in A-labels (RFC 5891); "" on those with one next hop.
+    """
+    if kind is not RouteKind.MX:
+        return ""
+    domain = domain_of(address)
+    if domain.isascii():
+        return domain.lower()
+    try:
+        return domain_of(check_address(address))
+    except ValueError:
+        return domain.casefold()  # no name server knows it, and will say so
 
 
 def parse_mailbox(text: str) -> Mailbox:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, delete, select
@@ -10,7 +11,7 @@ from sqlalchemy import Connection, bindparam, delete, select
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail.submission import KeyIdentity, Recipient
 from hepmaild.storage import messages
-from hepmaild.storage.bulk import Row, bulk_insert
+from hepmaild.storage.bulk import Query, Row, bulk_insert
 from hepmaild.storage.credits import LedgerRow, Purse
 from hepmaild.storage.schema import NEVER_US, idempotency, message, queue, recipient
 
@@ -22,8 +23,10 @@ class Accept:
     """A message that passed every check but those that need the store.
 
     content: all of it, or None when its pieces were staged.  word: idempotency word with its namespace; it lives for
-    `word_life_us`.  answer: what the caller is told unless the first attempt says otherwise (JSON).  owner: the process
-    that delivers it at once, or None to leave it to whoever claims first.
+    `word_life_us`.  answer: what the caller is told unless the first attempt says otherwise (JSON).
+    destinations: of each recipient in turn, on routes of kind `mx`; empty: one next hop takes them all.  owner: the
+    process that delivers it at once, or None to leave it to whoever claims first, as what goes to destinations in
+    `left` is.
     Result: `Taken`, `Twin`, or a `Refusal`.
     """
 
@@ -49,11 +52,19 @@ class Accept:
     word_life_us: int = 0
     fingerprint: bytes = b""
     owner: str | None = None
+    destinations: tuple[str, ...] = ()
+    left: Collection[str] = ()
+
+    @property
+    def leased(self) -> list[str]:
+        """The destinations that `owner` delivers to at once."""
+        wheres = dict.fromkeys(self.destinations) if self.destinations else ("",)
+        return [] if self.owner is None else [where for where in wheres if where not in self.left]
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The message is ours.  token: the lease's, when it was leased at once."""
+    """The message is ours.  token: the leases', when it was leased at once."""
 
     token: int
     balance: int
@@ -68,7 +79,7 @@ class Twin:
     at_us: int
 
 
-_TWINS = (
+_TWINS = Query(
     select(
         idempotency.c.key_id,
         idempotency.c.word,
@@ -78,7 +89,8 @@ _TWINS = (
         message.c.answer,
     )
     .join(message, message.c.id == idempotency.c.message_id, isouter=True)
-    .where(idempotency.c.word.in_(bindparam("words", expanding=True)))
+    .where(idempotency.c.word.in_(bindparam("words", expanding=True))),
+    "words",
 )
 _FORGET = delete(idempotency).where(
     idempotency.c.key_id == bindparam("the_key"), idempotency.c.word == bindparam("the_word")
@@ -131,8 +143,11 @@ def _find_twins(conn: Connection, members: list[Accept]) -> dict[tuple[str, str]
     words = {m.word for m in members if m.word is not None}
     if not words:
         return {}
-    rows = conn.execute(_TWINS, {"words": sorted(words)})  # of any key: words of others do no harm
-    return {(r.key_id, r.word): (r.fingerprint, Twin(r.message_id, r.answer or "{}", r.at_us)) for r in rows}
+    rows = _TWINS.ask(conn, sorted(words))  # of any key: words of others do no harm
+    return {
+        (key_id, word): (fingerprint, Twin(message_id, answer or "{}", at_us))
+        for key_id, word, fingerprint, message_id, at_us, answer in rows
+    }
 
 
 def _decide(
@@ -198,34 +213,46 @@ _RECIPIENT = bulk_insert(
     "changed_at_us",
 )
 _QUEUE = bulk_insert(
-    queue, "message_id", "destination", "account_id", "route", "due_at_us", "owner", "token", "marked", "cap_key"
+    queue,
+    "message_id",
+    "destination",
+    "account_id",
+    "route",
+    "due_at_us",
+    "owner",
+    "token",
+    "marked",
+    "cap_key",
+    "accepted_at_us",
+    "expires_at_us",
 )
 _WORD = bulk_insert(idempotency, "word", "key_id", "fingerprint", "message_id", "at_us")
 
 
 def _write(conn: Connection, accepted: list[Accept]) -> None:
     _MESSAGE.run(conn, [_message_row(m) for m in accepted])
-    _RECIPIENT.run(
-        conn,
-        [
-            (m.message_id, n, r.address, r.kind.value, "", "queued", 0, 0, m.at_us, m.at_us)
-            for m in accepted
-            for n, r in enumerate(m.recipients)
-        ],
-    )
-    _QUEUE.run(
-        conn,
-        [
-            (m.message_id, "", m.account_id, m.route, m.at_us if m.owner is None else NEVER_US, m.owner, 1, False, "")
-            for m in accepted
-        ],
-    )
+    _RECIPIENT.run(conn, [row for m in accepted for row in _recipient_rows(m)])
+    _QUEUE.run(conn, [row for m in accepted for row in _queue_rows(m)])
     messages.insert_bodies(conn, [(m.message_id, 0, m.at_us, m.content) for m in accepted if m.content is not None])
     _WORD.run(
         conn,
         [(m.word, m.key.key_id, m.fingerprint, m.message_id, m.at_us) for m in accepted if m.word is not None],
     )
     messages.insert_events(conn, [(m.message_id, m.account_id, m.at_us, "accepted", m.event) for m in accepted])
+
+
+def _recipient_rows(m: Accept) -> Iterator[Row]:
+    wheres = m.destinations or ("",) * len(m.recipients)
+    for n, (r, where) in enumerate(zip(m.recipients, wheres, strict=True)):
+        yield (m.message_id, n, r.address, r.kind.value, where, "queued", 0, 0, m.at_us, m.at_us)
+
+
+def _queue_rows(m: Accept) -> Iterator[Row]:
+    for where in dict.fromkeys(m.destinations) if m.destinations else ("",):
+        owner = None if where in m.left else m.owner
+        due_us = m.at_us if owner is None else NEVER_US + m.at_us
+        ends_us = m.expires_at_us
+        yield (m.message_id, where, m.account_id, m.route, due_us, owner, 1, False, "", m.at_us, ends_us)
 
 
 def _message_row(m: Accept) -> Row:

@@ -41,7 +41,7 @@ _NEXT_DUE = select(func.min(queue.c.due_at_us)).where(queue.c.route == bindparam
 _LEASE = (
     update(queue)
     .where(queue.c.message_id == bindparam("m"), queue.c.destination == bindparam("d"))
-    .values(owner=bindparam("o"), token=bindparam("t"), due_at_us=NEVER_US, marked=False)
+    .values(owner=bindparam("o"), token=bindparam("t"), due_at_us=NEVER_US + bindparam("at"), marked=False)
 )
 
 
@@ -79,7 +79,9 @@ def claim(
     rows = conn.execute(_LOCK_DUE, {"ids": ids, "now": now_us}).all()
     if not rows:
         return Claimed([], 0)
-    conn.execute(_LEASE, [{"m": r.message_id, "d": r.destination, "o": owner, "t": r.token + 1} for r in rows])
+    conn.execute(
+        _LEASE, [{"m": r.message_id, "d": r.destination, "o": owner, "t": r.token + 1, "at": now_us} for r in rows]
+    )
     ids = sorted({r.message_id for r in rows})  # others may have been faster with some
     heads = {r.id: r for r in conn.execute(select(message).where(message.c.id.in_(ids)))}
     due: dict[tuple[str, str], list[JobRecipient]] = {}
@@ -97,13 +99,13 @@ def claim(
         if head.expires_at_us <= now_us:
             expired += _finish_waiting(conn, r.message_id, "expired", now_us, body_keep_us)
         elif recipients := due.get((r.message_id, r.destination)):
-            jobs.append(_job(head, r.token + 1, tuple(recipients), contents.get(head.id)))
+            jobs.append(_job(head, r.destination, r.token + 1, tuple(recipients), contents.get(head.id)))
         else:
             _settle(conn, r.message_id, r.destination)
     return Claimed(jobs, expired)
 
 
-def _job(head: Any, token: int, recipients: tuple[JobRecipient, ...], content: Content | None) -> Job:
+def _job(head: Any, destination: str, token: int, recipients: tuple[JobRecipient, ...], content: Content | None) -> Job:
     return Job(
         message_id=head.id,
         account_id=head.account_id,
@@ -116,6 +118,7 @@ def _job(head: Any, token: int, recipients: tuple[JobRecipient, ...], content: C
         accepted_at_us=head.accepted_at_us,
         expires_at_us=head.expires_at_us,
         content=content,
+        destination=destination,
     )
 
 
@@ -145,20 +148,28 @@ def next_due_at_us(conn: Connection, exclude: Collection[str] = ()) -> int | Non
     return min(times) if times else None
 
 
-def release(conn: Connection, message_id: str, token: int, now_us: int) -> bool:
+def _leased(message_id: str, destination: str, token: int) -> Any:
+    return and_(
+        queue.c.message_id == message_id,
+        queue.c.destination == destination,
+        queue.c.token == token,
+        queue.c.owner.is_not(None),
+    )
+
+
+def release(conn: Connection, message_id: str, destination: str, token: int, now_us: int) -> bool:
     """Give a leased row back untried; due again at once.  False: the lease was lost."""
     gone = conn.execute(
         update(queue)
-        .where(queue.c.message_id == message_id, queue.c.token == token, queue.c.owner.is_not(None))
+        .where(_leased(message_id, destination, token))
         .values(due_at_us=now_us, owner=null(), marked=False)
     )
     return bool(gone.rowcount)
 
 
-def forsake(conn: Connection, message_id: str, token: int, now_us: int) -> bool:
+def forsake(conn: Connection, message_id: str, destination: str, token: int, now_us: int) -> bool:
     """Take back one lease of a living process that could not say how its attempt ended.  False: the lease was lost."""
-    mine = (queue.c.message_id == message_id) & (queue.c.token == token) & queue.c.owner.is_not(None)
-    return bool(_take_back(conn, mine, now_us))
+    return bool(_take_back(conn, _leased(message_id, destination, token), now_us))
 
 
 def stay_alive(conn: Connection, owner: str, until_us: int) -> None:

@@ -6,15 +6,17 @@ Both are believed only from the holder of the lease: a report with an older fenc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, bindparam, case, delete, func, literal, null, select, update
+from sqlalchemy import Connection, bindparam, case, literal, select, update
 
 from hepmaild.delivery.job import Attempt, Outcome, Result
 from hepmaild.storage import messages
-from hepmaild.storage.bulk import Bulk, Row
+from hepmaild.storage.bulk import Bulk, Query, Row
 from hepmaild.storage.credits import LedgerRow, Purse
-from hepmaild.storage.schema import body, message, queue, recipient
+from hepmaild.storage.schema import message, queue, recipient
+from hepmaild.storage.settle import DROP_BODY, UNQUEUE, settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,9 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One attempt.  event: its record as JSON.  body_keep_us: how long a finished message's content stays.
+    """One attempt at what of a message goes to one destination.
+
+    event: its record as JSON.  body_keep_us: how long a finished message's content stays.
 
     Result: whether the lease still held.
     """
@@ -50,11 +54,13 @@ class Report:
         return any(o.result is Result.FAILED for o in self.attempt.outcomes)
 
 
-_ROWS = (
+_ROWS = Query(
     select(queue.c.message_id, queue.c.destination, queue.c.token, queue.c.owner, message.c.waiting)
     .join(message, message.c.id == queue.c.message_id)
-    .where(queue.c.message_id.in_(bindparam("ids", expanding=True)))
+    .where(queue.c.message_id.in_(bindparam("ids", expanding=True))),
+    "ids",
 )
+# Every destination of the messages, not only those reported: whoever changes `message.waiting` comes this way.
 _LOCK = (
     select(queue.c.message_id)
     .where(queue.c.message_id.in_(bindparam("ids", expanding=True)))
@@ -102,23 +108,13 @@ _FINISH = Bulk(
     "at",
     "until",
 )
-_PROGRESS = (
+_PROGRESS = Bulk(
     update(message)
     .where(message.c.id == bindparam("m"))
-    .values(
-        waiting=message.c.waiting - bindparam("k"),
-        failed=message.c.failed + bindparam("f"),
-        state=bindparam("s"),
-    )
-)
-_UNQUEUE = Bulk(
-    delete(queue).where(queue.c.message_id == bindparam("m"), queue.c.destination == bindparam("d")), "m", "d"
-)
-_DROP_BODY = Bulk(delete(body).where(body.c.message_id == bindparam("m")), "m")
-_REQUEUE = (
-    update(queue)
-    .where(queue.c.message_id == bindparam("m"), queue.c.destination == bindparam("d"))
-    .values(due_at_us=bindparam("due"), owner=null(), marked=False)
+    .values(waiting=message.c.waiting - bindparam("k"), failed=message.c.failed + bindparam("f")),
+    "k",
+    "f",
+    "m",
 )
 
 _STATES = {
@@ -136,84 +132,102 @@ def run(
     ids = sorted({m.message_id for m in members})
     if conn.dialect.name == "postgresql":
         conn.execute(_LOCK, {"ids": ids})
-    held = {(r.message_id, r.destination): r for r in conn.execute(_ROWS, {"ids": ids})}
-    results, marks, reports = [], [], []
+    held = {(message_id, destination): rest for message_id, destination, *rest in _ROWS.ask(conn, ids)}
+    results: list[bool] = []
+    marks: list[Row] = []
+    ends: dict[str, _End] = {}
     for m in members:
-        row = held.get((m.message_id, m.destination))
+        key = (m.message_id, m.destination)
+        row = held.get(key)
         token = m.token if isinstance(m, Mark) else m.attempt.job.token
-        holds = row is not None and row.token == token and row.owner is not None
+        if row is None:
+            results.append(False)
+            continue
+        its_token, owner, waiting = row
+        holds = its_token == token and owner is not None
         results.append(holds)
         if not holds:
             continue
         if isinstance(m, Mark):
-            marks.append((m.message_id, m.destination))
-        else:
-            assert row is not None
-            reports.append((m, int(row.waiting)))
+            marks.append(key)
+            continue
+        del held[key]  # the lease ends with its report
+        end = ends.get(m.message_id)
+        if end is None:
+            end = ends[m.message_id] = _End(int(waiting))
+        end.add(m)
     _MARK.run(conn, marks)
-    if reports:
-        _write_reports(conn, reports, purses, ledger_rows)
+    if ends:
+        _write_reports(conn, ends.values(), purses, ledger_rows)
     return results
 
 
+@dataclass(slots=True)
+class _End:
+    """What one unit learns of one message: the reports of some of its destinations."""
+
+    waiting: int
+    reports: list[Report] = field(default_factory=list)
+    final: int = 0
+    failed: int = 0
+
+    def add(self, report: Report) -> None:
+        for o in report.attempt.outcomes:
+            if o.result is Result.DELIVERED:
+                self.final += 1
+            elif o.result is Result.FAILED:
+                self.final += 1
+                self.failed += 1
+        self.reports.append(report)
+
+
 def _write_reports(
-    conn: Connection,
-    reports: list[tuple[Report, int]],
-    purses: dict[str, Purse],
-    ledger_rows: list[LedgerRow],
+    conn: Connection, ends: Iterable[_End], purses: dict[str, Purse], ledger_rows: list[LedgerRow]
 ) -> None:
-    _RECIPIENT.run(conn, [_recipient_row(r, o) for r, _ in reports for o in r.attempt.outcomes])
-    finished: list[Report] = []
-    for r, waiting in reports:
-        failed = sum(o.result is Result.FAILED for o in r.attempt.outcomes)
-        if failed:
-            purse = purses[r.account_id]
-            ledger_rows.append(purse.book(failed, "refund", r.attempt.ended_at_us, message_id=r.message_id))
-        final = failed + sum(o.result is Result.DELIVERED for o in r.attempt.outcomes)
-        if final == waiting:
-            finished.append(r)
-        else:
-            _write_progress(conn, r, final, failed)
+    reports = [r for end in ends for r in end.reports]
+    _RECIPIENT.run(conn, [_recipient_row(r, o) for r in reports for o in r.attempt.outcomes])
+    finished: list[_End] = []
+    rest: list[_End] = []
+    for end in ends:
+        if end.failed:
+            _refund(end, purses, ledger_rows)
+        (finished if end.final >= end.waiting else rest).append(end)
     if finished:
         _write_finished(conn, finished)
+    if rest:
+        # Some of the message still waits: here, or at another destination.
+        _PROGRESS.run(conn, [(end.final, end.failed, end.reports[0].message_id) for end in rest])
+        settle(conn, [(r.message_id, r.destination) for end in rest for r in end.reports])
     messages.insert_events(
-        conn, [(r.message_id, r.account_id, r.attempt.ended_at_us, "attempt", r.event) for r, _ in reports]
+        conn, [(r.message_id, r.account_id, r.attempt.ended_at_us, "attempt", r.event) for r in reports]
     )
 
 
+def _refund(end: _End, purses: dict[str, Purse], ledger_rows: list[LedgerRow]) -> None:
+    last = end.reports[-1]
+    purse = purses[last.account_id]
+    ledger_rows.append(purse.book(end.failed, "refund", last.attempt.ended_at_us, message_id=last.message_id))
+
+
 def _recipient_row(r: Report, o: Outcome) -> Row:
-    due = None
-    if o.result in (Result.DEFERRED, Result.IN_DOUBT):
+    state, due = _STATES[o.result], None
+    if o.result is Result.IN_DOUBT and o.retry_at_us is None:
+        state, due = "held", r.attempt.job.expires_at_us
+    elif o.result in (Result.DEFERRED, Result.IN_DOUBT):
         # Nothing waits past its expiry: there it is due for the last time, and expires.
         due = min(o.retry_at_us or r.attempt.ended_at_us, r.attempt.job.expires_at_us)
     reply = None if o.reply is None else str(o.reply)[:1000]
     in_doubt = int(o.result is Result.IN_DOUBT)
-    return (r.message_id, o.recipient_id, _STATES[o.result], in_doubt, due, reply, r.attempt.ended_at_us)
+    return (r.message_id, o.recipient_id, state, in_doubt, due, reply, r.attempt.ended_at_us)
 
 
-def _write_finished(conn: Connection, finished: list[Report]) -> None:
-    _FINISH.run(conn, [_finish_row(r) for r in finished])
-    _UNQUEUE.run(conn, [(r.message_id, r.destination) for r in finished])
-    _DROP_BODY.run(conn, [(r.message_id,) for r in finished if not r.body_keep_us])
+def _write_finished(conn: Connection, finished: list[_End]) -> None:
+    _FINISH.run(conn, [_finish_row(end) for end in finished])
+    UNQUEUE.run(conn, [(r.message_id, r.destination) for end in finished for r in end.reports])
+    DROP_BODY.run(conn, [(r.message_id,) for r in (end.reports[-1] for end in finished) if not r.body_keep_us])
 
 
-def _finish_row(r: Report) -> Row:
+def _finish_row(end: _End) -> Row:
+    r = end.reports[-1]
     at_us = r.attempt.ended_at_us
-    failed = sum(o.result is Result.FAILED for o in r.attempt.outcomes)
-    return (r.message_id, failed, at_us, at_us + r.body_keep_us if r.body_keep_us else None)
-
-
-def _write_progress(conn: Connection, r: Report, final: int, failed: int) -> None:
-    """Some of the message still waits: here, or at another destination."""
-    doubt = any(o.result is Result.IN_DOUBT for o in r.attempt.outcomes)
-    state = "in_doubt" if doubt else "deferred"
-    conn.execute(_PROGRESS, {"m": r.message_id, "k": final, "f": failed, "s": state})
-    due = conn.execute(
-        select(func.min(recipient.c.due_at_us)).where(
-            recipient.c.message_id == r.message_id, recipient.c.destination == r.destination
-        )
-    ).scalar_one()
-    if due is None:
-        _UNQUEUE.run(conn, [(r.message_id, r.destination)])
-    else:
-        conn.execute(_REQUEUE, {"m": r.message_id, "d": r.destination, "due": due})
+    return (r.message_id, end.failed, at_us, at_us + r.body_keep_us if r.body_keep_us else None)

@@ -217,10 +217,27 @@ queue = Table(
     # Its place in the line behind that cap: when the message was accepted.  Null: it is not in the line.  One that is
     # stands there until `caps.let_go` takes it out, and is due at its expiry.
     Column("line_us", BigInteger, nullable=True),
+    Column("accepted_at_us", BigInteger, nullable=False),  # the message's, which never change
+    Column("expires_at_us", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
 # The claim goes from destination to destination, so that a backlog of one never stands before another.
 Index("ix_queue_route_destination_due_at_us", queue.c.route, queue.c.destination, queue.c.due_at_us)
+# What nobody works on, in the order of its due time and of its expiry.  A message that is leased when it is accepted,
+# and delivered then, is never in these.
+Index(
+    "ix_queue_route_due_at_us",
+    queue.c.route,
+    queue.c.due_at_us,
+    sqlite_where=queue.c.owner.is_(None),
+    postgresql_where=queue.c.owner.is_(None),
+)
+Index(
+    "ix_queue_expires_at_us",
+    queue.c.expires_at_us,
+    sqlite_where=queue.c.owner.is_(None),
+    postgresql_where=queue.c.owner.is_(None),
+)
 Index(
     "ix_queue_cap_key_line_us",
     queue.c.cap_key,

@@ -191,6 +191,8 @@ def upgrade() -> None:
         sa.Column("marked", sa.Boolean(), nullable=False),
         sa.Column("cap_key", sa.Text(), nullable=False),
         sa.Column("line_us", sa.BigInteger(), nullable=True),
+        sa.Column("accepted_at_us", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at_us", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("message_id", "destination", name=op.f("pk_queue")),
         sqlite_with_rowid=False,
     )
