@@ -43,6 +43,11 @@ class Directory:
         self._next = _Round()
         self._wanted = trio.Event()
 
+    @property
+    def generation(self) -> int | None:
+        """As last validated: what is cached elsewhere under another one is to be read again."""
+        return self._generation
+
     def replace_settings(self, senders: Sequence[SenderSettings]) -> None:
         """The settings were reloaded."""
         self._from_settings = settings_senders(senders)

@@ -130,3 +130,10 @@ class StoreUnavailable(Exception):
 
     Nothing is known to be lost: what was not acknowledged may or may not have been committed.
     """
+
+
+class SecretsUnavailable(Exception):
+    """What is sealed in the database cannot be opened, or nothing can be sealed: one line that says what to do.
+
+    At the start it ends the daemon; later it is 503 `UNAVAILABLE` / 451 4.3.0 for what needs the secret.
+    """

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -16,15 +16,19 @@ from typing import Protocol
 import trio
 
 from hepmaild.config import LimitSettings, RecipientsFrom, SmtpSettings
-from hepmaild.errors import ErrorKind, Refusal
-from hepmaild.mail import compose, ids
+from hepmaild.errors import ErrorKind, Refusal, SecretsUnavailable, StoreUnavailable
+from hepmaild.mail import compose, dkim, ids
+from hepmaild.mail.address import domain_of
 from hepmaild.mail.content import Content, ContentBuilder
+from hepmaild.mail.dkim import Signer
 from hepmaild.mail.message import Inspected, inspect, received_field, rewrite
 from hepmaild.mail.submission import Draft, Kind, Mailbox, Recipient, Submission
 from hepmaild.policy import SenderBook, distinct, pick_sender
+from hepmaild.signing import NotLoaded, SigningKeys
 from hepmaild.storage.directory import SenderRow
 
 THREAD_OCTETS = 256 << 10  # above this, work on content moves to a thread
+LOADS = 10  # of signing keys, which may change while they are read
 
 
 class PrepareSettings(Protocol):
@@ -59,19 +63,45 @@ class Prepared:
 
 
 class Preparer:
-    """hostname: for the trace field.  spool_dir: where large content goes.  limiter: for its own threads."""
+    """hostname: for the trace field.  spool_dir: where large content goes.  limiter: for its own threads.
+
+    signing: the DKIM keys; None: nothing is signed.
+    """
 
     def __init__(
-        self, *, hostname: str, spool_dir: Path | None, limiter: trio.CapacityLimiter, now_us: Callable[[], int]
+        self,
+        *,
+        hostname: str,
+        spool_dir: Path | None,
+        limiter: trio.CapacityLimiter,
+        now_us: Callable[[], int],
+        signing: SigningKeys | None = None,
     ) -> None:
         self._hostname = hostname
         self._spool_dir = spool_dir
         self._limiter = limiter
         self._now_us = now_us
+        self._signing = signing
 
     async def prepare(self, submission: Submission, book: SenderBook, settings: PrepareSettings) -> Prepared | Refusal:
-        """Pick the sender and make the message.  Refusals: MALFORMED_MESSAGE, SENDER_NOT_ALLOWED,
-        TOO_MANY_RECIPIENTS.  Large content is worked on in a thread, which cancellation waits for."""
+        """Pick the sender and make the message, signed if its domain has a key.
+
+        Refusals: MALFORMED_MESSAGE, SENDER_NOT_ALLOWED, TOO_MANY_RECIPIENTS; UNAVAILABLE when there is a key that
+        cannot be used.  Raises `StoreUnavailable`.  Large content is worked on in a thread, which cancellation waits
+        for.
+        """
+        for _ in range(LOADS):
+            try:
+                return await self._work(submission, book, settings)
+            except NotLoaded as missing:  # nothing was done yet
+                assert self._signing is not None
+                try:
+                    await self._signing.load(missing.domain)
+                except SecretsUnavailable:
+                    return Refusal(ErrorKind.UNAVAILABLE, "the message cannot be signed now: try again later")
+        raise StoreUnavailable("the signing keys change too often to be read")
+
+    async def _work(self, submission: Submission, book: SenderBook, settings: PrepareSettings) -> Prepared | Refusal:
         source = submission.source
         work = self._from_draft if isinstance(source, Draft) else self._from_message
         if _octets(source) <= THREAD_OCTETS:
@@ -87,6 +117,7 @@ class Preparer:
         if isinstance(row, Refusal):
             return row
         address = draft.sender.address if draft.sender is not None else row.address
+        signers = self._signers(address)
         name = draft.from_name or (draft.sender.name if draft.sender is not None else "")
         at_us = self._now_us()
         header_id = ids.header_message_id(secrets.token_bytes(ids.HEADER_ID_ENTROPY_OCTETS), address)
@@ -97,9 +128,11 @@ class Preparer:
             date=datetime.fromtimestamp(at_us // 1_000_000, UTC),
             entropy=secrets.token_bytes(compose.BOUNDARY_ENTROPY_OCTETS),
         )
+        if signers:
+            octets = _signatures(octets, Content(octets), octets.index(b"\r\n\r\n") + 4, signers, at_us) + octets
         recipients = distinct(submission.recipients)
         return Prepared(
-            message_id=ids.message_id(secrets.token_bytes(ids.MESSAGE_ID_ENTROPY_OCTETS)),
+            message_id=ids.message_id(secrets.token_bytes(ids.MESSAGE_ID_ENTROPY_OCTETS), self._now_us()),
             header_message_id=header_id,
             sender=row,
             from_address=address,
@@ -129,7 +162,8 @@ class Preparer:
         if isinstance(recipients, Refusal):
             return recipients
         address = wanted[0] if wanted else row.address
-        message_id = ids.message_id(secrets.token_bytes(ids.MESSAGE_ID_ENTROPY_OCTETS))
+        signers = self._signers(address)
+        message_id = ids.message_id(secrets.token_bytes(ids.MESSAGE_ID_ENTROPY_OCTETS), self._now_us())
         at_us = self._now_us()
         date = _date(at_us // 1_000_000)
         header_id = found.message_id
@@ -149,6 +183,8 @@ class Preparer:
             date=None if found.has_date else date,
             message_id=None if found.message_id is not None else header_id,
         )
+        if signers:
+            head = _signatures(head, source, found.header_end, signers, at_us) + head
         fingerprint = _fingerprint(submission, source, recipients)  # before `_join`, which closes a spooled source
         return Prepared(
             message_id=message_id,
@@ -165,6 +201,10 @@ class Preparer:
             has_own_message_id=found.message_id is not None,
         )
 
+    def _signers(self, address: str) -> Sequence[Signer]:
+        """Who signs for the domain of the author, and only for that one.  Raises `NotLoaded`."""
+        return () if self._signing is None else self._signing.of(domain_of(address))
+
     def _join(self, head: bytes, source: Content, body_at: int) -> Content:
         if not source.is_spooled:
             return Content(head + source.data[body_at:])
@@ -174,6 +214,12 @@ class Preparer:
             builder.write(piece)
         source.close()
         return builder.finish()
+
+
+def _signatures(head: bytes, content: Content, body_at: int, signers: Sequence[Signer], at_us: int) -> bytes:
+    """DKIM-Signature fields for the finished `head` and the body that begins at `body_at` of `content`."""
+    hashed = dkim.body_hash(content.chunks(body_at))
+    return dkim.sign(head, hashed, signers, at_s=at_us // 1_000_000)
 
 
 def _octets(source: Content | Draft) -> int:

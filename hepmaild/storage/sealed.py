@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every column that holds sealed secrets, for the questions that concern all of them: which keys, and seal anew."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from sqlalchemy import Column, Connection, Table, and_, func, select, update
+
+from hepmaild.storage.schema import dkim_key
+
+# Table and column.  The row is named by the primary key, in its order.
+COLUMNS: tuple[tuple[Table, Column[bytes]], ...] = ((dkim_key, dkim_key.c.sealed_key),)
+
+
+def heads(conn: Connection, octets: int) -> Counter[bytes]:
+    """The distinct beginnings of the sealed values, and how many have each."""
+    found: Counter[bytes] = Counter()
+    for table, column in COLUMNS:
+        head = func.substr(column, 1, octets).label("head")
+        for row in conn.execute(select(head, func.count()).select_from(table).group_by(head)):
+            found[bytes(row[0])] += row[1]
+    return found
+
+
+def reseal(conn: Connection, fn: Callable[[str, str, tuple[str, ...], bytes], bytes]) -> int:
+    """Replace every sealed value by `fn(table, column, row, sealed)`; how many there were."""
+    count = 0
+    for table, column in COLUMNS:
+        keys = list(table.primary_key.columns)
+        for row in conn.execute(select(*keys, column).order_by(*keys).with_for_update()).all():
+            *names, sealed = row
+            value = fn(table.name, column.name, tuple(str(name) for name in names), bytes(sealed))
+            this_row = and_(*(key == name for key, name in zip(keys, names, strict=True)))
+            conn.execute(update(table).where(this_row).values({column.name: value}))
+            count += 1
+    return count
