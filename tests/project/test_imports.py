@@ -51,7 +51,7 @@ APART = ("hepmaild.smtp", "hepmaild.http", "hepmaild.delivery")
 
 _SMTP_PURE = "actions commands content core facts machine replies sasl say state verbs".split()  # noqa: SIM905
 _DELIVERY_PURE = "answers capabilities client dane hops job mta_sts mx outcome reader route tls_policy".split()  # noqa: SIM905
-_STORAGE_USERS = "census directory intake outbox policy prepare reaper receipts".split()  # noqa: SIM905
+_STORAGE_USERS = "census directory dkim_watch intake outbox policy prepare reaper receipts signing".split()  # noqa: SIM905
 
 # The first prefix that fits decides.
 LEVELS: list[tuple[str, int]] = [
@@ -66,6 +66,8 @@ LEVELS: list[tuple[str, int]] = [
     *((f"hepmaild.{name}", 4) for name in ("metrics_listener", "metrics_page")),
     *((f"hepmaild.{name}", 3) for name in _STORAGE_USERS),
     ("hepmaild.storage", 2),
+    ("hepmaild.dkim_keys", 2),
+    ("hepmaild.vault", 2),
     *(
         (f"hepmaild.{name}", 2)
         for name in ("lifecycle", "logs", "metrics", "metrics_docs", "passwords", "sdnotify", "threads", "tls")
