@@ -30,9 +30,11 @@ import trio
 from hepmaild import __version__
 from hepmaild.census import Census
 from hepmaild.config import Settings
+from hepmaild.delivery.lookups import Lookups
 from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.route import from_settings
 from hepmaild.directory import Directory
+from hepmaild.dkim_watch import DkimWatch
 from hepmaild.errors import StoreUnavailable
 from hepmaild.http.server import BoundHttp, HttpDoor
 from hepmaild.intake import Intake, IntakeSettings
@@ -42,11 +44,13 @@ from hepmaild.outbox import Outbox
 from hepmaild.prepare import Preparer
 from hepmaild.reaper import Reaper
 from hepmaild.sdnotify import Notifier
+from hepmaild.signing import SigningKeys
 from hepmaild.smtp.listener import SmtpDoor
 from hepmaild.storage.store import Store, open_store
-from hepmaild.storage.unit import UnitRunner
+from hepmaild.storage.unit import UnitRunner, judge
 from hepmaild.threads import Limiters
 from hepmaild.tls import ServerTls
+from hepmaild.vault import Vault
 
 log = structlog.get_logger()
 
@@ -91,7 +95,7 @@ async def serve(
     """Run until SIGTERM or SIGINT, then drain; returns when everything ended in order.
 
     reload: reads the settings again (SIGHUP).  on_ready: awaited once the ports are bound.  Raises OSError (a port or a
-    file), `StoreUnavailable`, `SchemaDue`; a crash of a component as an ExceptionGroup.
+    file), `StoreUnavailable`, `SecretsUnavailable`, `SchemaDue`; a crash of a component as an ExceptionGroup.
     """
     clock = Clock()
     notifier = Notifier(os.environ)
@@ -99,7 +103,9 @@ async def serve(
     tls = ServerTls(settings.tls, state_dir=settings.server.state_dir, hostname=settings.server.hostname)
     runner = UnitRunner(clock.now_us)
     try:
-        async with open_store(settings.database, settings.server.state_dir, runner, exclusive=True) as store:
+        async with open_store(
+            settings.database, settings.server.state_dir, runner, exclusive=True, judge=judge
+        ) as store:
             await _bring_up_to_date(store, settings)
             daemon = _Daemon(settings, store, tls, notifier, clock, reload)
             await daemon.run(on_ready)
@@ -149,6 +155,9 @@ class _Daemon:
             meter=meter,
         )
         self.directory = Directory(store, settings.sender)
+        self.signing = SigningKeys(store, Vault(settings.server.state_dir), lambda: self.directory.generation)
+        self.lookups = Lookups(settings.dns)
+        self.dkim_watch = DkimWatch(store, self.lookups.lookup_txt, clock.now_us)
         self.pool = DeliveryPool(
             settings.delivery,
             [from_settings(route) for route in settings.route],
@@ -172,6 +181,7 @@ class _Daemon:
                 spool_dir=spool_dir,
                 limiter=limiters.files,
                 now_us=clock.now_us,
+                signing=self.signing,
             ),
             lifecycle=self.lifecycle,
             now_us=clock.now_us,
@@ -212,6 +222,7 @@ class _Daemon:
         return found
 
     async def run(self, on_ready: Callable[[Bound, Store], Awaitable[None]] | None) -> None:
+        await self.signing.check()
         taken = await self.outbox.take_back()
         if taken:
             log.warning("leases_taken_back", messages=taken)
@@ -224,6 +235,7 @@ class _Daemon:
                 partial(self.outbox.run_heartbeat, self.pool.wake),
                 self.reaper.run,
                 self._tls.watch,
+                self.dkim_watch.run,
                 self._hear_announcements,
                 self._feed_watchdog,
             ):
@@ -351,6 +363,8 @@ class _Daemon:
         """Other processes and the command line: something became due, or everything may have changed."""
         async with self._store.announcements() as topics:
             async for topic in topics:
+                if topic in ("keys", "*"):
+                    self.dkim_watch.wake()
                 if topic in ("queue", "*"):
                     self.pool.wake()
                     with suppress(StoreUnavailable):
