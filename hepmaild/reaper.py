@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is old goes: words, calls, kept content, orphaned pieces, logs past their plan's days.
+"""What is old goes: words, calls, kept content, orphaned pieces, logs past their plan's days, slots, suppressions.
+
+What stands behind a daily cap is looked at too, so that its timers stay true.
 
 Small batches, so that no sender waits behind one; a store that does not answer is asked again at the next round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 import trio
 
-from hepmaild.config import Plan
+from hepmaild.config import Plan, SenderSettings
 from hepmaild.errors import StoreUnavailable
+from hepmaild.mail.address import key_of
 from hepmaild.outbox import Outbox
-from hepmaild.storage import prune
+from hepmaild.storage import cap_line, caps, prune, suppress
 from hepmaild.storage.sqlite import shrink
 from hepmaild.storage.store import Store
 
@@ -29,12 +32,26 @@ KEEP_FREE_PAGES = 1000  # 4 MB for what comes next
 
 
 class Reaper:
-    """plans: for how long each keeps the log; replaced on reload."""
+    """plans: for how long each keeps the log; senders: those of the settings.  Both are replaced on reload.
 
-    def __init__(self, store: Store, outbox: Outbox, plans: dict[str, Plan], now_us: Callable[[], int]) -> None:
+    wake: called when something may leave.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        outbox: Outbox,
+        plans: dict[str, Plan],
+        now_us: Callable[[], int],
+        *,
+        senders: Sequence[SenderSettings] = (),
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
         self._store = store
         self._outbox = outbox
         self.plans = plans
+        self.senders = senders
+        self._wake = wake
         self._now_us = now_us
 
     async def run(self) -> None:
@@ -49,16 +66,36 @@ class Reaper:
     async def round(self) -> None:
         """Drop everything that is due.  Raises `StoreUnavailable`."""
         now_us = self._now_us()
+        await self.take_caps()
+        await self._lines(now_us)
         await self._all(prune.rate_calls, now_us)
         await self._all(prune.idempotency_words, now_us - WORD_LIFE_US)
         await self._all(prune.bodies, now_us)
         await self._all(prune.orphans, now_us - ORPHAN_AGE_US)
+        await self._all(cap_line.prune, now_us)
+        await self._all(suppress.prune, now_us)
         for name, plan in self.plans.items():
             await self._all(prune.finished_messages, name, now_us - plan.log_days * DAY_US)
         for _ in range(SHRINK_STEPS):
             if await self._store.write(shrink) < KEEP_FREE_PAGES:
                 break
         await self._outbox.recount()
+
+    async def take_caps(self) -> None:
+        """Have the store know the caps of the settings' senders.  Raises `StoreUnavailable`."""
+        wanted: dict[str, int] = {}
+        for sender in self.senders:
+            wanted.setdefault(key_of(sender.address), sender.daily_cap)
+        if wanted:
+            changed: int = await self._store.write(caps.set_global_caps, wanted)
+            if changed:
+                self._wake()
+
+    async def _lines(self, now_us: int) -> None:
+        for cap_key in await self._store.read(cap_line.lines):
+            cursor = await self._store.write(cap_line.refresh, cap_key, now_us)
+            while cursor is not None:
+                cursor = await self._store.write(cap_line.refresh, cap_key, now_us, cursor)
 
     async def _all(self, step: Callable[..., int], *args: object) -> None:
         while await self._store.write(step, *args):

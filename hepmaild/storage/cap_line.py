@@ -30,7 +30,10 @@ from hepmaild.storage.schema import cap, cap_use, queue, recipient
 BATCH = 200  # messages let go in one unit
 FRONT = 100  # timers that are set right with them; the reaper does the rest
 REFRESHED = 500
+SLACK_US = 30_000_000  # by which a timer may be wrong: it says "about"
 PRUNED = 2000
+
+Cursor = tuple[int, int]  # a place in a line, and when the one before it leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ def let_go(conn: Connection, now_us: int) -> int:
     waiting = conn.execute(LAST, {"key": key}).scalar_one_or_none() is not None
     conn.execute(SET_NEXT, {"the_key": key, "next": room_at_us(conn, found, now_us) if waiting else None})
     if waiting:
-        _set_timers(conn, found, FRONT, now_us)
+        _set_timers(conn, found, FRONT, now_us, None, 1_000_000)
     return gone
 
 
@@ -121,25 +124,25 @@ def _let_go(conn: Connection, found: Cap, most: int, now_us: int) -> int:
 
 
 def _set_timers(
-    conn: Connection, found: Cap, most: int, now_us: int, cursor: tuple[int, int] | None = None
-) -> tuple[int, int] | None:
-    """Set right what `most` in the line say about when they leave; a cursor behind them, None at the end."""
+    conn: Connection, found: Cap, most: int, now_us: int, cursor: Cursor | None, slack_us: int
+) -> tuple[Cursor | None, int]:
+    """Set right what `most` in the line say about when they leave: a cursor behind them, and how many were wrong."""
     since, last_us = cursor or (0, None)
     line = conn.execute(_LINE, {"key": found.cap_key, "since": since, "most": most}).all()
     if not line:
-        return None
+        return None, 0
     times = turns_of(conn, found, last_us, len(line), now_us)
     shown = {r.message_id: r for r in conn.execute(TIMERS, {"ids": [r.message_id for r in line]})}
-    changed = []
+    wrong = []
     for r, at_us in zip(line, times, strict=True):
         row = shown.get(r.message_id)
         if row is not None:
             turn = turn_of(found, at_us, row.expires_at_us)
-            if abs(turn.due_at_us - row.due_at_us) >= 1_000_000:
-                changed.append({"m": r.message_id, "due": turn.due_at_us, "reply": turn.text})
-    if changed:
-        conn.execute(_SET_TIMER, changed)
-    return (line[-1].line_us + 1, times[-1]) if len(line) == most else None
+            if abs(turn.due_at_us - row.due_at_us) >= slack_us:
+                wrong.append({"m": r.message_id, "due": turn.due_at_us, "reply": turn.text})
+    if wrong:
+        conn.execute(_SET_TIMER, wrong)
+    return ((line[-1].line_us + 1, times[-1]) if len(line) == most else None), len(wrong)
 
 
 # For people, and for the reaper
@@ -172,12 +175,11 @@ def lines(conn: Connection) -> list[str]:
     return found
 
 
-def refresh(
-    conn: Connection, cap_key: str, now_us: int, cursor: tuple[int, int] | None = None
-) -> tuple[int, int] | None:
+def refresh(conn: Connection, cap_key: str, now_us: int, cursor: Cursor | None = None) -> Cursor | None:
     """Set right the timers of a part of one line (`cursor`: behind the part before); where to go on, None: done.
 
-    Also the net under it: a line whose alarm is too late or was lost is looked at again.
+    When those of the first part are right, so are the others.  Also the net under it all: a line whose alarm is too
+    late or was lost is looked at again.
     """
     found = lock(conn, [cap_key]).get(cap_key)
     if found is None:
@@ -186,7 +188,8 @@ def refresh(
         room_us = room_at_us(conn, found, now_us)
         if found.next_us is None or found.next_us > room_us:
             conn.execute(SET_NEXT, {"the_key": cap_key, "next": room_us})
-    return _set_timers(conn, found, REFRESHED, now_us, cursor)
+    behind, wrong = _set_timers(conn, found, REFRESHED, now_us, cursor, SLACK_US)
+    return behind if wrong or cursor is not None else None
 
 
 def prune(conn: Connection, now_us: int) -> int:

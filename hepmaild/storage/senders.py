@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
+from hepmaild.storage import caps
 from hepmaild.storage.directory import bump
 from hepmaild.storage.schema import account, sender
 
@@ -14,7 +15,10 @@ from hepmaild.storage.schema import account, sender
 def put(
     conn: Connection, *, address: str, account_id: str, route: str, daily_cap: int, is_default: bool
 ) -> dict[str, Any]:
-    """Add a sender, or change the one that has this address.  account_id "": global."""
+    """Add a sender, or change the one that has this address.  account_id "": global.
+
+    Another cap is obeyed at once, also by what waits.
+    """
     key = address.casefold()
     same = (sender.c.account_id == account_id) & (sender.c.address_key == key)
     if is_default:
@@ -22,6 +26,7 @@ def put(
     values = {"address": address, "route": route, "daily_cap": daily_cap, "is_default": is_default}
     if not conn.execute(update(sender).where(same).values(**values)).rowcount:
         conn.execute(insert(sender).values(account_id=account_id, address_key=key, **values))
+    caps.set_cap(conn, caps.cap_key_of(account_id, key), daily_cap)
     bump(conn)
     return {"address": address, "route": route, "daily_cap": daily_cap, "default": is_default}
 
