@@ -30,7 +30,7 @@ _SECRET_NAME = re.compile(
 )
 _URL_PASSWORD = re.compile(r"(\w://[^\s:@/]*:)[^\s@/]*@")
 _AUTH_LINE = re.compile(r"\b(AUTH\s+(?:PLAIN|LOGIN)\s+|(?:Basic|Bearer)\s+)[A-Za-z0-9+/=_.~-]{4,}", re.IGNORECASE)
-_BARE = re.compile(r"[!#-<>-\[\]-~]+")  # printable ASCII without space, quote, backslash and equals sign
+_BARE = re.compile(r"[!#-&(-<>-\[\]-~]+")  # printable ASCII without space, quotes, backslash and equals sign
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"}
 
 

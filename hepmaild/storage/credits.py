@@ -14,13 +14,13 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, select, update
 
-from hepmaild.storage.bulk import Bulk, bulk_insert
+from hepmaild.storage.bulk import Bulk, Query, bulk_insert
 from hepmaild.storage.schema import account, ledger
 
 GENESIS = "0" * 64
 MAX_AMOUNT = 10**15
 
-_LOCK = (
+_LOCK = Query(
     select(
         account.c.id,
         account.c.balance,
@@ -32,7 +32,8 @@ _LOCK = (
     )
     .where(account.c.id.in_(bindparam("ids", expanding=True)))
     .order_by(account.c.id)
-    .with_for_update(key_share=True)
+    .with_for_update(key_share=True),
+    "ids",
 )
 _SAVE = Bulk(
     update(account)
@@ -135,8 +136,7 @@ class Purse:
 
 def lock(conn: Connection, account_ids: Iterable[str]) -> dict[str, Purse]:
     """Lock these accounts' rows, in the order of their ids; unknown ones are left out."""
-    rows = conn.execute(_LOCK, {"ids": sorted(set(account_ids))})
-    return {r.id: Purse(r.id, r.balance, r.ledger_seq, r.ledger_head, r.day, r.day_messages, r.status) for r in rows}
+    return {row[0]: Purse(*row) for row in _LOCK.ask(conn, sorted(set(account_ids)))}
 
 
 def save(conn: Connection, purses: Iterable[Purse], ledger_rows: list[LedgerRow]) -> None:

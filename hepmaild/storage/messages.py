@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from sqlalchemy import Connection, bindparam, func, select
 
 from hepmaild.mail.content import SPOOL_OCTETS, Content
-from hepmaild.storage.bulk import bulk_insert
+from hepmaild.storage.bulk import Query, bulk_insert
 from hepmaild.storage.schema import body, event
 
 _EVENT = bulk_insert(event, "message_id", "account_id", "at_us", "kind", "data")
@@ -31,16 +31,17 @@ def stage_piece(conn: Connection, message_id: str, n: int, data: bytes, at_us: i
     _BODY.run(conn, [(message_id, n, at_us, data)])
 
 
-_SMALL = select(body.c.message_id, body.c.data).where(
-    body.c.message_id.in_(bindparam("ids", expanding=True)), body.c.n == 0
+_SMALL = Query(
+    select(body.c.message_id, body.c.data).where(
+        body.c.message_id.in_(bindparam("ids", expanding=True)), body.c.n == 0
+    ),
+    "ids",
 )
 
 
 def small_contents(conn: Connection, message_ids: list[str]) -> dict[str, Content]:
     """The contents of messages that are small enough to be one piece each."""
-    if not message_ids:
-        return {}
-    return {r.message_id: Content(r.data) for r in conn.execute(_SMALL, {"ids": message_ids})}
+    return {message_id: Content(data) for message_id, data in _SMALL.ask(conn, message_ids)}
 
 
 def load_content(conn: Connection, message_id: str, spool_dir: str | None = None) -> Content | None:

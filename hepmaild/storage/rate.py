@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, bindparam, delete, func, select, text, tuple_
 
 from hepmaild.mail.submission import RateState
-from hepmaild.storage.bulk import bulk_insert
+from hepmaild.storage.bulk import Query, bulk_insert
 from hepmaild.storage.schema import api_key, rate_call
 
 WINDOW_US = 60_000_000
@@ -41,9 +41,12 @@ _before_window = (
     .limit(1)
     .scalar_subquery()
 )
-_WINDOWS = select(
-    api_key.c.id, _newest.label("total"), _newest_at.label("last_at_us"), _before_window.label("before")
-).where(api_key.c.id.in_(bindparam("ids", expanding=True)))
+_WINDOWS = Query(
+    select(api_key.c.id, _newest.label("total"), _newest_at.label("last_at_us"), _before_window.label("before")).where(
+        api_key.c.id.in_(bindparam("ids", expanding=True))
+    ),
+    "ids",
+)
 # A statement of its own: the windows must be read by one that began after the lock was had.
 _LOCK = (
     select(api_key.c.id)
@@ -87,7 +90,7 @@ def open_windows(conn: Connection, key_ids: Iterable[str], now_us: int) -> dict[
     if conn.dialect.name == "postgresql":
         conn.execute(_LOCK, {"ids": ids})
         now_us = int(conn.execute(_CLOCK).scalar_one())
-    rows = conn.execute(_WINDOWS, {"ids": ids, "from_us": now_us - WINDOW_US}).all()
+    rows = _WINDOWS.ask(conn, ids, from_us=now_us - WINDOW_US)
     windows = {}
     for key_id, total, last_at_us, before in rows:
         inside = 0 if before is None else total - before

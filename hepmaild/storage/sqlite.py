@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SQLite: one writer thread with one connection, a few reader threads, WAL with a full sync at every commit.
+"""SQLite: one writing connection, a few reader threads, WAL, nothing confirmed before it is synced to disk.
 
 The writer begins with BEGIN IMMEDIATE, so that a unit never fails halfway because somebody else writes; readers see a
 snapshot and cannot write.  Checkpoints run beside the writer, not inside a commit.
+
+A unit of group commit runs its statements in the event loop's thread, where they take a millisecond or two and no
+hand-over of the interpreter; only the sync of the log has a thread.  Whatever could take longer (a lock that somebody
+else holds, a large unit, a unit of its own) runs in the writer's thread, on the same connection.
 """
 
 from __future__ import annotations
@@ -19,11 +23,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import structlog
 import trio
-from sqlalchemy import URL, Connection, Engine, Select, create_engine, event
+from sqlalchemy import Connection, Engine, Select
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
 
 from hepmaild.errors import StoreUnavailable
+from hepmaild.storage.sqlite_link import Link, NotHere, make_engine, store_failure
+from hepmaild.storage.writer import JudgeManner, Manner
 from hepmaild.threads import Worker
 
 P = ParamSpec("P")
@@ -33,143 +38,6 @@ log = structlog.get_logger()
 
 READERS = 4
 CHECKPOINT_ROWS = 4_000  # changed rows after which the write-ahead log is copied back
-WRITER_CACHE_KIB = 16_384
-READER_CACHE_KIB = 4_096
-PROGRESS_STEPS = 50_000  # of SQLite's machine, about a millisecond, between two looks at the clock
-
-# The store is sick, not the statement (https://www.sqlite.org/rescode.html).
-_STORE_FAILURES = frozenset(
-    {
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_INTERRUPT,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_PROTOCOL,
-        sqlite3.SQLITE_NOTADB,
-    }
-)
-
-
-def store_failure(error: BaseException) -> StoreUnavailable | None:
-    """`StoreUnavailable` with SQLite's words if the store failed; None if the statement or its values are to blame."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    if not isinstance(cause, sqlite3.Error):
-        return None
-    code = getattr(cause, "sqlite_errorcode", None)
-    if code is None or code & 0xFF not in _STORE_FAILURES:
-        return None
-    return StoreUnavailable(f"SQLite: {cause} ({cause.sqlite_errorname})")
-
-
-class _Guard:
-    """Ends a statement that runs past its time, or whose caller is gone: SQLite asks it every PROGRESS_STEPS."""
-
-    def __init__(self) -> None:
-        self.deadline = 0.0  # of time.monotonic
-        self.abandoned: Callable[[], bool] = bool
-
-    def start(self, timeout_s: float | None, abandoned: Callable[[], bool] = bool) -> None:
-        self.deadline = time.monotonic() + timeout_s if timeout_s else float("inf")
-        self.abandoned = abandoned
-
-    def __call__(self) -> int:
-        return time.monotonic() > self.deadline or self.abandoned()
-
-
-class _Link:
-    """One connection for good: opened when it is first used, and again after the store failed."""
-
-    def __init__(self, engine: Engine, timeout_s: float) -> None:
-        self._engine = engine
-        self._timeout_s = timeout_s
-        self._connection: Connection | None = None
-        self._guard = _Guard()
-
-    def run(self, fn: Callable[..., T], args: tuple[Any, ...], abandoned: Callable[[], bool] = bool) -> T:
-        """`fn(conn, *args)` in one transaction.  Raises `StoreUnavailable` or what `fn` raised; both rolled back."""
-        try:
-            connection = self._open()
-            self._guard.start(self._timeout_s, abandoned)
-            with connection.begin():
-                return fn(connection, *args)
-        except (DBAPIError, sqlite3.Error) as error:
-            failure = store_failure(error)
-            if failure is None:
-                raise
-            self.close()
-            raise failure from error
-
-    def checkpoint(self, mode: str) -> tuple[int, int, int]:
-        """Copy the write-ahead log back; (busy, pages in the log, pages copied)."""
-        self._guard.start(None)
-        row = self.raw().execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
-        return row[0], row[1], row[2]
-
-    def raw(self) -> sqlite3.Connection:
-        driver = self._open().connection.driver_connection
-        assert isinstance(driver, sqlite3.Connection)
-        return driver
-
-    def close(self) -> None:
-        """Give the connection back to the system, whatever state it is in."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(DBAPIError, sqlite3.Error):
-                connection.invalidate()
-            with contextlib.suppress(DBAPIError, sqlite3.Error):
-                connection.close()
-
-    def _open(self) -> Connection:
-        if self._connection is None:
-            self._connection = self._engine.connect()
-            self.raw().set_progress_handler(self._guard, PROGRESS_STEPS)
-        return self._connection
-
-
-def _engine(path: Path, *, writer: bool, busy_timeout_s: float, own_checkpoints: bool, foreign_keys: bool) -> Engine:
-    engine = create_engine(
-        URL.create("sqlite", database=str(path)),
-        poolclass=NullPool,
-        hide_parameters=True,
-        # Transactions are begun by the listener below, never by the driver.
-        connect_args={
-            "isolation_level": None,
-            "check_same_thread": False,
-            "cached_statements": 512,
-            "timeout": busy_timeout_s,
-        },
-    )
-    pragmas = [
-        "PRAGMA synchronous=FULL",
-        f"PRAGMA foreign_keys={'ON' if foreign_keys else 'OFF'}",
-        "PRAGMA temp_store=MEMORY",
-        # A mapped file that loses its disk ends the process by SIGBUS; an error can be answered with 451.
-        "PRAGMA mmap_size=0",
-        f"PRAGMA cache_size=-{WRITER_CACHE_KIB if writer else READER_CACHE_KIB}",
-        "PRAGMA journal_size_limit=67108864",
-        # With checkpoints of our own this is only the net below them.
-        f"PRAGMA wal_autocheckpoint={50_000 if own_checkpoints else 1000}",
-    ]
-    pragmas = [*(("PRAGMA journal_mode=WAL",) if writer else ()), *pragmas]
-    if not writer:
-        pragmas.append("PRAGMA query_only=ON")
-
-    @event.listens_for(engine, "connect")
-    def configure(connection: Any, _record: Any) -> None:
-        for pragma in pragmas:
-            connection.execute(pragma).fetchall()
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writer else "BEGIN")
-
-    return engine
 
 
 def first_value(conn: Connection, statement: Select[Any]) -> Any:
@@ -223,25 +91,33 @@ class SqliteBackend:
     is_sqlite = True
     joins_writes = True
 
-    def __init__(self, path: Path, *, timeout_s: float, own_checkpoints: bool) -> None:
+    def __init__(
+        self, path: Path, *, timeout_s: float, own_checkpoints: bool, judge: JudgeManner | None = None
+    ) -> None:
         self._path = path
+        self._log_path = path.with_name(path.name + "-wal")
+        self._judge = judge or (lambda _members: Manner())
         self._timeout_s = timeout_s
         self._own_checkpoints = own_checkpoints
         self._worker = Worker("store-writer")
+        self._syncer = Worker("store-sync")
+        self._given = 0  # how many things the writer's thread was given (counted here)
+        self._ended = 0  # and has ended (counted there)
+        self._sync_failed = False
         self._limiter = trio.CapacityLimiter(READERS)
         self._rows_at_checkpoint = 0
         self._checkpoint_due = trio.Event()
         wait_s = timeout_s * 0.8  # less than a unit may take, so that the writer is told before its callers give up
-        self._writer = _Link(self._engine(writer=True, wait_s=wait_s), wait_s)
+        self._writer = Link(self._engine(writer=True, wait_s=wait_s), wait_s, writes=True)
         self._reading = self._engine(writer=False, wait_s=wait_s)
         self._glancing: sqlite3.Connection | None = None
         self._glances: dict[Select[Any], str] = {}
-        self._idle: queue.LifoQueue[_Link] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[Link] = queue.LifoQueue()
         for _ in range(READERS):
-            self._idle.put(_Link(self._reading, wait_s))
+            self._idle.put(Link(self._reading, wait_s, writes=False))
 
     def _engine(self, *, writer: bool, wait_s: float, foreign_keys: bool = True) -> Engine:
-        return _engine(
+        return make_engine(
             self._path,
             writer=writer,
             busy_timeout_s=wait_s,
@@ -256,8 +132,9 @@ class SqliteBackend:
         Raises `StoreUnavailable` if it cannot be opened.
         """
         self._worker.start()
+        self._syncer.start()
         try:
-            await self._worker.run(self._prepare)
+            await self._run_in_thread(self._prepare)
             async with trio.open_nursery() as nursery:
                 if self._own_checkpoints:
                     nursery.start_soon(self._run_checkpoints)
@@ -266,7 +143,8 @@ class SqliteBackend:
         finally:
             self._stop_glancing()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + self._timeout_s):
-                await self._worker.run(self._close)
+                await self._run_in_thread(self._close)
+            self._syncer.stop()
             self._worker.stop()
 
     def _prepare(self) -> None:
@@ -287,16 +165,68 @@ class SqliteBackend:
         self._writer.close()  # the last one: it copies the log back
 
     async def unit(self, fn: Callable[..., T], *args: Any) -> T:
-        """Run `fn(conn, *args)` in the writer thread as one transaction, synced to disk when it returns."""
-        result, rows = await self._worker.run(self._unit, fn, args)
+        """Run `fn(conn, *args)` in the writer's thread as one transaction, synced to disk when it returns."""
+        result, rows = await self._run_in_thread(self._unit, fn, args)
+        self._note_rows(rows)
+        return result
+
+    async def group_unit(self, fn: Callable[..., T], *args: Any) -> T:
+        """The same for a unit of members (the last of `args`): here and now if that is possible and right."""
+        manner = self._judge(args[-1])
+        if not manner.is_light or self._given != self._ended or self._sync_failed or not self._own_checkpoints:
+            return await self.unit(fn, *args)
+        try:
+            result = self._writer.run_quickly(fn, args)
+        except NotHere:
+            return await self.unit(fn, *args)
+        self._note_rows(self._writer.raw().total_changes)
+        if manner.needs_sync:
+            await self._syncer.run(self._sync)
+        return result
+
+    async def _run_in_thread(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `fn` in the writer's thread; meanwhile nobody else touches its connection, also when we are cancelled."""
+
+        def in_thread() -> T:
+            try:
+                return fn(*args, **kwargs)
+            finally:
+                self._ended += 1
+
+        self._given += 1
+        return await self._worker.run(in_thread)
+
+    def _unit(self, fn: Callable[..., T], args: tuple[Any, ...]) -> tuple[T, int]:
+        if self._sync_failed:
+            self._copy_back()
+        result = self._writer.run(fn, args)
+        if self._own_checkpoints:
+            self._sync()
+        return result, self._writer.raw().total_changes
+
+    def _sync(self) -> None:
+        """Make what was committed outlive a power cut, as `synchronous=FULL` would."""
+        try:
+            descriptor = os.open(self._log_path, os.O_RDONLY)
+            try:
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            self._sync_failed = True
+            raise StoreUnavailable(f"{self._log_path} cannot be synced: {error.strerror}") from error
+
+    def _copy_back(self) -> None:
+        """After a failed sync the log may have holes that a later sync does not mend: get everything out of it."""
+        busy = self._writer.checkpoint("TRUNCATE")[0]
+        if busy:
+            raise StoreUnavailable("the log could not be synced, and cannot be copied back yet")
+        self._sync_failed = False
+
+    def _note_rows(self, rows: int) -> None:
         if rows - self._rows_at_checkpoint >= CHECKPOINT_ROWS:
             self._rows_at_checkpoint = rows
             self._checkpoint_due.set()
-        return result
-
-    def _unit(self, fn: Callable[..., T], args: tuple[Any, ...]) -> tuple[T, int]:
-        result = self._writer.run(fn, args)
-        return result, self._writer.raw().total_changes
 
     async def read(self, fn: Callable[..., T], *args: Any) -> T:
         """Run `fn(conn, *args)` in a reader thread on one snapshot.  Cancelled, its statement is stopped."""
@@ -341,10 +271,10 @@ class SqliteBackend:
     async def migrate(self, fn: Callable[[Connection], T]) -> T:
         """Run `fn` as a unit without the deadline and without foreign keys (which SQLite's way to alter a table
         needs); they are checked before the commit."""
-        return await self._worker.run(self._migrate, fn)
+        return await self._run_in_thread(self._migrate, fn)
 
     def _migrate(self, fn: Callable[[Connection], T]) -> T:
-        link = _Link(self._engine(writer=True, wait_s=60, foreign_keys=False), 3600)
+        link = Link(self._engine(writer=True, wait_s=60, foreign_keys=False), 3600, writes=True)
 
         def checked(conn: Connection) -> T:
             result = fn(conn)
@@ -366,14 +296,14 @@ class SqliteBackend:
     async def _run_checkpoints(self) -> None:
         # Two steps: the bulk beside the writer, then the few pages that came meanwhile in the writer's turn; only a
         # log that is copied to its end starts anew.
-        link = _Link(self._engine(writer=True, wait_s=1), 1)
+        link = Link(self._engine(writer=True, wait_s=1), 1, writes=True)
         try:
             while True:
                 await self._checkpoint_due.wait()
                 self._checkpoint_due = trio.Event()
                 try:
                     await trio.to_thread.run_sync(link.checkpoint, "PASSIVE", limiter=trio.CapacityLimiter(1))
-                    await self._worker.run(self._writer.checkpoint, "PASSIVE")
+                    await self._run_in_thread(self._writer.checkpoint, "PASSIVE")
                 except (DBAPIError, sqlite3.Error) as error:
                     log.warning("checkpoint_failed", error=str(error))
                     link.close()
@@ -402,7 +332,7 @@ class SqliteBackend:
             gone = True
 
     def _backup(self, target: Path, tick: Callable[[int, int, int], None]) -> None:
-        link = _Link(self._reading, 3600)
+        link = Link(self._reading, 3600, writes=False)
         partial = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
             os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))

@@ -29,7 +29,7 @@ from hepmaild.config import DatabaseSettings
 from hepmaild.errors import StoreUnavailable
 from hepmaild.storage import announce, migrate
 from hepmaild.storage.sqlite import SqliteBackend, first_value, give_to_owner_of
-from hepmaild.storage.writer import GroupWriter, RunUnit
+from hepmaild.storage.writer import GroupWriter, JudgeManner, RunUnit
 from hepmaild.threads import share_interpreter
 
 P = ParamSpec("P")
@@ -191,11 +191,17 @@ def _bound(fn: Callable[..., T], kwargs: dict[str, Any]) -> Callable[..., T]:
 
 @asynccontextmanager
 async def open_store(
-    settings: DatabaseSettings, state_dir: Path, run_unit: RunUnit, *, exclusive: bool
+    settings: DatabaseSettings,
+    state_dir: Path,
+    run_unit: RunUnit,
+    *,
+    exclusive: bool,
+    judge: JudgeManner | None = None,
 ) -> AsyncIterator[Store]:
     """Open the database that the settings name, for as long as the block lasts.  It must enclose all its users.
 
-    run_unit: decides the members of a unit, one result each.  exclusive: this is the daemon: on SQLite it takes the
+    run_unit: decides the members of a unit, one result each.  judge: what is to be known of a unit beforehand; without
+    it each is light and has to outlive a power cut.  exclusive: this is the daemon: on SQLite it takes the
     lock of the state folder, and on both engines it hears announcements.  The schema is left as it is (`upgrade`).
 
     Raises `StoreLocked`, `StoreUnavailable` (also when PostgreSQL cannot be reached now), ValueError for a bad URL.
@@ -204,7 +210,7 @@ async def open_store(
     url = parse_url(settings.url)
     if url.get_backend_name() == "sqlite":
         path = state_dir / (url.database or "")
-        opener = _open_sqlite(settings, state_dir, path, run_unit, exclusive=exclusive)
+        opener = _open_sqlite(settings, state_dir, path, run_unit, exclusive=exclusive, judge=judge)
     else:
         opener = _open_postgres(settings, url, run_unit, exclusive=exclusive)
     try:
@@ -228,14 +234,20 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 @asynccontextmanager
 async def _open_sqlite(
-    settings: DatabaseSettings, state_dir: Path, path: Path, run_unit: RunUnit, *, exclusive: bool
+    settings: DatabaseSettings,
+    state_dir: Path,
+    path: Path,
+    run_unit: RunUnit,
+    *,
+    exclusive: bool,
+    judge: JudgeManner | None,
 ) -> AsyncIterator[Store]:
     hub = announce.Hub()
     with _lock(state_dir, wanted=exclusive):
         if exclusive:
             share_interpreter()
-        backend = SqliteBackend(path, timeout_s=settings.unit_timeout_s, own_checkpoints=exclusive)
-        writer = GroupWriter(backend.unit, run_unit, timeout_s=settings.unit_timeout_s)
+        backend = SqliteBackend(path, timeout_s=settings.unit_timeout_s, own_checkpoints=exclusive, judge=judge)
+        writer = GroupWriter(backend.unit, run_unit, timeout_s=settings.unit_timeout_s, run_group=backend.group_unit)
 
         def tell(topic: str) -> None:
             if not exclusive:

@@ -19,9 +19,11 @@ from hepmaild.mail.submission import RateState
 from hepmaild.storage import accept, keys, rate, reports
 from hepmaild.storage import credits as money
 from hepmaild.storage.accept import Accept, Taken
+from hepmaild.storage.bulk import Bulk
 from hepmaild.storage.messages import insert_events
 from hepmaild.storage.reports import Mark, Report
 from hepmaild.storage.schema import idempotency, message
+from hepmaild.storage.writer import Manner
 
 DAY_US = 86_400_000_000
 
@@ -72,8 +74,26 @@ class Answers:
 
 Member = Call | Accept | Mark | Report | Answers
 
-_ANSWER = update(message).where(message.c.id == bindparam("the_id")).values(answer=bindparam("the_answer"))
-_FREE = delete(idempotency).where(idempotency.c.message_id == bindparam("the_id"))
+_ANSWER = Bulk(
+    update(message).where(message.c.id == bindparam("the_id")).values(answer=bindparam("the_answer")),
+    "the_id",
+    "the_answer",
+)
+_FREE = Bulk(delete(idempotency).where(idempotency.c.message_id == bindparam("the_id")), "the_id")
+
+
+LIGHT_MEMBERS = 64
+LIGHT_OCTETS = 256 << 10
+
+
+def judge(members: Sequence[Member]) -> Manner:
+    """A unit of calls only outlives the process, which is what the limit of calls is about: whatever a call led to is
+    synced after it, and the log is one file.  Heavy are many members, and large contents."""
+    octets = sum(len(m.content) for m in members if isinstance(m, Accept) and m.content is not None)
+    return Manner(
+        is_light=len(members) <= LIGHT_MEMBERS and octets <= LIGHT_OCTETS,
+        needs_sync=not all(isinstance(m, Call) for m in members),
+    )
 
 
 class UnitRunner:
@@ -142,11 +162,9 @@ def _decide_call(
 def _write_answers(conn: Connection, answered: list[Answer]) -> None:
     if not answered:
         return
-    conn.execute(_ANSWER, [{"the_id": a.message_id, "the_answer": a.answer} for a in answered])
+    _ANSWER.run(conn, [(a.message_id, a.answer) for a in answered])
     insert_events(conn, [(a.message_id, a.account_id, a.at_us, "replied", a.event) for a in answered])
-    freed = [{"the_id": a.message_id} for a in answered if a.free_word]
-    if freed:
-        conn.execute(_FREE, freed)
+    _FREE.run(conn, [(a.message_id,) for a in answered if a.free_word])
 
 
 __all__ = ["Accept", "Answer", "Answers", "Call", "Mark", "Member", "Report", "Taken", "UnitRunner", "Used"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
@@ -30,6 +31,21 @@ MAX_UNIT = 200
 MAX_WAITING = 10_000
 
 RunUnit = Callable[[Connection, list[Any]], list[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a unit of group commit may be run.
+
+    is_light: it is a matter of a few milliseconds, whatever is in the database.  needs_sync: its members count on
+    outliving a power cut; without it only on outliving this process.
+    """
+
+    is_light: bool = True
+    needs_sync: bool = True
+
+
+JudgeManner = Callable[[list[Any]], Manner]
 
 
 class RunAlone(Protocol):
@@ -72,12 +88,22 @@ class _Waiter:
 class GroupWriter:
     """The queue in front of the store's units.
 
-    run_alone: runs one transaction.  run_unit: decides all members of a unit, one result each, and never lets one
+    run_alone: runs one transaction.  run_group: likewise for a unit of members, called with (fn, run_unit, members);
+    `run_alone` if it is not given.  run_unit: decides all members of a unit, one result each, and never lets one
     member's refusal fail the others.  timeout_s: after that many seconds a caller gets `StoreUnavailable`.
     """
 
-    def __init__(self, run_alone: RunAlone, run_unit: RunUnit, *, timeout_s: float, max_waiting: int = MAX_WAITING):
+    def __init__(
+        self,
+        run_alone: RunAlone,
+        run_unit: RunUnit,
+        *,
+        timeout_s: float,
+        max_waiting: int = MAX_WAITING,
+        run_group: RunAlone | None = None,
+    ):
         self._run_alone = run_alone
+        self._run_group = run_group or run_alone
         self._run_unit = run_unit
         self._timeout_s = timeout_s
         self._max_waiting = max_waiting
@@ -171,12 +197,12 @@ class GroupWriter:
 
     async def _serve_call(self, waiter: _Waiter) -> None:
         fn, args = waiter.payload
-        result = await self._attempt(fn, *args)
+        result = await self._attempt(self._run_alone, fn, *args)
         waiter.answer(result)
 
     async def _serve_members(self, waiters: Sequence[_Waiter]) -> None:
         begun = trio.current_time()
-        result = await self._attempt(_checked, self._run_unit, [waiter.payload for waiter in waiters])
+        result = await self._attempt(self._run_group, _checked, self._run_unit, [waiter.payload for waiter in waiters])
         if not isinstance(result, outcome.Error):
             self.units += 1
             self.members += len(waiters)
@@ -195,11 +221,11 @@ class GroupWriter:
                 if waiter.state is _State.BEGUN:
                     await self._serve_members([waiter])
 
-    async def _attempt(self, fn: Callable[..., Any], *args: Any) -> outcome.Value[Any] | outcome.Error:
-        """Run one unit; an error is carried to whoever waits for it.  Shielded: `run_alone` bounds its own time."""
+    async def _attempt(self, run: RunAlone, fn: Callable[..., Any], *args: Any) -> outcome.Value[Any] | outcome.Error:
+        """Run one unit; an error is carried to whoever waits for it.  Shielded: `run` bounds its own time."""
         captured: outcome.Value[Any] | outcome.Error | None = None
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * self._timeout_s):
-            captured = await outcome.acapture(self._run_alone, fn, *args)
+            captured = await outcome.acapture(run, fn, *args)
         if isinstance(captured, outcome.Value):
             self.last_commit_at = trio.current_time()
             return captured

@@ -90,7 +90,10 @@ def test_keys_and_domains() -> None:
 
 
 def test_ids() -> None:
-    assert message_id(bytes(range(8))) == "0001020304050607"
+    assert message_id(bytes(range(8)), 0) == "0000020304050607"
+    assert message_id(b"\xff" * 8, 0x12345 << 18) == "12345" + "f" * 11
+    assert message_id(bytes(8), (0xFFFFF << 18) + 262_143) == "fffff" + "0" * 11
+    assert message_id(bytes(8), 1 << 38) == "0" * 16  # it comes round
     assert is_message_id("0001020304050607")
     assert not is_message_id("0001020304050607\n")
     assert header_message_id(bytes(16), "x@hep.gg") == f"<{'0' * 32}@hep.gg>"

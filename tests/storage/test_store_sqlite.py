@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import sqlite3
@@ -51,11 +52,87 @@ async def test_settings(opener: Opener, tmp_path: Path) -> None:
         def look(conn: Connection) -> list[object]:
             return [conn.exec_driver_sql(f"pragma {name}").scalar() for name in pragmas]
 
-        assert await store.write(look) == ["wal", 2, 1, 2, 2]
-        assert await store.read(look) == ["wal", 2, 1, 2, 2]
+        # synchronous=NORMAL: the daemon syncs the log itself (see the next test), everybody else has FULL.
+        assert await store.write(look) == ["wal", 1, 1, 2, 2]
+        assert await store.read(look) == ["wal", 1, 1, 2, 2]
+        async with opener(exclusive=False) as other:
+            assert await other.write(look) == ["wal", 2, 1, 2, 2]
         for name in ("test.db", "test.db-wal", LOCK_NAME):
             assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
         assert (tmp_path / LOCK_NAME).read_text().strip() == str(os.getpid())
+
+
+async def test_nothing_is_confirmed_before_the_log_is_synced(
+    opener: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Members and units of their own alike; a sync that fails is an error, and afterwards the log is emptied first."""
+    may_sync = threading.Event()
+    syncs: list[int] = []
+    failing = False
+    token = trio.lowlevel.current_trio_token()
+
+    def sync(descriptor: int) -> None:
+        syncs.append(os.fstat(descriptor).st_ino)
+        token.run_sync_soon(begun.set)
+        assert may_sync.wait(DEADLINE_S)
+        if failing:
+            raise OSError(errno.EIO, "the disk is sick")
+        os.fsync(descriptor)
+
+    async def put(word: str) -> None:
+        await (store.submit(word) if word.startswith("member") else store.write(keep, word))
+        confirmed.append(word)
+
+    confirmed: list[str] = []
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True) as store:
+            monkeypatch.setattr(os, "fdatasync", sync)
+            for word in ("member 1", "unit 1"):
+                may_sync.clear()
+                syncs.clear()
+                begun = trio.Event()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(put, word)
+                    await begun.wait()
+                    assert word in await store.read(words)  # committed, and seen by readers
+                    assert word not in confirmed
+                    may_sync.set()
+                assert confirmed[-1] == word
+                assert set(syncs) == {(tmp_path / "test.db-wal").stat().st_ino}
+            failing = True
+            for word in ("member 2", "unit 2"):
+                with pytest.raises(StoreUnavailable, match="cannot be synced"):
+                    await put(word)
+            failing = False
+            await put("member 3")
+            await put("unit 3")
+            assert await store.read(words) >= {"member 1", "unit 1", "member 3", "unit 3"}
+
+
+async def test_a_unit_that_would_wait_goes_to_the_thread(opener: Opener, tmp_path: Path) -> None:
+    """Somebody else's lock, many members, a slow statement: the loop goes on meanwhile."""
+    slow = "with recursive n(x) as (select 1 union all select x + 1 from n where x < 3000000) select max(x) from n"
+
+    def count_slowly(conn: Connection, members: list[object]) -> list[object]:
+        threads.append(threading.current_thread())
+        conn.exec_driver_sql(slow).fetchall()
+        return members
+
+    threads: list[threading.Thread] = []
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True) as store:
+            with closing(sqlite3.connect(tmp_path / "test.db", isolation_level=None)) as other:
+                other.execute("begin immediate")
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(store.submit, "word")
+                    for _ in range(20):
+                        await trio.sleep(0.005)
+                    assert store.members == 0
+                    other.execute("commit")
+            assert "word" in await store.read(words)
+        async with opener(count_slowly) as store:
+            assert await store.submit("slow") == "slow"
+    assert threads[-1] is not threading.main_thread()
 
 
 async def test_a_full_disk_is_a_temporary_error(opener: Opener, tmp_path: Path) -> None:
