@@ -192,8 +192,10 @@ def _select(head: bytes) -> tuple[list[bytes], bytes]:
             if values is None:
                 names += [_NAMES[name]] * absent
                 continue
+            # Of a flood only the last ones are signed; then another mention would mean the one above them.
+            extra = closed if len(values) <= MAX_OF_ONE_NAME else 0
             del values[:-MAX_OF_ONE_NAME]
-            names += [_NAMES[name]] * (len(values) + closed)
+            names += [_NAMES[name]] * (len(values) + extra)
             canonical += [name + b":" + relaxed_value(value) + b"\r\n" for value in reversed(values)]
     return names, b"".join(canonical)
 
