@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
-from sqlalchemy import Connection, bindparam, delete, select
+from sqlalchemy import Connection, bindparam, delete, select, update
 
 from hepmaild.errors import ErrorKind, Refusal
+from hepmaild.mail.address import key_of
+from hepmaild.mail.reply import Reply
 from hepmaild.mail.submission import KeyIdentity, Recipient
-from hepmaild.storage import messages
-from hepmaild.storage.bulk import Query, Row, bulk_insert
+from hepmaild.storage import caps, messages, suppress
+from hepmaild.storage.bulk import Bulk, Query, Row, bulk_insert
+from hepmaild.storage.caps import Turn, Wish
 from hepmaild.storage.credits import LedgerRow, Purse
 from hepmaild.storage.schema import NEVER_US, idempotency, message, queue, recipient
 
@@ -26,8 +30,8 @@ class Accept:
     `word_life_us`.  answer: what the caller is told unless the first attempt says otherwise (JSON).
     destinations: of each recipient in turn, on routes of kind `mx`; empty: one next hop takes them all.  owner: the
     process that delivers it at once, or None to leave it to whoever claims first, as what goes to destinations in
-    `left` is.
-    Result: `Taken`, `Twin`, or a `Refusal`.
+    `left` is.  cap_key, daily_cap: of its sender; "": it has no daily cap.
+    Result: `Taken`, `Twin`, or a `Refusal`; RELAY_FAILED: every recipient is suppressed, and only the log has it.
     """
 
     message_id: str
@@ -54,6 +58,8 @@ class Accept:
     owner: str | None = None
     destinations: tuple[str, ...] = ()
     left: Collection[str] = ()
+    cap_key: str = ""
+    daily_cap: int = 0
 
     @property
     def leased(self) -> list[str]:
@@ -64,10 +70,16 @@ class Accept:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The message is ours.  token: the leases', when it was leased at once."""
+    """The message is ours.  token: the leases', when it was leased at once.
+
+    turn: it waits behind the daily cap of its sender, and nothing of it was leased.  suppressed: the recipients, by
+    their place, who are not sent to, and why; what only they go to was not leased.
+    """
 
     token: int
     balance: int
+    turn: Turn | None = None
+    suppressed: Mapping[int, Reply] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,24 +131,67 @@ def run(
 ) -> list[Taken | Twin | Refusal]:
     """Decide each member in turn, then write what was accepted.  The purses are locked; their owner saves them."""
     words = _find_twins(conn, members)
+    spared = _find_suppressed(conn, members, purses, now_us)
     results: list[Taken | Twin | Refusal] = []
-    accepted: list[Accept] = []
+    accepted: dict[int, Accept] = {}
+    failed: list[tuple[Accept, Mapping[int, Reply]]] = []
     stale: list[dict[str, str]] = []
     for m in members:
-        result = _decide(m, purses.get(m.account_id), words, stale, now_us)
+        suppressed = spared.get(m.message_id, _NOBODY)
+        result = _decide(m, purses.get(m.account_id), words, stale, now_us, suppressed)
         results.append(result)
         if isinstance(result, Taken):
             purse = purses[m.account_id]
             purse.count_message(now_us // DAY_US)
-            ledger_rows.append(purse.book(-len(m.recipients), "debit", m.at_us, message_id=m.message_id))
-            accepted.append(m)
+            ledger_rows.append(
+                purse.book(len(suppressed) - len(m.recipients), "debit", m.at_us, message_id=m.message_id)
+            )
+            accepted[len(results) - 1] = m
             if m.word is not None:
                 words[m.key.key_id, m.word] = (m.fingerprint, Twin(m.message_id, m.answer, m.at_us))
+        elif isinstance(result, Refusal) and result.kind is ErrorKind.RELAY_FAILED:
+            failed.append((m, suppressed))
     if stale:
         conn.execute(_FORGET, stale)
     if accepted:
-        _write(conn, accepted)
+        _take_turns(conn, accepted, results, now_us)
+        _write(conn, [(m, results[n]) for n, m in accepted.items()])  # type: ignore[misc]  # Taken, each of them
+    if failed:
+        _write_failed(conn, failed)
     return results
+
+
+_NOBODY: Mapping[int, Reply] = {}
+
+
+def _find_suppressed(
+    conn: Connection, members: list[Accept], purses: dict[str, Purse], now_us: int
+) -> dict[str, Mapping[int, Reply]]:
+    """The suppressed recipients of each message.  Accounts that suppress nobody are not asked for."""
+    found: dict[str, Mapping[int, Reply]] = {}
+    for account_id, purse in purses.items():
+        mine = [m for m in members if m.account_id == account_id] if purse.suppresses else []
+        if not mine:
+            continue
+        hits = suppress.find(conn, account_id, [key_of(r.address) for m in mine for r in m.recipients], now_us)
+        for m in mine if hits else ():
+            places = {n: key_of(r.address) for n, r in enumerate(m.recipients)}
+            found[m.message_id] = {n: hits[key].reply for n, key in places.items() if key in hits}
+    return found
+
+
+def _take_turns(
+    conn: Connection, accepted: dict[int, Accept], results: list[Taken | Twin | Refusal], now_us: int
+) -> None:
+    """Who has a daily cap takes a slot, or a place in the line.  Without any cap there is nothing to ask."""
+    wishes = [
+        Wish(m.message_id, m.cap_key, m.daily_cap, m.at_us, m.expires_at_us) for m in accepted.values() if m.cap_key
+    ]
+    turns = caps.ask(conn, wishes, now_us) if wishes else {}
+    for n, m in accepted.items() if turns else ():
+        taken = results[n]
+        if m.message_id in turns and isinstance(taken, Taken):
+            results[n] = replace(taken, turn=turns[m.message_id])
 
 
 def _find_twins(conn: Connection, members: list[Accept]) -> dict[tuple[str, str], tuple[bytes, Twin]]:
@@ -156,6 +211,7 @@ def _decide(
     words: dict[tuple[str, str], tuple[bytes, Twin]],
     stale: list[dict[str, str]],
     now_us: int,
+    suppressed: Mapping[int, Reply],
 ) -> Taken | Twin | Refusal:
     if purse is None:
         return Refusal(ErrorKind.INVALID_KEY, "the account of this API key does not exist any more")
@@ -170,10 +226,17 @@ def _decide(
             return Refusal(ErrorKind.IDEMPOTENCY_MISMATCH, text)
         stale.append({"the_key": m.key.key_id, "the_word": m.word})
         del words[m.key.key_id, m.word]
-    refusal = check_day(purse, m.messages_per_day, now_us) or check_balance(purse, len(m.recipients))
+    cost = len(m.recipients) - len(suppressed)
+    refusal = check_day(purse, m.messages_per_day, now_us) or check_balance(purse, cost)
     if refusal is not None:
         return refusal
-    return Taken(token=1, balance=purse.balance - len(m.recipients))
+    if not cost:
+        first = suppressed[0]
+        text = (
+            f"Every recipient is suppressed: {first}. Nothing was charged; lift the suppression to send all the same."
+        )
+        return Refusal(ErrorKind.RELAY_FAILED, text, reply=first)
+    return Taken(token=1, balance=purse.balance - cost, suppressed=suppressed)
 
 
 _MESSAGE = bulk_insert(
@@ -210,6 +273,7 @@ _RECIPIENT = bulk_insert(
     "attempts",
     "doubts",
     "due_at_us",
+    "last_reply",
     "changed_at_us",
 )
 _QUEUE = bulk_insert(
@@ -225,38 +289,89 @@ _QUEUE = bulk_insert(
     "cap_key",
     "accepted_at_us",
     "expires_at_us",
+    "line_us",
 )
 _WORD = bulk_insert(idempotency, "word", "key_id", "fingerprint", "message_id", "at_us")
 
 
-def _write(conn: Connection, accepted: list[Accept]) -> None:
-    _MESSAGE.run(conn, [_message_row(m) for m in accepted])
-    _RECIPIENT.run(conn, [row for m in accepted for row in _recipient_rows(m)])
-    _QUEUE.run(conn, [row for m in accepted for row in _queue_rows(m)])
-    messages.insert_bodies(conn, [(m.message_id, 0, m.at_us, m.content) for m in accepted if m.content is not None])
+def _write(conn: Connection, accepted: list[tuple[Accept, Taken]]) -> None:
+    _MESSAGE.run(conn, [_message_row(m, taken) for m, taken in accepted])
+    _RECIPIENT.run(conn, [row for m, taken in accepted for row in _recipient_rows(m, taken)])
+    _QUEUE.run(conn, [row for m, taken in accepted for row in _queue_rows(m, taken)])
+    members = [m for m, _ in accepted]
+    messages.insert_bodies(conn, [(m.message_id, 0, m.at_us, m.content) for m in members if m.content is not None])
     _WORD.run(
         conn,
-        [(m.word, m.key.key_id, m.fingerprint, m.message_id, m.at_us) for m in accepted if m.word is not None],
+        [(m.word, m.key.key_id, m.fingerprint, m.message_id, m.at_us) for m in members if m.word is not None],
     )
-    messages.insert_events(conn, [(m.message_id, m.account_id, m.at_us, "accepted", m.event) for m in accepted])
+    messages.insert_events(conn, [(m.message_id, m.account_id, m.at_us, "accepted", m.event) for m in members])
 
 
-def _recipient_rows(m: Accept) -> Iterator[Row]:
+def _recipient_rows(m: Accept, taken: Taken) -> Iterator[Row]:
     wheres = m.destinations or ("",) * len(m.recipients)
+    turn, suppressed = taken.turn, taken.suppressed
+    state, due_us, said = ("queued", m.at_us, None) if turn is None else ("capped", turn.due_at_us, turn.text)
     for n, (r, where) in enumerate(zip(m.recipients, wheres, strict=True)):
-        yield (m.message_id, n, r.address, r.kind.value, where, "queued", 0, 0, m.at_us, m.at_us)
+        if n in suppressed:
+            yield (m.message_id, n, r.address, r.kind.value, where, "failed", 0, 0, None, str(suppressed[n]), m.at_us)
+        else:
+            yield (m.message_id, n, r.address, r.kind.value, where, state, 0, 0, due_us, said, m.at_us)
 
 
-def _queue_rows(m: Accept) -> Iterator[Row]:
-    for where in dict.fromkeys(m.destinations) if m.destinations else ("",):
-        owner = None if where in m.left else m.owner
-        due_us = m.at_us if owner is None else NEVER_US + m.at_us
-        ends_us = m.expires_at_us
-        yield (m.message_id, where, m.account_id, m.route, due_us, owner, 1, False, "", m.at_us, ends_us)
+def destinations_of(m: Accept, taken: Taken) -> Collection[str]:
+    """Where something of the message goes: not where all are suppressed."""
+    if not m.destinations:
+        return ("",)
+    return dict.fromkeys(where for n, where in enumerate(m.destinations) if n not in taken.suppressed)
 
 
-def _message_row(m: Accept) -> Row:
-    count = len(m.recipients)
+def _queue_rows(m: Accept, taken: Taken) -> Iterator[Row]:
+    ends_us = m.expires_at_us
+    line_us = None if taken.turn is None else m.at_us
+    for where in destinations_of(m, taken):
+        owner = None if where in m.left or line_us is not None else m.owner
+        due_us = ends_us if line_us is not None else m.at_us if owner is None else NEVER_US + m.at_us
+        yield (
+            m.message_id,
+            where,
+            m.account_id,
+            m.route,
+            due_us,
+            owner,
+            1,
+            False,
+            m.cap_key,
+            m.at_us,
+            ends_us,
+            line_us,
+        )
+
+
+_FAILED = Bulk(
+    update(message)
+    .where(message.c.id == bindparam("m"))
+    .values(state="failed", finished_at_us=bindparam("at"), body_until_us=bindparam("at"), answer=bindparam("said")),
+    "m",
+    "at",
+    "said",
+)
+
+
+def _write_failed(conn: Connection, failed: list[tuple[Accept, Mapping[int, Reply]]]) -> None:
+    """Messages of which every recipient is suppressed: only for the log.  What was staged of them is swept at once."""
+    every = [(m, Taken(0, 0, suppressed=suppressed)) for m, suppressed in failed]
+    _MESSAGE.run(conn, [_message_row(m, taken) for m, taken in every])
+    said = {
+        m.message_id: json.dumps({"refused": ErrorKind.RELAY_FAILED.api_code, "reply": str(taken.suppressed[0])})
+        for m, taken in every
+    }
+    _FAILED.run(conn, [(m.message_id, m.at_us, said[m.message_id]) for m, _ in every])
+    _RECIPIENT.run(conn, [row for m, taken in every for row in _recipient_rows(m, taken)])
+    messages.insert_events(conn, [(m.message_id, m.account_id, m.at_us, "suppressed", m.event) for m, _ in every])
+
+
+def _message_row(m: Accept, taken: Taken) -> Row:
+    count, failed = len(m.recipients), len(taken.suppressed)
     return (
         m.message_id,
         m.account_id,
@@ -272,9 +387,9 @@ def _message_row(m: Accept) -> Row:
         m.size,
         m.smtputf8,
         count,
-        "queued",
-        count,
-        0,
+        "queued" if taken.turn is None else "capped",
+        count - failed,
+        failed,
         m.at_us,
         m.expires_at_us,
         m.answer,

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, exists, select, update
 
 from hepmaild.storage.bulk import Bulk, Query, bulk_insert
-from hepmaild.storage.schema import account, ledger
+from hepmaild.storage.schema import account, ledger, suppression
 
 GENESIS = "0" * 64
 MAX_AMOUNT = 10**15
@@ -29,6 +29,10 @@ _LOCK = Query(
         account.c.day,
         account.c.day_messages,
         account.c.status,
+        # Asked for here, so that accounts which suppress nobody need no statement of their own.
+        exists()
+        .where(suppression.c.account_id == account.c.id, suppression.c.suppressed_until_us.is_not(None))
+        .label("suppresses"),
     )
     .where(account.c.id.in_(bindparam("ids", expanding=True)))
     .order_by(account.c.id)
@@ -81,7 +85,7 @@ def row_hash(previous: str, row: LedgerRow) -> str:
 
 @dataclass(slots=True)
 class Purse:
-    """A locked account inside one unit."""
+    """A locked account inside one unit.  suppresses: some addresses, perhaps."""
 
     account_id: str
     balance: int
@@ -90,6 +94,7 @@ class Purse:
     day: int
     day_messages: int
     status: str
+    suppresses: bool
     changed: bool = False
 
     def messages_on(self, day: int) -> int:
