@@ -13,11 +13,11 @@ import click
 import structlog
 
 from hepmaild import __version__, logs
-from hepmaild.cli import accounts, demo, keys, queue, service, suppression
+from hepmaild.cli import accounts, demo, dkim, keys, queue, secrets, service, suppression
 from hepmaild.cli.common import Invocation
 from hepmaild.cli.output import CommandFailed, clean
 from hepmaild.config_load import SettingsError
-from hepmaild.errors import StoreUnavailable
+from hepmaild.errors import SecretsUnavailable, StoreUnavailable
 
 OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 _DAEMONS = frozenset({"serve", "demo"})
@@ -57,6 +57,8 @@ for command in (
     keys.key,
     keys.sender,
     service.route,
+    dkim.dkim,
+    secrets.secrets,
     queue.queue,
     queue.log,
     suppression.suppression,
@@ -71,6 +73,7 @@ _EXPECTED = (
     KeyboardInterrupt,
     SettingsError,
     CommandFailed,
+    SecretsUnavailable,
     StoreUnavailable,
     OSError,
     BaseExceptionGroup,
@@ -107,7 +110,7 @@ def _explain(error: BaseException) -> tuple[int, list[str]] | None:
             return INTERRUPTED, []
         case OSError():
             return FAILED, [_describe(error)]
-        case CommandFailed() | StoreUnavailable():
+        case CommandFailed() | SecretsUnavailable() | StoreUnavailable():
             return FAILED, [str(error)]
     return None
 

@@ -39,14 +39,14 @@ def operator_name() -> str:
 
 def read(settings: Settings, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Run `fn(conn, …)` on a snapshot; a ValueError of `fn` is a refusal."""
-    return with_store(settings, lambda store: store.read(_refusing(fn), *args, **kwargs))
+    return with_store(settings, lambda store: store.read(refusing(fn), *args, **kwargs))
 
 
 def write(settings: Settings, topic: str, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Run `fn(conn, …)` as a unit, durable when this returns, and announce `topic`; a ValueError is a refusal."""
 
     async def run(store: Store) -> T:
-        result: T = await store.write(_refusing(fn), *args, **kwargs)
+        result: T = await store.write(refusing(fn), *args, **kwargs)
         with suppress(StoreUnavailable):  # a hint: the change itself is committed and will be seen
             await store.announce(topic)
         return result
@@ -78,7 +78,7 @@ def with_store(settings: Settings, fn: Callable[[Store], Awaitable[T]], *, upgra
         raise CommandFailed(str(error)) from None
 
 
-def _refusing(fn: Callable[..., T]) -> Callable[..., T]:
+def refusing(fn: Callable[..., T]) -> Callable[..., T]:
     """`fn`, whose ValueErrors are sentences for a person."""
 
     def run(conn: Any, *args: Any, **kwargs: Any) -> T:

@@ -185,10 +185,9 @@ def test_hostile_bodies_take_linear_time_and_no_memory() -> None:
     assert hashed.digest() == hashlib.sha256(b"\r\n" * 1_000_000 + b"x y\r\n").digest()
 
 
-NAMES = st.sampled_from(
-    ["To", "Cc", "Subject", "subject", "Date", "Message-ID", "Reply-To", "Sender", "References", "List-Unsubscribe"]
-    + ["Content-Type", "content-TYPE", "MIME-Version", "X-Other", "Received", "Resent-From", "resent-FROM"]  # noqa: RUF005
-)
+_TEXT_NAMES = ["Subject", "subject", "Date", "Message-ID", "References", "List-Unsubscribe", "X-Other", "Received"]
+_MIME_NAMES = ["Content-Type", "content-TYPE", "MIME-Version"]
+NAMES = st.sampled_from([*_TEXT_NAMES, *_MIME_NAMES, "To", "Cc", "Reply-To", "Sender", "Resent-From", "resent-FROM"])
 VALUES = st.lists(
     st.sampled_from(
         [" ", "\t", "a", "b@example.org", "<1@x>", "ä€", "\r\n ", "\r\n\t", ";", ":", "=", "=?utf-8?q?=C3?="]
