@@ -2,7 +2,7 @@
 """`GET /metrics` on ports of its own: plain HTTP/1.1 for Prometheus, apart from the doors.
 
 It shares no connection limit, no framework and no thread with the mail.  Few connections, small requests, a deadline
-for each step: a client that is slow, silent or hostile costs one of `MAX_CONNECTIONS` places for a few seconds.
+for each step: a client that is slow, silent or hostile costs one of the places for a few seconds.
 """
 
 from __future__ import annotations
@@ -22,15 +22,26 @@ log = structlog.get_logger()
 Render = Callable[[str], Awaitable[tuple[bytes, str]]]
 
 PATH = b"/metrics"
-MAX_CONNECTIONS = 8
 MAX_REQUEST_OCTETS = 8 << 10
 RECEIVE_OCTETS = 4 << 10
-REQUEST_S = 10.0  # from the first octet of a request to its end
-ANSWER_S = 30.0  # for a client to take the page
-IDLE_S = 300.0  # between two requests: longer than anybody's interval
-LINGER_S = 2.0
 
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a client gets at most.
+
+    connections: of all together.  request_s: from the first octet of a request to its end.  answer_s: to make the page
+    and have it taken.  idle_s: between two requests, longer than anybody's interval.  linger_s: for what a client still
+    sends when its connection ends.
+    """
+
+    connections: int = 8
+    request_s: float = 10
+    answer_s: float = 30
+    idle_s: float = 300
+    linger_s: float = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +62,21 @@ FAILED = Answer(500, b"The figures could not be put together; the log says why.\
 class MetricsListener:
     """addresses: `host:port` each.  render: the page and its content type for an `Accept` field."""
 
-    def __init__(self, addresses: Sequence[str], render: Render) -> None:
+    def __init__(self, addresses: Sequence[str], render: Render, bounds: Bounds | None = None) -> None:
         self._addresses = addresses
         self._render = render
+        self._bounds = bounds or Bounds()
         self._open: dict[_Client, None] = {}  # in the order in which they came
 
     @property
     def connections(self) -> int:
         """How many are open."""
         return len(self._open)
+
+    @property
+    def idle(self) -> int:
+        """How many of them wait for a request."""
+        return sum(client.is_idle for client in self._open)
 
     async def run(self, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled.  Started with the addresses it got; raises OSError when one cannot be had."""
@@ -82,9 +99,9 @@ class MetricsListener:
                 each.close()
 
     async def _serve(self, stream: trio.SocketStream) -> None:
-        if len(self._open) >= MAX_CONNECTIONS and not self._make_room():
+        if len(self._open) >= self._bounds.connections and not self._make_room():
             return  # whoever called us closes it
-        client = _Client(stream, self._render)
+        client = _Client(stream, self._render, self._bounds)
         self._open[client] = None
         try:
             await client.run()
@@ -102,9 +119,10 @@ class MetricsListener:
 class _Client:
     """One connection.  is_idle: no request has begun to arrive."""
 
-    def __init__(self, stream: trio.SocketStream, render: Render) -> None:
+    def __init__(self, stream: trio.SocketStream, render: Render, bounds: Bounds) -> None:
         self._stream = stream
         self._render = render
+        self._bounds = bounds
         self._protocol = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST_OCTETS)
         self._scope = trio.CancelScope()
         self.is_idle = True
@@ -113,6 +131,10 @@ class _Client:
         """Close it, to make room."""
         self.is_idle = False
         self._scope.cancel()
+
+    def _allow(self, seconds: float) -> None:
+        """The step that begins now may take so long."""
+        self._scope.deadline = trio.current_time() + seconds
 
     async def run(self) -> None:
         """Serve until either side ends it.  Whatever a client provokes ends here."""
@@ -129,13 +151,13 @@ class _Client:
     async def _serve_one(self) -> bool:
         """One request and its answer; whether another may follow."""
         self.is_idle = not self._protocol.trailing_data[0]
-        self._scope.deadline = trio.current_time() + (IDLE_S if self.is_idle else REQUEST_S)
+        self._allow(self._bounds.idle_s if self.is_idle else self._bounds.request_s)
         request = await self._next_event()
         if not isinstance(request, h11.Request):
             return False  # the client is gone
-        self._scope.deadline = trio.current_time() + ANSWER_S
+        self._allow(self._bounds.answer_s)
         await self._send(await self._answer(request), has_body=request.method != b"HEAD")
-        self._scope.deadline = trio.current_time() + REQUEST_S
+        self._allow(self._bounds.request_s)
         return await self._skip_body()
 
     async def _next_event(self) -> object:
@@ -143,7 +165,7 @@ class _Client:
             octets = await self._stream.receive_some(RECEIVE_OCTETS)
             if self.is_idle:
                 self.is_idle = False
-                self._scope.deadline = trio.current_time() + REQUEST_S
+                self._allow(self._bounds.request_s)
             self._protocol.receive_data(octets)
         return event
 
@@ -183,7 +205,7 @@ class _Client:
         """What came was no HTTP; say so, if that can still be said."""
         if self._protocol.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             return
-        self._scope.deadline = trio.current_time() + LINGER_S
+        self._allow(self._bounds.linger_s)
         try:
             await self._send(Answer(status, b"This is no request.\n"))
             await self._linger()
@@ -192,7 +214,7 @@ class _Client:
 
     async def _linger(self) -> None:
         """End our side and read on for a moment: closing with octets unread would reset the answer away."""
-        self._scope.deadline = trio.current_time() + LINGER_S
+        self._allow(self._bounds.linger_s)
         await self._stream.send_eof()
         while await self._stream.receive_some(RECEIVE_OCTETS):
             pass
