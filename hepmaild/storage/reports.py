@@ -6,16 +6,16 @@ Both are believed only from the holder of the lease: a report with an older fenc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, bindparam, case, literal, select, update
+from sqlalchemy import Connection, bindparam, case, exists, literal, select, update
 
 from hepmaild.delivery.job import Attempt, Outcome, Result
-from hepmaild.storage import messages
+from hepmaild.storage import caps, messages, suppress
 from hepmaild.storage.bulk import Bulk, Query, Row
 from hepmaild.storage.credits import LedgerRow, Purse
-from hepmaild.storage.schema import message, queue, recipient
+from hepmaild.storage.schema import message, queue, recipient, suppression
 from hepmaild.storage.settle import DROP_BODY, UNQUEUE, settle
 
 
@@ -32,7 +32,8 @@ class Mark:
 class Report:
     """One attempt at what of a message goes to one destination.
 
-    event: its record as JSON.  body_keep_us: how long a finished message's content stays.
+    event: its record as JSON.  body_keep_us: how long a finished message's content stays.  rule: when an address that
+    is refused for good is suppressed.
 
     Result: whether the lease still held.
     """
@@ -42,6 +43,7 @@ class Report:
     account_id: str
     event: str
     body_keep_us: int
+    rule: suppress.Rule = suppress.NEVER
 
     @property
     def message_id(self) -> str:
@@ -55,7 +57,16 @@ class Report:
 
 
 _ROWS = Query(
-    select(queue.c.message_id, queue.c.destination, queue.c.token, queue.c.owner, message.c.waiting)
+    select(
+        queue.c.message_id,
+        queue.c.destination,
+        queue.c.token,
+        queue.c.owner,
+        message.c.waiting,
+        queue.c.cap_key,
+        # Asked for here, so that accounts of which nobody was refused need no statement of their own.
+        exists().where(suppression.c.account_id == queue.c.account_id).label("counts_refusals"),
+    )
     .join(message, message.c.id == queue.c.message_id)
     .where(queue.c.message_id.in_(bindparam("ids", expanding=True))),
     "ids",
@@ -143,7 +154,7 @@ def run(
         if row is None:
             results.append(False)
             continue
-        its_token, owner, waiting = row
+        its_token, owner, waiting, cap_key, counts_refusals = row
         holds = its_token == token and owner is not None
         results.append(holds)
         if not holds:
@@ -154,7 +165,7 @@ def run(
         del held[key]  # the lease ends with its report
         end = ends.get(m.message_id)
         if end is None:
-            end = ends[m.message_id] = _End(int(waiting))
+            end = ends[m.message_id] = _End(int(waiting), cap_key, bool(counts_refusals))
         end.add(m)
     _MARK.run(conn, marks)
     if ends:
@@ -167,6 +178,8 @@ class _End:
     """What one unit learns of one message: the reports of some of its destinations."""
 
     waiting: int
+    cap_key: str
+    counts_refusals: bool
     reports: list[Report] = field(default_factory=list)
     final: int = 0
     failed: int = 0
@@ -182,7 +195,7 @@ class _End:
 
 
 def _write_reports(
-    conn: Connection, ends: Iterable[_End], purses: dict[str, Purse], ledger_rows: list[LedgerRow]
+    conn: Connection, ends: Collection[_End], purses: dict[str, Purse], ledger_rows: list[LedgerRow]
 ) -> None:
     reports = [r for end in ends for r in end.reports]
     _RECIPIENT.run(conn, [_recipient_row(r, o) for r in reports for o in r.attempt.outcomes])
@@ -198,9 +211,41 @@ def _write_reports(
         # Some of the message still waits: here, or at another destination.
         _PROGRESS.run(conn, [(end.final, end.failed, end.reports[0].message_id) for end in rest])
         settle(conn, [(r.message_id, r.destination) for end in rest for r in end.reports])
+    _note_refusals(conn, ends)
+    _note_departures(conn, ends, finished)
     messages.insert_events(
         conn, [(r.message_id, r.account_id, r.attempt.ended_at_us, "attempt", r.event) for r in reports]
     )
+
+
+def _note_refusals(conn: Connection, ends: Iterable[_End]) -> None:
+    """Count addresses that were refused for good; forget the count of those that were delivered to."""
+    for end in ends:
+        for r in end.reports if end.failed else ():
+            suppress.note(conn, r.attempt, r.rule)
+    suppress.forget(conn, [delivered for end in ends if end.counts_refusals for delivered in _delivered(end)])
+
+
+def _delivered(end: _End) -> Iterable[tuple[str, str]]:
+    for r in end.reports:
+        addresses = {to.recipient_id: to.address for to in r.attempt.job.recipients}
+        yield from ((r.account_id, addresses[o.recipient_id]) for o in r.attempt.outcomes if o.result is _SENT)
+
+
+def _note_departures(conn: Connection, ends: Iterable[_End], finished: Iterable[_End]) -> None:
+    """Daily caps count from the end of the attempt in which a message left, or may have."""
+    went = [
+        (end.cap_key, r.message_id, r.attempt.ended_at_us)
+        for end in ends
+        if end.cap_key
+        for r in end.reports
+        if any(o.result in (_SENT, Result.IN_DOUBT) for o in r.attempt.outcomes)
+    ]
+    caps.went(conn, went)
+    caps.ended(conn, [(end.cap_key, end.reports[0].message_id) for end in finished if end.cap_key])
+
+
+_SENT = Result.DELIVERED
 
 
 def _refund(end: _End, purses: dict[str, Purse], ledger_rows: list[LedgerRow]) -> None:

@@ -36,6 +36,9 @@ class Rule:
     for_us: int
 
 
+NEVER = Rule(0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Suppressed:
     """Why an address is not sent to, and until when.  refusals 0: somebody said so."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The unit of group commit: what arrived together is decided one by one and committed together.
 
-A unit locks in one order (keys, accounts, queue rows), decides each member on its own in the order of arrival, collects
-the rows to write, and writes each table once.  A member that is refused leaves nothing behind and fails nobody else.
+A unit locks in one order (keys, accounts, queue rows, caps), decides each member on its own in the order of arrival,
+collects the rows to write, and writes each table once.  A member that is refused leaves nothing behind and fails nobody else.
 """
 
 from __future__ import annotations
@@ -113,14 +113,14 @@ class UnitRunner:
         for call in calls:
             results[id(call)] = _decide_call(conn, call, windows.get(call.key_id), purses.get(call.account_id), now_us)
         rate.save_windows(conn, windows.values())
-        accepts = [m for m in members if isinstance(m, Accept)]
-        if accepts:
-            taken = accept.run(conn, accepts, purses, ledger_rows, now_us)
-            results.update(zip(map(id, accepts), taken, strict=True))
         marks_and_reports = [m for m in members if isinstance(m, Mark | Report)]
         if marks_and_reports:
             done = reports.run(conn, marks_and_reports, purses, ledger_rows)
             results.update(zip(map(id, marks_and_reports), done, strict=True))
+        accepts = [m for m in members if isinstance(m, Accept)]
+        if accepts:
+            taken = accept.run(conn, accepts, purses, ledger_rows, now_us)
+            results.update(zip(map(id, accepts), taken, strict=True))
         money.save(conn, purses.values(), ledger_rows)
         late = [m for m in members if isinstance(m, Answers)]
         _write_answers(conn, [answer for m in late for answer in m.answers])
@@ -151,7 +151,8 @@ def _decide_call(
         return Refusal(ErrorKind.RATE_LIMITED, text, retry_after_s=wait_s, rate=window.state(limit))
     if purse is not None:
         refusal = accept.check_day(purse, call.messages_per_day, now_us) or (
-            accept.check_balance(purse, call.recipients) if call.recipients else None
+            # Some of them may be suppressed, and cost nothing: then the content is waited for.
+            accept.check_balance(purse, call.recipients) if call.recipients and not purse.suppresses else None
         )
         if refusal is not None:
             return dataclasses.replace(refusal, rate=window.state(limit))
