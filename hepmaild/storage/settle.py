@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, case, delete, func, null, select, update
 
-from hepmaild.storage import messages
+from hepmaild.storage import caps, messages
 from hepmaild.storage.bulk import Bulk
 from hepmaild.storage.credits import LedgerRow, Purse
 from hepmaild.storage.schema import body, message, queue, recipient
@@ -77,6 +77,12 @@ def _look(conn: Connection, ids: Collection[str]) -> dict[tuple[str, str], int]:
     return dues
 
 
+def say_states(conn: Connection, ids: Collection[str]) -> None:
+    """Say truthfully of these messages what still waits."""
+    if ids:
+        _look(conn, set(ids))
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A locked queue row whose recipients are to end."""
@@ -84,6 +90,7 @@ class Row:
     message_id: str
     destination: str
     account_id: str
+    cap_key: str = ""
 
 
 _WAITING_HERE = (
@@ -159,18 +166,21 @@ def end_waiting(
         conn,
         [(m, accounts[m], now_us, state, json.dumps({"recipients": k, "refunded": k})) for m, k in refunds],
     )
-    _finish(conn, ids, state, now_us, body_keep_us)
+    done = _finish(conn, ids, state, now_us, body_keep_us)
     _look(conn, ids)
+    cap_keys = {r.message_id: r.cap_key for r in rows}
+    caps.ended(conn, [(cap_keys[m], m) for m in done if cap_keys[m]])
     return sum(ended.values())
 
 
-def _finish(conn: Connection, ids: list[str], state: str, now_us: int, body_keep_us: int) -> None:
-    """Of these messages, those of which nothing waits any more are final."""
+def _finish(conn: Connection, ids: list[str], state: str, now_us: int, body_keep_us: int) -> list[str]:
+    """Of these messages, those of which nothing waits any more are final: which."""
     until_us = now_us + body_keep_us if body_keep_us else None
     done = [(r.id, "failed" if r.failed else state) for r in conn.execute(_DONE, {"ids": ids})]
     _FINISH.run(conn, [(name, now_us, until_us, m) for m, name in done])
     if not body_keep_us:
         DROP_BODY.run(conn, [(m,) for m, _ in done])
+    return [m for m, _ in done]
 
 
-__all__ = ["DROP_BODY", "UNQUEUE", "WAITING", "Row", "end_waiting", "settle"]
+__all__ = ["DROP_BODY", "UNQUEUE", "WAITING", "Row", "end_waiting", "say_states", "settle"]
