@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, bindparam, case, func, select
 
-from hepmaild.storage.schema import NEVER_US, message, queue, recipient
+from hepmaild.storage.schema import NEVER_US, queue, recipient
 
 _DUE = queue.c.due_at_us
 _ENTRIES = select(
@@ -27,7 +27,7 @@ _RECIPIENTS = (
         recipient.c.state,
         func.count().label("recipients"),
         func.sum(case((recipient.c.doubts > 0, 1), else_=0)).label("in_doubt"),
-        func.min(message.c.accepted_at_us).label("oldest_at_us"),
+        func.min(queue.c.accepted_at_us).label("oldest_at_us"),
     )
     .join(
         recipient,
@@ -35,7 +35,6 @@ _RECIPIENTS = (
         & (recipient.c.destination == queue.c.destination)
         & recipient.c.due_at_us.is_not(None),
     )
-    .join(message, message.c.id == queue.c.message_id)
     .group_by(queue.c.route, recipient.c.state)
 )
 
