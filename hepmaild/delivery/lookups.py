@@ -34,6 +34,7 @@ ANSWERS_KEPT = 20_000
 MIN_TTL_S, MAX_TTL_S = 5.0, 3600.0
 MAX_NEGATIVE_TTL_S = 300.0
 FAILURE_TTL_S = 10.0
+MARGIN_S = 1.0  # dnspython ends a question by itself, and can say which server did what
 PAYLOAD_OCTETS = 1232  # what passes unfragmented; larger answers come by TCP
 MAX_VALUES = 100
 
@@ -90,10 +91,13 @@ class Lookups:
         self._answers.forget()
 
     async def _ask(self, name: str, kind: RdataType, read: Callable[[Any], T]) -> Answer[T] | Failed:
-        """Ask, or wait for the same question, or take what is known.  Takes `dns.lifetime_s` at most; cancel-safe."""
+        """Ask, or wait for the same question, or take what is known.
+
+        Takes `dns.lifetime_s` and a second at most; cancel-safe.
+        """
 
         async def make() -> tuple[Answer[Any] | Failed, float]:
-            with trio.move_on_after(self._lifetime_s):
+            with trio.move_on_after(self._lifetime_s + MARGIN_S):
                 async with self._limiter:
                     answer = await self._question(name, kind, read)
                 return answer, answer.until

@@ -49,9 +49,9 @@ def hosts_of(destination: str, answer: Answer[MxRow] | Failed) -> tuple[MxRow, .
     return tuple(best.values())
 
 
-def in_order(hosts: Iterable[MxRow], dice: Callable[[], float]) -> list[MxRow]:
-    """By preference, in random order among equals (RFC 5321 §5.1), no more than `MAX_HOSTS`.  dice: [0, 1)."""
-    return sorted(hosts, key=lambda row: (row.preference, dice()))[:MAX_HOSTS]
+def best_of(hosts: Iterable[MxRow]) -> list[MxRow]:
+    """The `MAX_HOSTS` most preferred ones; always the same among equals, so that their group stays the same."""
+    return sorted(hosts, key=lambda row: (row.preference, row.exchange))[:MAX_HOSTS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +62,41 @@ class Host:
     """
 
     row: MxRow
-    addresses: tuple[str, ...]
+    ipv6: tuple[str, ...]
+    ipv4: tuple[str, ...]
     secure: bool
     canonical: str
     until: float
     failed: str = ""
 
+    @property
+    def has_addresses(self) -> bool:
+        """Whether there is anything to connect to."""
+        return bool(self.ipv6 or self.ipv4)
+
+    def addresses(self, dice: Callable[[], float]) -> tuple[str, ...]:
+        """Which to try, in this order: IPv6 first, of each family some in random order.  dice: [0, 1)."""
+        families = (sorted(family, key=lambda _: dice())[:MAX_ADDRESSES] for family in (self.ipv6, self.ipv4))
+        return tuple(address for family in families for address in family)
+
 
 def with_addresses(row: MxRow, ipv6: Answer[str] | Failed | None, ipv4: Answer[str] | Failed) -> Host:
-    """The host of this MX record, IPv6 first.  ipv6: None when it is not used."""
+    """The host of this MX record.  ipv6: None when it is not used."""
     answers = [answer for answer in (ipv6, ipv4) if isinstance(answer, Answer)]
     failed = [answer.why for answer in (ipv6, ipv4) if isinstance(answer, Failed)]
-    addresses = tuple(address for answer in answers for address in sorted(answer.values)[:MAX_ADDRESSES])
     return Host(
         row=row,
-        addresses=addresses,
+        ipv6=_values(ipv6),
+        ipv4=_values(ipv4),
         secure=bool(answers) and all(answer.secure for answer in answers),
         canonical=answers[0].canonical if answers else row.exchange,
         until=min(answer.until for answer in (ipv6, ipv4) if answer is not None),
         failed=failed[0] if failed else "",
     )
+
+
+def _values(answer: Answer[str] | Failed | None) -> tuple[str, ...]:
+    return tuple(sorted(answer.values)) if isinstance(answer, Answer) else ()
 
 
 def without_addresses(destination: str, hosts: Iterable[Host], *, ipv6: bool, implicit: bool) -> NoHops:
@@ -105,7 +120,7 @@ def group_of(hops: Iterable[Hop]) -> str:
     """The same for destinations whose mail may share connections: the hosts, and what TLS to them must be worth.
 
     Two domains with the same hosts but different demands are two groups, or mail of the one could leave over a
-    connection that was good enough for the other only.  (The records of TLSA belong to the host.)
+    connection that was good enough for the other only.  (TLSA records and their first name belong to the host.)
     """
     return " ".join(sorted(_group_member(hop) for hop in hops))
 
@@ -113,7 +128,7 @@ def group_of(hops: Iterable[Hop]) -> str:
 def _group_member(hop: Hop) -> str:
     if hop.tls.level is TlsLevel.OPPORTUNISTIC:
         return hop.name
-    return "/".join((hop.name, hop.tls.level, *hop.tls.names))
+    return "/".join((hop.name, hop.tls.level, *hop.tls.names[1:]))
 
 
 def temporary(text: str) -> NoHops:

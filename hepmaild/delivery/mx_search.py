@@ -7,6 +7,7 @@ them fails, the host is not used now, or somebody who suppresses answers could t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -36,18 +37,18 @@ class Seen:
     ipv6: bool
     until: float
 
-    def hops(self, policy: Policy | None) -> tuple[tuple[int, Hop], ...] | NoHops:
+    def hops(self, policy: Policy | None, dice: Callable[[], float]) -> tuple[tuple[int, Hop], ...] | NoHops:
         """The hosts that may be used under this MTA-STS policy, with their preferences; DANE goes before it.
 
-        RFC 8461 §2: a host whose TLSA records count is judged by those alone.
+        RFC 8461 §2: a host whose TLSA records count is judged by those alone.  dice: [0, 1), which addresses first.
         """
-        reachable = [(host, tls) for host, tls in self.hosts if host.addresses]
+        reachable = [(host, tls) for host, tls in self.hosts if host.has_addresses]
         if not reachable:
             hosts = [host for host, _ in self.hosts]
             return mx.without_addresses(self.destination, hosts, ipv6=self.ipv6, implicit=self.implicit)
         found, unknown = [], ""
         for host, demanded in reachable:
-            name = host.row.exchange
+            name, addresses = host.row.exchange, host.addresses(dice)
             if isinstance(demanded, Failed):
                 unknown = unknown or f"the TLSA records of {name} cannot be looked up now: {demanded.why}"
                 continue
@@ -55,7 +56,7 @@ class Seen:
             if tls is not None and tls.level is not TlsLevel.DANE:
                 tls = mta_sts.tls_policy(policy, name, at_least=tls)
             if tls is not None:
-                found.append((host.row.preference, Hop(name, host.addresses, tls)))
+                found.append((host.row.preference, Hop(name, addresses, tls)))
         if found:
             return tuple(found)
         if unknown:
@@ -71,7 +72,13 @@ class Search:
     """
 
     def __init__(
-        self, lookups: Lookups, destination: str, answer: Answer[MxRow] | Failed, *, ipv6: bool, tlsa_port: int
+        self,
+        lookups: Lookups,
+        destination: str,
+        answer: Answer[MxRow] | Failed,
+        *,
+        ipv6: bool,
+        tlsa_port: int,
     ) -> None:
         self._lookups = lookups
         self._destination = destination
@@ -85,7 +92,9 @@ class Search:
 
     def seen(self) -> Seen:
         """What was found."""
-        return Seen(self._destination, tuple(self._hosts), self._implicit, self._ipv6, min(self._until))
+        # In a fixed order, whichever answer came first: the same dice give the same result.
+        hosts = sorted(self._hosts, key=lambda member: (member[0].row.preference, member[0].row.exchange))
+        return Seen(self._destination, tuple(hosts), self._implicit, self._ipv6, min(self._until))
 
     async def find_host(self, row: MxRow) -> None:
         """Ask for everything about one host."""
@@ -100,7 +109,7 @@ class Search:
                 nursery.start_soon(ask, version)
         host = mx.with_addresses(row, answers.get(6), answers[4])
         self._until.append(host.until)
-        demanded = await self._dane(host) if host.addresses and self._tlsa_port else None
+        demanded = await self._dane(host) if host.has_addresses and self._tlsa_port else None
         self._hosts.append((host, demanded))
 
     async def _dane(self, host: Host) -> TlsPolicy | Failed | None:

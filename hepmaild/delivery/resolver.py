@@ -121,9 +121,9 @@ class Resolver:
         async with trio.open_nursery() as nursery:
             if flags.mta_sts:
                 nursery.start_soon(self._find_policy, destination, policy)
-            for row in mx.in_order(rows, self._dice):
+            for row in mx.best_of(rows):
                 nursery.start_soon(search.find_host, row)
-        return _judge(search.seen(), policy[0] if policy else None)
+        return self._judge(search.seen(), policy[0] if policy else None)
 
     async def _find_policy(self, destination: str, into: list[Found | StoreUnavailable]) -> None:
         try:
@@ -137,14 +137,13 @@ class Resolver:
         found = await self._sts.policy_for(destination)
         return found, found.until
 
-
-def _judge(seen: Seen, found: Found | StoreUnavailable | None) -> tuple[_Plan | NoHops, float]:
-    """Which of the hosts may be used, and until when this holds."""
-    if isinstance(found, StoreUnavailable):
-        reply = Reply(451, "4.3.0", f"the store cannot say whether {seen.destination} demands TLS (MTA-STS)")
-        return NoHops(reply), 0.0
-    until = seen.until if found is None else min(seen.until, found.until)
-    hops = seen.hops(None if found is None else found.policy)
-    if isinstance(hops, NoHops):
-        return hops, until
-    return _Plan(hops, mx.group_of(hop for _, hop in hops)), until
+    def _judge(self, seen: Seen, found: Found | StoreUnavailable | None) -> tuple[_Plan | NoHops, float]:
+        """Which of the hosts may be used, and until when this holds."""
+        if isinstance(found, StoreUnavailable):
+            reply = Reply(451, "4.3.0", f"the store cannot say whether {seen.destination} demands TLS (MTA-STS)")
+            return NoHops(reply), 0.0
+        until = seen.until if found is None else min(seen.until, found.until)
+        hops = seen.hops(None if found is None else found.policy, self._dice)
+        if isinstance(hops, NoHops):
+            return hops, until
+        return _Plan(hops, mx.group_of(hop for _, hop in hops)), until

@@ -25,6 +25,8 @@ PACKAGES = {
     "node": "nodejs",
     "npm": "npm",
     "cc": "gcc",
+    "knotd": "knot",
+    "unbound": "unbound",
 }
 
 
