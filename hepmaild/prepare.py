@@ -18,7 +18,7 @@ import trio
 from hepmaild.config import LimitSettings, RecipientsFrom, SmtpSettings
 from hepmaild.errors import ErrorKind, Refusal, SecretsUnavailable, StoreUnavailable
 from hepmaild.mail import compose, dkim, ids
-from hepmaild.mail.address import domain_of
+from hepmaild.mail.address import check_address, domain_of
 from hepmaild.mail.content import Content, ContentBuilder
 from hepmaild.mail.dkim import Signer
 from hepmaild.mail.message import Inspected, inspect, received_field, rewrite
@@ -203,7 +203,10 @@ class Preparer:
 
     def _signers(self, address: str) -> Sequence[Signer]:
         """Who signs for the domain of the author, and only for that one.  Raises `NotLoaded`."""
-        return () if self._signing is None else self._signing.of(domain_of(address))
+        if self._signing is None:
+            return ()
+        # Senders of the settings file stand there as somebody wrote them: `Noreply@Example.COM`.
+        return self._signing.of(domain_of(check_address(address)))
 
     def _join(self, head: bytes, source: Content, body_at: int) -> Content:
         if not source.is_spooled:
