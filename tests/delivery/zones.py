@@ -100,8 +100,7 @@ mx-none A 192.0.2.4
 _tcp.mx-tlsa-fails NS ns.lame.test.
 fails MX 10 mx-tlsa-fails
 mx-tlsa-fails A 192.0.2.5
-half-_tcp.mx-tlsa-fails NS ns.lame.test.
-fails MX 10 mx-tlsa-fails
+half-fails MX 10 mx-tlsa-fails
 half-fails MX 20 mx-ee
 elsewhere MX 10 mx1.plain.test.
 _25._tcp.alone TLSA 3 1 1 {SHA256}
