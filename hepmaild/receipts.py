@@ -14,43 +14,57 @@ from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.submission import Receipt, Rejected, Status, Submission
 from hepmaild.prepare import Prepared
-from hepmaild.storage.accept import Accept
+from hepmaild.storage.accept import Accept, Taken
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def first_receipt(member: Accept) -> Receipt:
-    """The receipt right after the commit: everything still waits."""
+def first_receipt(member: Accept, taken: Taken | None = None) -> Receipt:
+    """The receipt right after the commit: everything still waits, but for who is suppressed.
+
+    taken: what the commit said; None before it.
+    """
+    suppressed = {} if taken is None else taken.suppressed
+    hint = "The message is queued; the first attempt is made as soon as possible."
+    turn = None if taken is None else taken.turn
+    if turn is not None:
+        hint = f"{turn.text[:1].upper()}{turn.text[1:]}."
     return Receipt(
         message_id=member.message_id,
         header_message_id=member.header_message_id,
         status=Status.QUEUED,
         sender=member.sender,
         recipients=len(member.recipients),
-        credits_charged=len(member.recipients),
-        retry_hint="The message is queued; the first attempt is made as soon as possible.",
+        credits_charged=len(member.recipients) - len(suppressed),
+        rejected=tuple(Rejected(member.recipients[n].address, reply) for n, reply in sorted(suppressed.items())),
+        retry_hint=hint,
+        is_capped=turn is not None,
     )
 
 
 def outcome_of_attempt(
     outcomes: Sequence[Outcome], receipt: Receipt, member: Accept, waited_s: float
 ) -> Receipt | Refusal:
-    """The answer once the first attempt was made, or was waited for in vain (no outcomes)."""
+    """The answer once the first attempt was made, or was waited for in vain (no outcomes).
+
+    receipt: the first one, whose rejected recipients were suppressed and are in no attempt.
+    """
     if not outcomes:
         hint = f"The next hop has not answered within {waited_s:g} seconds; delivery goes on without you."
         return replace(receipt, retry_hint=hint)
     failed = [o for o in outcomes if o.result is Result.FAILED]
-    if len(failed) == receipt.recipients:
+    if len(failed) + len(receipt.rejected) == receipt.recipients:
         reply = failed[0].reply or Reply(550, "5.0.0", "refused by the next hop")
         enhanced = reply.enhanced if reply.enhanced.startswith("5") else "5.0.0"
         text = f"The next hop refused every recipient for good: {reply}. The credits were refunded."
         return Refusal(ErrorKind.RELAY_FAILED, text, reply=Reply(550, enhanced, reply.text))
-    rejected = tuple(
+    attempted = receipt.recipients - len(receipt.rejected)
+    rejected = receipt.rejected + tuple(
         Rejected(member.recipients[o.recipient_id].address, o.reply or Reply(550, "5.0.0", "refused")) for o in failed
     )
     receipt = replace(receipt, rejected=rejected, credits_charged=receipt.recipients - len(rejected))
     waiting = [o for o in outcomes if o.result in (Result.DEFERRED, Result.IN_DOUBT)]
-    if waiting or len(outcomes) < receipt.recipients:
+    if waiting or len(outcomes) < attempted:
         return replace(receipt, retry_hint=_hint(waiting))
     return replace(receipt, status=Status.SENT, retry_hint="")
 
@@ -82,6 +96,7 @@ def answer_of(answer: Receipt | Refusal, *, is_final: bool) -> str:
             "charged": answer.credits_charged,
             "rejected": [[r.address, r.reply.code, r.reply.enhanced, r.reply.text] for r in answer.rejected],
             "hint": answer.retry_hint,
+            "capped": answer.is_capped,
         }
     )
 
@@ -100,6 +115,7 @@ def receipt_from(answer: str, *, even_provisional: bool = False) -> Receipt | No
         credits_charged=data["charged"],
         rejected=tuple(Rejected(r[0], Reply(r[1], r[2], r[3])) for r in data["rejected"]),
         retry_hint=data["hint"],
+        is_capped=data.get("capped", False),
         replayed=True,
     )
 

@@ -156,6 +156,7 @@ class Receipt:
 
     message_id: ours, 16 hex.  header_message_id: `<…@domain>`.  sender: the address in From.  recipients: distinct.
     credits_charged: without refunded ones.  retry_hint: why it waits and until when; with QUEUED only.
+    is_capped: it stands behind its sender's daily cap, and the hint says so: SMTP adds it to its reply.
     replayed: the first answer to an idempotent twin, given again.
     """
 
@@ -168,6 +169,7 @@ class Receipt:
     rejected: tuple[Rejected, ...] = ()
     retry_hint: str = ""
     replayed: bool = False
+    is_capped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,7 +266,8 @@ class SmtpSession:
                 content.close()
         if isinstance(result, Refusal):
             return refusal_reply(result)
-        return Reply(250, "2.0.0", f"{result.status.value} as {result.message_id}")
+        said = f"{result.status.value} as {result.message_id}"
+        return Reply(250, "2.0.0", f"{said}\n{result.retry_hint}" if result.is_capped else said)
 
     # ------------------------------------------------------------------ TLS, the end
 
