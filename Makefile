@@ -8,8 +8,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # `make run DEMO="--dir /tmp/demo --https 127.0.0.1:9443"`, `make test ARGS="-k smtp"`, `make bench ARGS=memory`
 DEMO ?=
 ARGS ?=
+# `make simulate SEED=123 RUNS=1 VERBOSE=1`
+SEED ?= 0
+RUNS ?= 1000
+VERBOSE ?=
 
-.PHONY: help run test test-clients lint format bench docs lock clean
+.PHONY: help run test test-clients lint format bench simulate docs lock clean
 
 help:
 	@echo "make run            a demo service on unprivileged ports; Ctrl-C ends it"
@@ -18,6 +22,7 @@ help:
 	@echo "make lint           ruff and mypy --strict"
 	@echo "make format         let ruff format everything"
 	@echo "make bench          benchmarks beside Postfix (see bench/README.md)"
+	@echo "make simulate       the delivery engine under misfortune (SEED=, RUNS=, VERBOSE=1; see docs/simulation.md)"
 	@echo "make docs           the generated pages of docs/"
 	@echo "make lock           pin the newest allowed dependencies with their hashes"
 	@echo "make clean          remove what make made, the demo's mail and database too"
@@ -42,6 +47,9 @@ format: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	@$(BIN)/python -m bench $(ARGS)
+
+simulate: $(VENV)/.installed-test
+	@$(BIN)/python -m tests.simulation --seed $(SEED) --runs $(RUNS) $(if $(VERBOSE),--verbose)
 
 docs: $(VENV)/.installed-test
 	$(BIN)/python -m hepmaild.config_docs > docs/configuration.md.new

@@ -68,13 +68,13 @@ class Database:
         """As it was when it was made."""
         self.raw.deserialize(self._template)
 
-    def limit_credits(self, n: int, credits: int) -> None:
-        """Take back what account n has beyond `credits`."""
+    def limit_credits(self, n: int, left: int) -> None:
+        """Take back what account n has beyond `left`."""
         with self._conn.begin():
             money.grant(
                 self._conn,
                 f"account-{n}",
-                credits - GRANTED[n],
+                left - GRANTED[n],
                 granted_by="the simulator",
                 note=None,
                 now_us=EPOCH_US - 1,
@@ -140,11 +140,11 @@ class Weather:
         plan = self.plan
         return self._dice.random() * plan.latency_s if plan.latency_s else 0.0
 
-    def outage(self) -> tuple[str, float]:
-        """What is wrong with the whole store now ("" if nothing), and until when."""
+    def outage(self, slot: int) -> tuple[str, float]:
+        """What is wrong with the store now ("" if nothing), as this process sees it, and until when."""
         now = trio.current_time()
         for outage in self.plan.outages:
-            if outage.start_s <= now < outage.end_s:
+            if outage.start_s <= now < outage.end_s and outage.slot in {None, slot}:
                 return outage.kind, outage.end_s
         return "", 0.0
 
@@ -181,6 +181,7 @@ class Backend:
         trace: Trace,
         name: str,
         *,
+        slot: int,
         alone: bool,
         later: Callable[..., None],
         on_commit: Callable[[str], None],
@@ -193,6 +194,7 @@ class Backend:
         self._weather = weather
         self._trace = trace
         self._name = name
+        self._slot = slot
         self._alone = alone
         self._later = later
         self._on_commit = on_commit
@@ -206,7 +208,7 @@ class Backend:
     async def read(self, fn: Callable[..., T], *args: Any) -> T:
         self.check()
         self.reads += 1
-        kind, until = self._weather.outage()
+        kind, until = self._weather.outage(self._slot)
         if kind == "hang":
             await trio.sleep_until(until)
         elif kind == "slow":
@@ -223,7 +225,7 @@ class Backend:
         self.units += 1
         if self.units > MOST_UNITS:
             raise Violation(f"more than {MOST_UNITS} units in one run: a busy loop")
-        kind, until = self._weather.outage()
+        kind, until = self._weather.outage(self._slot)
         mishap = self._weather.mishap()
         label = _label(fn, args)
         if kind == "refuse" or mishap == "fail":

@@ -19,6 +19,16 @@ from tests.simulation.wire import Cut, End, make_wire
 
 _OUR_ID = re.compile(rb"with ESMTPSA id ([0-9a-f]{16})")
 _ADDRESS = re.compile(rb"<([^>]*)>")
+LATER = ("451 4.3.0 later", "450 4.2.0 greylisted, try again in 30 seconds", "452 4.5.3 too many", "430 odd")
+NEVER = ("550 5.1.1 nobody here", "554 5.7.1 no", "530 5.7.0 log in first", "552 5.5.3 too many", "503 5.5.1 eh")
+WRONG = ("250 fine", "354 go on", "220 hello", "334 VXNlcm5hbWU6", "299 odd")
+GARBAGE = (b"\x00\xff\xfe\r\n", b"250-a\r\n550 b\r\n", b"25\r\n", b"x" * 3000, b"250", b"\r\n", b"999 hm\r\n")
+DOT_FATES = (
+    *("keep+close", "keep+hang", "keep+partial", "keep+garbage", "late", "twice"),
+    *("lose+close", "lose+hang", "lose+garbage", "4xx", "421", "5xx", "3xx"),
+)
+SLOW_S = (0.1, 3, 20)
+LATE_S = (3, 100, 299, 301)
 DOT_DELAYS_S = (1, 20, 300, 595, 605, 700, 1200)
 LONGEST_S = 3600.0
 
@@ -201,25 +211,16 @@ class Talk:
 
     async def _misbehave(self, stage: str, trouble: str, good: str) -> str:
         r = self.r
-        if trouble == "4xx":
-            texts = ("451 4.3.0 later", "450 4.2.0 greylisted, try again in 30 seconds", "452 4.5.3 too many", "430 odd")
-            said = r.choice(texts)
-            await self._send(said)
-            return said[:3]
-        if trouble == "5xx":
-            texts = ("550 5.1.1 nobody here", "554 5.7.1 no", "530 5.7.0 log in first", "552 5.5.3 many", "503 5.5.1 eh")
-            said = r.choice(texts)
-            await self._send(said)
-            return said[:3]
+        if trouble in {"4xx", "5xx"}:
+            return await self._say(r.choice(LATER if trouble == "4xx" else NEVER))
         if trouble == "421":
             await self._send("421 4.3.2 shutting down")
             raise Gone
         if trouble == "hang":
             await self._hang()
         if trouble == "late":
-            await trio.sleep(r.choice((0.1, 3, 20)) if self.hop.plan.temper is Temper.SLOW else r.choice((3, 100, 299, 301)))
-            await self._send(good)
-            return good[:3]
+            await trio.sleep(r.choice(SLOW_S if self.hop.plan.temper is Temper.SLOW else LATE_S))
+            return await self._say(good)
         if trouble == "close":
             raise Gone
         if trouble == "partial":
@@ -229,16 +230,15 @@ class Talk:
         self._lie()
         if trouble == "twice":
             await self._send(good)
-            await self._send(good)
-            return good[:3]
+            return await self._say(good)
         if trouble == "wrong":
-            said = r.choice(("250 fine", "354 go on", "220 hello", "334 VXNlcm5hbWU6", "299 odd"))
-            await self._send(said)
-            return said[:3]
-        await self.end.send_all(
-            r.choice((b"\x00\xff\xfe\r\n", b"250-a\r\n550 b\r\n", b"25\r\n", b"x" * 3000, b"250", b"\r\n", b"999 hm\r\n"))
-        )
+            return await self._say(r.choice(WRONG))
+        await self.end.send_all(r.choice(GARBAGE))
         return ""
+
+    async def _say(self, text: str) -> str:
+        await self._send(text)
+        return text[:3]
 
     def _lie(self) -> None:
         """From here on nothing that was said on this connection can be trusted."""
@@ -320,10 +320,7 @@ class Talk:
             elif plan.temper is Temper.DROPPING:
                 fate = r.choice(("keep+close", "keep+close", "ok", "lose+close"))
             elif plan.temper in {Temper.MOODY, Temper.VILE} and r.random() < plan.trouble:
-                fate = r.choice(
-                    "keep+close keep+hang late keep+partial keep+garbage lose+close lose+hang lose+garbage 4xx 421 5xx "
-                    "twice 3xx".split()
-                )
+                fate = r.choice(DOT_FATES)
         if fate != "ok":
             self._say_trace(f"dot: {fate}")
         if fate.startswith("keep") or fate in {"ok", "late", "twice"}:

@@ -174,7 +174,9 @@ def nobody_starves(world: World) -> Iterator[str]:
     good = {hop.name for hop in plan.hops.values() if hop.temper is Temper.GOOD}
     routes = {route.name for route in plan.routes if route.host in good}
     first = {(k.message_id, k.address): k.at_s for k in reversed(world.ledger.kept)}
-    for r in rows(world, "SELECT r.*, m.route, m.accepted_at_us FROM recipient r JOIN message m ON m.id = r.message_id"):
+    for r in rows(
+        world, "SELECT r.*, m.route, m.accepted_at_us FROM recipient r JOIN message m ON m.id = r.message_id"
+    ):
         if r["route"] not in routes:
             continue
         accepted_s = (r["accepted_at_us"] - EPOCH_US) / 1e6

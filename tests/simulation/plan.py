@@ -48,11 +48,12 @@ class HopPlan:
 
 @dataclass(frozen=True)
 class Outage:
-    """The store's weather for a while.  kind: refuse, hang, slow."""
+    """The store's weather for a while.  kind: refuse, hang, slow.  slot: for one process only, else for all."""
 
     start_s: float
     end_s: float
     kind: str
+    slot: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,8 @@ class Plan:
 def make_plan(seed: int) -> Plan:
     """The plan of a seed."""
     r = dice(seed, "plan")
-    alone = r.random() < 0.7
-    calm_s = r.choice((60, 120, 300, 700, 1500))
+    alone = r.random() < 0.75
+    calm_s = r.choice((60, 60, 120, 120, 300, 700, 1400))
     routes, hops = _routes(r, calm_s)
     processes = 1 if alone else 2
     storms = r.random() < 0.45
@@ -201,7 +202,11 @@ def _store(r: random.Random, calm_s: float, *, alone: bool) -> StorePlan:
         for _ in range(r.randint(1, 3)):
             start = r.uniform(0, calm_s)
             length = r.choice((0.5, 3, 15, 60, 200))
-            outages.append(Outage(start, min(start + length, calm_s), r.choice(("refuse", "hang", "slow"))))
+            slot = None if alone else r.choice((None, 0, 1))
+            outages.append(Outage(start, min(start + length, calm_s), r.choice(("refuse", "hang", "slow")), slot))
+        if not alone and r.random() < 0.3:  # a process that is cut off for longer than its lease
+            start = r.uniform(0, calm_s)
+            outages.append(Outage(start, start + r.choice((100, 400)), "refuse", r.choice((0, 1))))
     noisy = kind in {1, 3}
     return StorePlan(
         outages=tuple(outages),
@@ -223,12 +228,12 @@ def _deaths(r: random.Random, calm_s: float) -> tuple[Death, ...]:
 
 
 def _messages(r: random.Random, calm_s: float, senders: int) -> tuple[Message, ...]:
-    count = r.choice((1, 2, 3, 4, 6, 8, 8, 12, 25))
+    count = r.choice((1, 1, 2, 2, 3, 3, 4, 5, 8, 16))
     bursts = [r.uniform(0, calm_s * 0.7) for _ in range(r.randint(1, 3))]
     found = []
     for n in range(count):
         at_s = r.choice(bursts) + r.choice((0, 0, r.uniform(0, 1), r.uniform(0, 30)))
-        recipients = tuple(f"u{k}.m{n}@d{r.randrange(4)}.example" for k in range(r.choice((1, 1, 1, 2, 3, 5))))
+        recipients = tuple(f"u{k}.m{n}@d{r.randrange(4)}.example" for k in range(r.choice((1, 1, 1, 1, 2, 2, 3, 5))))
         size = r.choices((20, 3000, 70_000), weights=(85, 10, 5))[0]
         found.append(Message(n, at_s, r.randrange(2), r.randrange(senders), recipients, r.random() < 0.5, size))
     return tuple(sorted(found, key=lambda m: m.at_s))
@@ -247,10 +252,10 @@ def _delivery(r: random.Random) -> DeliverySettings:
         workers=r.choice((1, 2, 4, 16)),
         relay_wait_s=r.choice((0, 5, 10)),
         retry_after_s=r.choice(((5, 20, 60), (30, 120, 300), (60, 300, 900))),
-        expire_after_s=r.choice((900, 3600, 7200)),
+        expire_after_s=r.choice((900, 900, 1800, 3600)),
         final_dot_timeout_s=600,
         attempt_timeout_s=900,
-        lease_s=r.choice((60, 120, 300)),
+        lease_s=r.choice((60, 200, 300)),
         in_doubt=r.choice((InDoubt.RETRY, InDoubt.RETRY, InDoubt.HOLD)),
         body_days=r.choice((0, 0, 1)),
     )

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines that are broken on purpose.  The simulator has to find each of them, or it is not looking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Connection, select, update
+
+from hepmaild.delivery.job import Attempt, Job, Result
+from hepmaild.intake import Intake
+from hepmaild.outbox import Outbox
+from hepmaild.storage.accept import Accept
+from hepmaild.storage.schema import queue
+from hepmaild.storage.unit import Report, UnitRunner
+from tests.simulation.trace import now_us
+from tests.simulation.world import Variants
+
+
+class MarksNothing(Variants):
+    """The final dot leaves without a committed mark: a death behind it is forgotten."""
+
+    found_as = r"was delivered .* times|never delivered"
+
+    class outbox(Outbox):  # noqa: N801
+        async def mark_in_doubt(self, job: Job) -> bool:
+            return True
+
+
+class DoubtsNothing(Variants):
+    """No answer to the dot is taken for "not delivered"."""
+
+    class outbox(Outbox):  # noqa: N801
+        async def report(self, attempt: Attempt) -> bool:
+            outcomes = tuple(
+                replace(o, result=Result.DEFERRED, retry_at_us=o.retry_at_us or now_us() + 30_000_000)
+                if o.result is Result.IN_DOUBT
+                else o
+                for o in attempt.outcomes
+            )
+            return await super().report(replace(attempt, outcomes=outcomes))
+
+
+class BelievesAnyToken(Variants):
+    """A process that lost its lease may report all the same."""
+
+    found_as = r"delivered .* times|nothing will ever look|never delivered|refunded|was never finished"
+
+    @staticmethod
+    def run_unit() -> Callable[[Connection, Sequence[Any]], list[Any]]:
+        runner = UnitRunner(now_us)
+
+        def run(conn: Connection, members: Sequence[Any]) -> list[Any]:
+            return runner(conn, [_with_any_token(conn, m) if isinstance(m, Report) else m for m in members])
+
+        return run
+
+
+def _with_any_token(conn: Connection, member: Report) -> Report:
+    here = (queue.c.message_id == member.message_id) & (queue.c.destination == member.attempt.job.destination)
+    token = conn.execute(select(queue.c.token).where(here)).scalar()
+    if token is None:
+        return member
+    conn.execute(update(queue).where(here, queue.c.owner.is_(None)).values(owner="a thief"))
+    job = replace(member.attempt.job, token=token)
+    return replace(member, attempt=replace(member.attempt, job=job))
+
+
+class ReleasesNothing(Variants):
+    """What is given back is not given back."""
+
+    found_as = r"orphaned lease|is stuck"
+
+    class outbox(Outbox):  # noqa: N801
+        async def release(self, job: Job) -> None:
+            return
+
+        def forsake(self, job: Job) -> None:
+            return
+
+
+class ForgetsAccepts(Variants):
+    """A commit whose answer was lost is taken for one that did not happen."""
+
+    found_as = r"orphaned lease|is stuck"
+
+    class outbox(Outbox):  # noqa: N801
+        def doubt_accept(self, message_id: str, *_rest: Any) -> None:
+            return
+
+
+class RefundsTwice(Variants):
+    """Each refund is booked once more."""
+
+    found_as = r"refunded 2 for 1"
+
+    @staticmethod
+    def run_unit() -> Callable[[Connection, Sequence[Any]], list[Any]]:
+        runner = UnitRunner(now_us)
+
+        def run(conn: Connection, members: Sequence[Any]) -> list[Any]:
+            results = runner(conn, members)
+            for m, result in zip(members, results, strict=True):
+                if isinstance(m, Report) and result and m.may_refund:
+                    from hepmaild.storage import credits as money
+
+                    purse = money.lock(conn, [m.account_id])[m.account_id]
+                    money.save(conn, [purse], [purse.book(1, "refund", now_us(), message_id=m.message_id)])
+            return results
+
+        return run
+
+
+class ChargesNothing(Variants):
+    """One recipient of each message is free."""
+
+    found_as = r"ledger of .* does not hold"
+
+    @staticmethod
+    def run_unit() -> Callable[[Connection, Sequence[Any]], list[Any]]:
+        runner = UnitRunner(now_us)
+
+        def run(conn: Connection, members: Sequence[Any]) -> list[Any]:
+            results = runner(conn, members)
+            for m in members:
+                if isinstance(m, Accept):
+                    conn.exec_driver_sql("UPDATE ledger SET amount = amount + 1 WHERE message_id = ?", (m.message_id,))
+            return results
+
+        return run
+
+
+class NeverRests(Variants):
+    """There is always something due, now."""
+
+    found_as = r"busy loop"
+
+    class outbox(Outbox):  # noqa: N801
+        async def next_due_at_us(self, **_more: Collection[Any]) -> int | None:
+            return now_us()
+
+
+class AcceptsTwice(Variants):
+    """A caller's word is forgotten at once."""
+
+    found_as = r"was accepted 2 times"
+
+    class intake(Intake):  # noqa: N801
+        def _word(self, *_args: Any) -> tuple[str | None, int]:
+            return None, 0
+
+
+class SaysSentTooEarly(Variants):
+    """What is deferred is reported as delivered."""
+
+    found_as = r"was never delivered"
+
+    class outbox(Outbox):  # noqa: N801
+        async def report(self, attempt: Attempt) -> bool:
+            outcomes = tuple(
+                replace(o, result=Result.DELIVERED, retry_at_us=None) if o.result is Result.DEFERRED else o
+                for o in attempt.outcomes
+            )
+            return await super().report(replace(attempt, outcomes=outcomes))
+
+
+MUTANTS = (
+    MarksNothing,
+    DoubtsNothing,
+    BelievesAnyToken,
+    ReleasesNothing,
+    ForgetsAccepts,
+    RefundsTwice,
+    ChargesNothing,
+    NeverRests,
+    AcceptsTwice,
+    SaysSentTooEarly,
+)
