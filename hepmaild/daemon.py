@@ -32,7 +32,10 @@ from hepmaild.census import Census
 from hepmaild.config import Settings
 from hepmaild.delivery.lookups import Lookups
 from hepmaild.delivery.pool import DeliveryPool
+from hepmaild.delivery.resolver import Resolver
 from hepmaild.delivery.route import from_settings
+from hepmaild.delivery.sts_fetch import Fetcher
+from hepmaild.delivery.sts_policies import StsPolicies
 from hepmaild.directory import Directory
 from hepmaild.dkim_watch import DkimWatch
 from hepmaild.errors import StoreUnavailable
@@ -47,6 +50,7 @@ from hepmaild.sdnotify import Notifier
 from hepmaild.signing import SigningKeys
 from hepmaild.smtp.listener import SmtpDoor
 from hepmaild.storage.store import Store, open_store
+from hepmaild.storage.sts import StsTable
 from hepmaild.storage.unit import UnitRunner, judge
 from hepmaild.threads import Limiters
 from hepmaild.tls import ServerTls
@@ -158,6 +162,7 @@ class _Daemon:
         self.signing = SigningKeys(store, Vault(settings.server.state_dir), lambda: self.directory.generation)
         self.lookups = Lookups(settings.dns)
         self.dkim_watch = DkimWatch(store, self.lookups.lookup_txt, clock.now_us)
+        self.resolver = _make_resolver(self.lookups, store, clock)
         self.pool = DeliveryPool(
             settings.delivery,
             [from_settings(route) for route in settings.route],
@@ -168,6 +173,7 @@ class _Daemon:
             now_us=clock.now_us,
             random=random.SystemRandom().random,
             drain_timeout_s=settings.server.drain_timeout_s,
+            resolve_for=self.resolver.for_route,
             on_reported=meter.reported if self._metrics is not None else None,
         )
         self.intake = Intake(
@@ -335,9 +341,10 @@ class _Daemon:
         root.cancel_scope.cancel()
 
     async def _reload_settings(self) -> None:
-        """SIGHUP: certificate, senders, routes, plans, limits and timing; the rest needs a restart."""
+        """SIGHUP: certificate, senders, routes, plans, limits, timing; DNS is asked anew; the rest needs a restart."""
         self._notifier.reloading()
         self._tls.reload()
+        self.resolver.forget()
         if self._reload is not None:
             try:
                 settings = self._reload()
@@ -349,7 +356,7 @@ class _Daemon:
         self._notifier.ready("serving")
 
     def _take_settings(self, settings: Settings) -> None:
-        fixed = ("server", "database", "tls", "metrics")
+        fixed = ("server", "database", "tls", "dns", "metrics")
         changed = [name for name in fixed if getattr(settings, name) != getattr(self._settings, name)]
         if changed:
             log.warning("restart_needed", sections=",".join(changed))
@@ -386,6 +393,11 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+def _make_resolver(lookups: Lookups, store: Store, clock: Clock) -> Resolver:
+    policies = StsPolicies(lookups, Fetcher(lookups).fetch, StsTable(store), clock.now_us)
+    return Resolver(lookups, policies, random.SystemRandom().random)
 
 
 def _intake_settings(settings: Settings) -> IntakeSettings:
