@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One attempt to deliver one message (Trio).
 
-content → connection → MAIL, RCPT, DATA → in-doubt mark → dot → reply → report.
+where to → content → connection → MAIL, RCPT, DATA → in-doubt mark → dot → reply → report.
 
 Before the mark an attempt can be cancelled at any point and the job is given back untried.  From the mark on it is
 shielded, always with a deadline: the reply to the dot has `final_dot_timeout_s`, the report until the lease ends.  The
@@ -12,67 +12,50 @@ was out); it never ends a worker.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from enum import Enum, auto
 
 import structlog
 import trio
 
-from hepmaild.config import DeliverySettings, RouteKind, TlsMode
-from hepmaild.delivery.capabilities import Envelope
-from hepmaild.delivery.client import Do, Failed, Stage
-from hepmaild.delivery.connections import Connect, Connection, Patience
+from hepmaild.config import DeliverySettings, InDoubt, Misbehaviour, RouteKind
+from hepmaild.delivery.client import Failed, Stage
+from hepmaild.delivery.connections import Connect, Connection
+from hepmaild.delivery.courier import Courier, make_envelope
+from hepmaild.delivery.flight import End, Flight, Joined, LeaseLost
+from hepmaild.delivery.hops import Hops, NoHops
 from hepmaild.delivery.job import Attempt, Job, Outcome, Queue, Result
-from hepmaild.delivery.lane import PLAIN_FOR_S, Lane
-from hepmaild.delivery.outcome import Verdict, deferred, judge
-from hepmaild.delivery.sandbox import Sandbox
+from hepmaild.delivery.outcome import SOON_S, Verdict, deferred, judge
+from hepmaild.delivery.route import Host, Route, host_of
+from hepmaild.delivery.sandbox import Sandbox, play
+from hepmaild.delivery.track import job_destination
 from hepmaild.errors import StoreUnavailable
-from hepmaild.events import Transcript, Who
+from hepmaild.events import Who
+from hepmaild.mail.address import destination_of
 from hepmaild.mail.content import Content
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.schedule import retry_at_us, retry_delay_s
-from hepmaild.mail.wire import DotStuffer
 
 log = structlog.get_logger()
 
-ONE_SEND_OCTETS = 64 << 10
-MARK_TIMEOUT_S = 60  # the store has its own, shorter one; this only keeps the shield from being endless
 LEASE_MARGIN_S = 60
-LONE_DOT_S = 60  # nothing depends on the answer
+RESOLVE_S = 120  # the resolver has its own, shorter limits
 GIVE_BACK_S = 2
 FIRST_RETRY_S = 0.25
 LONGEST_RETRY_S = 5.0
 
-
-class End(Enum):
-    """How an attempt ended, as far as the lane is concerned."""
-
-    WELL = auto()  # the next hop answered properly, whatever the answer
-    TROUBLE = auto()  # it could not be reached, or broke off
-    NEITHER = auto()  # nothing was learned about it
-    STORE_DOWN = auto()
-
-
-class LeaseLost(Exception):
-    """The store gave the job to somebody else: nothing more may be done with it."""
-
-
-@dataclass(slots=True, eq=False)
-class Flight:
-    """An attempt under way, so that a drain can cut it short.  scope: the one that bounds what it waits for now."""
-
-    job: Job
-    started_at_us: int
-    lease_ends: float
-    transcript: Transcript
-    scope: trio.CancelScope | None = None
-    connection: Connection | None = None
-    verdicts: tuple[Verdict, ...] | None = None
-    is_forsaken: bool = False
+_ANOTHER_DESTINATION = Verdict(
+    Result.DEFERRED,
+    Reply(451, "4.3.0", "another destination of the same message went first; this one goes next"),
+    SOON_S,
+)
+_LOOK_UP_FAILED = NoHops(Reply(451, "4.4.3", "looking up the destination took too long"))
+_NO_RESOLVER = NoHops(Reply(451, "4.3.5", "this process cannot look up destinations"))
 
 
 class Runner:
-    """Runs attempts.  Knows the store, the clock and the dice; what it does to a lane is connections only."""
+    """Runs attempts.  Knows the store, the clock and the dice.
+
+    join: asked when a job turns out to go to another place than the one whose turn it took; see `Joined`.
+    """
 
     def __init__(
         self,
@@ -84,49 +67,55 @@ class Runner:
         sandbox: Sandbox,
         now_us: Callable[[], int],
         random: Callable[[], float],
+        join: Callable[[Flight, str], Joined],
         on_reported: Callable[[Attempt], None] | None = None,
     ) -> None:
-        self.flights: set[Flight] = set()
+        self.flights: dict[Flight, None] = {}  # the longest under way first
         self.report_until = float("inf")  # a drain sets it
-        self._settings = settings
         self._queue = queue
-        self._hostname = hostname
-        self._connect = connect
+        self._courier = Courier(queue, hostname, connect=connect, now_us=now_us)
         self._sandbox = sandbox
         self._now_us = now_us
         self._random = random
+        self._join = join
         self._on_reported = on_reported
-        self._spool_limiter = trio.CapacityLimiter(4)
-        self._margin_s = min(LEASE_MARGIN_S, settings.attempt_timeout_s / 10)
-        self._dot_timeout_s = min(settings.final_dot_timeout_s, settings.attempt_timeout_s - self._margin_s)
+        self.take_settings(settings)
 
-    async def attempt(self, job: Job, lane: Lane, leased: float) -> End:
-        """Make one attempt and report it.  leased: when the lease began (Trio's clock).
+    def take_settings(self, settings: DeliverySettings) -> None:
+        """Timeouts, schedule and policy of the attempts that begin from now on."""
+        self._settings = settings
+        courier = self._courier
+        courier.attempt_timeout_s = settings.attempt_timeout_s
+        courier.margin_s = min(LEASE_MARGIN_S, settings.attempt_timeout_s / 10)
+        courier.dot_timeout_s = min(settings.final_dot_timeout_s, settings.attempt_timeout_s - courier.margin_s)
+
+    async def attempt(self, flight: Flight) -> End:
+        """Make one attempt and report it.
 
         Cancelled before the in-doubt mark: the job is given back.  After it: ends by itself, in bounded time.
         """
-        flight = Flight(job, self._now_us(), leased + self._settings.attempt_timeout_s, Transcript())
-        self.flights.add(flight)
-        settled = False
+        job = flight.job
+        self.flights[flight] = None
+        end: End | None = None
         try:
-            end = await self._attempt_or_defer(flight, lane)
-            settled = True
+            end = await self._attempt_or_defer(flight)
             return End.STORE_DOWN if flight.is_forsaken else end
         finally:
-            self.flights.discard(flight)
-            if job.content is not None:
-                job.content.close()
-            if not settled:  # cancelled, before the mark
-                with trio.move_on_after(GIVE_BACK_S, shield=True):
-                    await self._try_to_give_back(job)
-            if flight.connection is not None:
-                await flight.connection.discard()
+            del self.flights[flight]
+            if end is not End.PUT_BACK:
+                if job.content is not None:
+                    job.content.close()
+                if end is None:  # cancelled, before the mark
+                    with trio.move_on_after(GIVE_BACK_S, shield=True):
+                        await self._try_to_give_back(job)
+                if flight.connection is not None:
+                    await flight.connection.discard()
 
-    async def _attempt_or_defer(self, flight: Flight, lane: Lane) -> End:
+    async def _attempt_or_defer(self, flight: Flight) -> End:
         """The boundary: nothing but a cancellation leaves here."""
         job = flight.job
         try:
-            return await self._attempt(flight, lane)
+            return await self._attempt(flight)
         except LeaseLost:
             log.warning("lease_lost", message_id=job.message_id, route=job.route)
             return End.NEITHER
@@ -149,184 +138,133 @@ class Runner:
         except Exception:
             log.exception("report_crashed", message_id=flight.job.message_id, route=flight.job.route)
 
-    async def _attempt(self, flight: Flight, lane: Lane) -> End:
-        job = flight.job
-        if lane.route.kind is RouteKind.SMTP:
-            content = job.content or await self._queue.load(job)
-            try:
-                return await self._attempt_smtp(flight, lane, content)
-            finally:
-                content.close()
-        if lane.route.kind is RouteKind.SANDBOX:
-            content = job.content or await self._queue.load(job)
-            try:
-                verdicts = await self._attempt_sandbox(flight, lane, content)
-            finally:
-                content.close()
-        else:
-            failure = Failed(Stage.LOCAL, None, f"there is no route {job.route!r} that can be used")
-            verdicts = (deferred(failure),) * len(job.recipients)
+    async def _attempt(self, flight: Flight) -> End:
+        route = flight.route
+        if route.kind is RouteKind.MX:
+            return await self._attempt_mx(flight)
+        if not route.is_usable:
+            failure = Failed(Stage.LOCAL, None, f"there is no route {route.name!r} in the settings")
+            await self._report(flight, (deferred(failure),) * len(flight.job.recipients))
+            return End.NEITHER
+        content = flight.job.content or await self._queue.load(flight.job)
+        try:
+            if route.kind is RouteKind.SMTP:
+                return await self._attempt_smtp(flight, flight.track.hosts, content)
+            verdicts = await self._attempt_sandbox(flight, route, content, route.misbehave, route.misbehave_s)
+        finally:
+            content.close()
         await self._report(flight, verdicts)
         return End.NEITHER
 
-    async def _attempt_sandbox(self, flight: Flight, lane: Lane, content: Content) -> tuple[Verdict, ...]:
+    # Kept here instead of sent
+
+    async def _attempt_sandbox(
+        self, flight: Flight, route: Route, content: Content, manner: Misbehaviour, seconds: float
+    ) -> tuple[Verdict, ...]:
+        """manner, seconds: how the sandbox misbehaves towards this message, and for how long."""
         job = flight.job
+        if manner is not Misbehaviour.NONE:
+            flight.transcript.add(self._now_us(), Who.NOTE, f"the sandbox misbehaves: {manner}")
+        part = play(manner, seconds, job, self._now_us())
+        if part.refusals is not None:
+            return part.refusals
+        with trio.CancelScope() as scope:
+            if part.doubts is not None:
+                await self._courier.mark(flight, scope)
+                flight.scope = scope
+                scope.deadline = trio.current_time() + self._courier.dot_timeout_s
+                await trio.sleep(part.wait_s)
+            try:
+                path = await self._sandbox.keep(route.directory, job, content)
+            except OSError as error:
+                log.warning("sandbox_failed", message_id=job.message_id, error=str(error))
+                failure = Failed(Stage.LOCAL, None, f"the sandbox could not write: {error.strerror or error}")
+                return (deferred(failure),) * len(job.recipients)
+            flight.transcript.add(self._now_us(), Who.NOTE, f"kept as {path.name}")
+            if part.answers:
+                reply = Reply(250, "2.0.0", f"kept as {path.name}")
+                return (Verdict(Result.DELIVERED, reply),) * len(job.recipients)
+        return part.doubts or (deferred(Failed(Stage.LOCAL, None, "the attempt was cut short")),) * len(job.recipients)
+
+    # Straight to the recipients' servers
+
+    async def _attempt_mx(self, flight: Flight) -> End:
+        job, route = flight.job, flight.route
+        destination = job_destination(job)
+        answer = await _look_up(flight, destination)
+        hosts = () if isinstance(answer, NoHops) else tuple(host_of(h, route.port) for h in answer.hops if h.addresses)
+        if isinstance(answer, NoHops) or not hosts:
+            reply = answer.reply if isinstance(answer, NoHops) else Reply(451, "4.4.3", "no host has an address")
+            return await self._report_nowhere(flight, destination, reply)
+        if answer.group != flight.place.key:
+            joined = self._join(flight, answer.group)
+            if joined is Joined.WAIT:
+                return End.PUT_BACK
+            if joined is Joined.DEFER:
+                text = f"not tried: the hosts of {destination} give trouble just now, and many messages wait for them"
+                await self._report(flight, (deferred(Failed(Stage.CONNECT, None, text)),) * len(job.recipients))
+                return End.NEITHER
+        if not job.destination:
+            ours = [n for n, r in enumerate(job.recipients) if _domain(r.address) == destination]
+            flight.chosen = tuple(ours) if len(ours) < len(job.recipients) else None
+        content = job.content or await self._queue.load(job)
         try:
-            path = await self._sandbox.keep(lane.route.directory, job, content)
-        except OSError as error:
-            log.warning("sandbox_failed", message_id=job.message_id, error=str(error))
-            failure = Failed(Stage.LOCAL, None, f"the sandbox could not write: {error.strerror or error}")
-            return (deferred(failure),) * len(job.recipients)
-        flight.transcript.add(self._now_us(), Who.NOTE, f"kept as {path.name}")
-        return (Verdict(Result.DELIVERED, Reply(250, "2.0.0", f"kept as {path.name}")),) * len(job.recipients)
+            return await self._attempt_smtp(flight, hosts, content)
+        finally:
+            content.close()
+
+    async def _report_nowhere(self, flight: Flight, destination: str, reply: Reply) -> End:
+        """There is no host for the destination: for good, or just now."""
+        flight.transcript.add(self._now_us(), Who.NOTE, f"{destination}: {reply}")
+        verdict = Verdict(Result.FAILED if reply.is_permanent else Result.DEFERRED, reply)
+        recipients = flight.job.recipients
+        verdicts = [
+            verdict if flight.job.destination or _domain(r.address) == destination else _ANOTHER_DESTINATION
+            for r in recipients
+        ]
+        await self._report(flight, verdicts)
+        return End.WELL if reply.is_permanent else End.APART
 
     # A next hop that speaks SMTP
 
-    async def _attempt_smtp(self, flight: Flight, lane: Lane, content: Content) -> End:
-        envelope = make_envelope(flight.job, content)
-        kept = await take_kept(lane)
-        failure = None
-        if kept is not None:
-            flight.connection = kept
-            kept.machine.transcript = flight.transcript
-            kept.machine.transaction = None
-            text = f"kept connection to {kept.label}, message {kept.sent + 1}"
-            flight.transcript.add(self._now_us(), Who.NOTE, text)
-            failure = await self._deliver(flight, lane, envelope, content)
-        if kept is None or (failure is not None and died_while_kept(kept, failure)):
-            if kept is not None:
-                flight.connection = None
-                self._note(flight, failure)
-                await kept.discard()
-            failure = await self._deliver_fresh(flight, lane, envelope, content)
-        self._note(flight, failure)
+    async def _attempt_smtp(self, flight: Flight, hosts: Sequence[Host], content: Content) -> End:
+        envelope = make_envelope(flight, content)
+        failure = await self._courier.deliver(flight, hosts, envelope, content)
+        self._courier.note(flight, failure)
         verdicts = self._verdicts(flight, failure)
         connection, flight.connection = flight.connection, None
         assert connection is not None
-        keep = connection.machine.usable and connection.sent < lane.route.messages_per_connection
+        keep = connection.machine.usable and connection.sent < flight.route.messages_per_connection
         if keep:
             connection.idle_since = trio.current_time()
-            lane.kept.append(connection)  # somebody else may use it while the report is written
+            flight.place.kept.append(connection)  # somebody else may use it while the report is written
         try:
             await self._report(flight, verdicts, connection)
         finally:
             if not keep:
                 await connection.quit(self._now_us)
-        return End.TROUBLE if failure is not None and is_trouble(failure) else End.WELL
-
-    async def _deliver_fresh(self, flight: Flight, lane: Lane, envelope: Envelope, content: Content) -> Failed | None:
-        """On a new connection; with `opportunistic` TLS on a second, plain one when the handshake fails (RFC 7435)."""
-        route = lane.route
-        tls = route.tls
-        if tls is TlsMode.OPPORTUNISTIC and trio.current_time() < lane.plain_until:
-            tls = TlsMode.NONE
-        flight.connection = Connection(route, self._hostname, self._connect, tls, flight.transcript)
-        failure = await self._deliver(flight, lane, envelope, content)
-        if failure is None or failure.stage is not Stage.TLS or tls is not TlsMode.OPPORTUNISTIC or route.credentials:
-            return failure
-        self._note(flight, failure)
-        lane.plain_until = trio.current_time() + PLAIN_FOR_S
-        await flight.connection.discard()
-        flight.connection = Connection(route, self._hostname, self._connect, TlsMode.NONE, flight.transcript)
-        return await self._deliver(flight, lane, envelope, content)
-
-    async def _deliver(self, flight: Flight, lane: Lane, envelope: Envelope, content: Content) -> Failed | None:
-        """One transaction on `flight.connection`, which is opened first if it is new.  None: properly answered."""
-        connection = flight.connection
-        assert connection is not None
-        with trio.CancelScope() as scope:
-            flight.scope = scope
-            patience = Patience(scope, flight.lease_ends - self._margin_s)
-            if connection.stage is Stage.CONNECT:
-                try:
-                    context = lane.tls_context() if lane.route.tls is not TlsMode.NONE else None
-                except OSError as error:  # ssl.SSLError is one
-                    return Failed(Stage.CONNECT, None, f"tls_ca {lane.route.tls_ca!r} cannot be used: {error}")
-                failure = await connection.open(context, patience, self._now_us)
-                if failure is not None:
-                    return failure
-            return await self._transact(flight, connection, envelope, content, patience)
-        # Only our own deadline gets here: a drain's cancellation goes through.
-        if connection.stage in {Stage.CONNECT, Stage.TLS}:
-            return Failed(connection.stage, None, "no answer in time")
-        return connection.machine.timed_out()
-
-    async def _transact(
-        self, flight: Flight, connection: Connection, envelope: Envelope, content: Content, patience: Patience
-    ) -> Failed | None:
-        machine = connection.machine
-        connection.sent += 1
-        action = machine.begin(envelope, flight.transcript, self._now_us())
-        if action is Do.FINISHED:
-            return None
-        end: Do | Failed = await connection.pump(action, patience, self._now_us)
-        if end is Do.WANT_CONTENT:
-            end = await self._send_message(flight, connection, content, patience)
-        elif end is Do.SEND_LONE_DOT:
-            end = await connection.send_dot(b".\r\n", LONE_DOT_S, patience.scope, self._now_us)
-        return end if isinstance(end, Failed) else None
-
-    async def _send_message(
-        self, flight: Flight, connection: Connection, content: Content, patience: Patience
-    ) -> Do | Failed:
-        """Content, mark, dot.  A small content leaves in one send with its dot, so its mark comes before both."""
-        machine = connection.machine
-        stuffer = DotStuffer()
-        try:
-            if not content.is_spooled and content.size <= ONE_SEND_OCTETS:
-                last = stuffer.feed(content.data) + stuffer.finish()
-            else:
-                failure = await self._send_pieces(connection, content, stuffer, patience)
-                failure = failure or await connection.early_answer(patience, self._now_us)
-                if failure is not None:
-                    return failure
-                last = stuffer.finish()
-        except ValueError as flaw:
-            return machine.refuse_content(Reply(550, "5.6.0", str(flaw)))
-        early = machine.check_in_step()
-        if early is not None:
-            return early
-        # From here to the reply nothing but our own deadlines may interfere: a mark without its dot, or a dot without
-        # its reply, would be doubt that a drain made.
-        patience.scope.shield = True
-        patience.scope.deadline = trio.current_time() + MARK_TIMEOUT_S
-        if not await self._queue.mark_in_doubt(flight.job):
-            raise LeaseLost
-        flight.lease_ends = trio.current_time() + self._settings.attempt_timeout_s
-        machine.content_note(f"(content, {content.size} octets)", self._now_us())
-        return await connection.send_dot(last, self._dot_timeout_s, patience.scope, self._now_us)
-
-    async def _send_pieces(
-        self, connection: Connection, content: Content, stuffer: DotStuffer, patience: Patience
-    ) -> Failed | None:
-        """Large content, piece by piece; a spool is read in threads.  ValueError at octets that may not leave."""
-        pieces = content.chunks()
-        while True:
-            if content.is_spooled:
-                piece = await trio.to_thread.run_sync(next, pieces, b"", limiter=self._spool_limiter)
-            else:
-                piece = next(pieces, b"")
-            if not piece:
-                return None
-            failure = await connection.send_content(stuffer.feed(piece), patience, self._now_us)
-            if failure is not None:
-                return failure
+        if failure is None or not is_trouble(failure):
+            return End.WELL
+        if flight.route.kind is RouteKind.MX and failure.stage in {Stage.TLS, Stage.STARTTLS}:
+            return End.APART  # others who share the hosts may ask less of their TLS
+        return End.TROUBLE
 
     # What came of it
-
-    def _note(self, flight: Flight, failure: Failed | None) -> None:
-        """Say in the transcript what nobody said on the wire."""
-        if failure is not None:
-            flight.transcript.add(self._now_us(), Who.NOTE, f"{failure.stage}: {failure.text}")
 
     def _verdicts(self, flight: Flight, failure: Failed | None) -> tuple[Verdict, ...]:
         """A verdict for each recipient, in the job's order."""
         transaction = flight.connection.machine.transaction if flight.connection else None
-        if transaction is not None:
-            return judge(transaction, failure)
-        if failure is None:
-            failure = Failed(Stage.LOCAL, None, "the attempt ended without a result")
-        return (deferred(failure),) * len(flight.job.recipients)
+        if transaction is None:
+            if failure is None:
+                failure = Failed(Stage.LOCAL, None, "the attempt ended without a result")
+            return (deferred(failure),) * len(flight.job.recipients)
+        verdicts = judge(transaction, failure)
+        if flight.chosen is None:
+            return verdicts
+        every = [_ANOTHER_DESTINATION] * len(flight.job.recipients)
+        for n, verdict in zip(flight.chosen, verdicts, strict=True):
+            every[n] = verdict
+        return tuple(every)
 
     async def _report(self, flight: Flight, verdicts: Sequence[Verdict], connection: Connection | None = None) -> None:
         """Record the attempt; insists until the lease ends, since what was delivered must be known as delivered."""
@@ -342,8 +280,9 @@ class Runner:
             tls_cipher=connection.tls_cipher if connection else "",
             steps=flight.transcript.snapshot(),
             outcomes=tuple(
-                self._outcome(flight.job, index, verdict, ended_at_us) for index, verdict in enumerate(verdicts)
+                [self._outcome(flight.job, index, verdict, ended_at_us) for index, verdict in enumerate(verdicts)]
             ),
+            tls_level=connection.level.value if connection else "",
         )
         await self._insist(flight, lambda: self._report_once(attempt))
 
@@ -359,6 +298,8 @@ class Runner:
         recipient = job.recipients[index]
         if verdict.result in {Result.DELIVERED, Result.FAILED}:
             return Outcome(recipient.recipient_id, verdict.result, verdict.reply)
+        if verdict.result is Result.IN_DOUBT and self._settings.in_doubt is InDoubt.HOLD:
+            return Outcome(recipient.recipient_id, verdict.result, verdict.reply, None)
         delay_s = retry_delay_s(
             self._settings.retry_after_s, recipient.attempts + 1, self._random(), hint_s=verdict.hint_s
         )
@@ -396,33 +337,6 @@ class Runner:
             self._queue.forsake(job)
 
 
-def make_envelope(job: Job, content: Content) -> Envelope:
-    """What the transaction is about.  A spooled content is taken to hold 8-bit octets: looking would cost a pass."""
-    in_memory = not content.is_spooled
-    headers_utf8 = False
-    if job.smtputf8:
-        head = content.head()
-        end = head.find(b"\r\n\r\n")
-        headers_utf8 = not (head if end < 0 else head[:end]).isascii()
-    return Envelope(
-        reverse_path=job.reverse_path,
-        recipients=tuple([recipient.address for recipient in job.recipients]),
-        size=content.size,
-        eight_bit=not (in_memory and content.data.isascii()),
-        headers_utf8=headers_utf8,
-    )
-
-
-async def take_kept(lane: Lane) -> Connection | None:
-    """The kept connection that was used last, if it still lives; dead ones are closed."""
-    while lane.kept:
-        connection = lane.kept.pop()
-        if connection.route is lane.route and connection.is_alive():
-            return connection
-        await connection.discard()
-    return None
-
-
 def is_trouble(failure: Failed) -> bool:
     """Whether a failure says something about the next hop, rather than about this message."""
     if failure.stage is Stage.LOCAL:
@@ -430,9 +344,15 @@ def is_trouble(failure: Failed) -> bool:
     return failure.stage is not Stage.CONTENT or failure.reply is None
 
 
-def died_while_kept(connection: Connection, failure: Failed) -> bool:
-    """Whether a failure only says that the kept connection had ended: nothing of the message can have been accepted."""
-    transaction = connection.machine.transaction
-    if transaction is None or transaction.dot_is_out or transaction.data is not None:
-        return False
-    return failure.reply is None or failure.reply.code == 421
+def _domain(address: str) -> str:
+    return destination_of(address, RouteKind.MX)
+
+
+async def _look_up(flight: Flight, destination: str) -> Hops | NoHops:
+    """Where the destination's mail goes; bounded."""
+    resolve = flight.track.resolve
+    if resolve is None:
+        return _NO_RESOLVER
+    with trio.move_on_after(RESOLVE_S):
+        return await resolve(destination)
+    return _LOOK_UP_FAILED

@@ -72,7 +72,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """The record of one attempt.  host: `name[address]:port` of the next hop, or "" if none was reached."""
+    """The record of one attempt.
+
+    host: `name[address]:port` of the next hop, or "" if none was reached.  tls_level: what its TLS was worth, a
+    `hops.TlsLevel`; "" without a connection.
+    """
 
     job: Job
     started_at_us: int
@@ -82,6 +86,7 @@ class Attempt:
     tls_cipher: str
     steps: tuple[Step, ...]
     outcomes: tuple[Outcome, ...]
+    tls_level: str = ""
 
 
 class Queue(Protocol):

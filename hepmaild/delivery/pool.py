@@ -1,28 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """The delivery pool: a fixed number of workers over all routes (Trio).
 
-Work stands ready in lanes, one a route; a free worker takes the next job of the lane whose turn it is.  So a route
-with much to do does not stand before one with little, and one whose next hop hangs holds at most half of the workers.
-Fresh mail is offered by the intake (`offer_nowait`) and never read from the store; the scheduler claims all other.
+Work stands ready in lanes, which take turns (see `track`); a free worker takes the next job.  Fresh mail is offered by
+the intake (`offer_nowait`) and never read from the store; the scheduler claims all other.
+
+An attempt that has waited for `STALLED_S` no longer counts as a worker: another one takes its place, up to a bound.  So
+next hops that hang, however many, cost memory, not the others' time.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import structlog
 import trio
 
-from hepmaild.config import DeliverySettings, RouteKind
-from hepmaild.delivery.attempt import End, Runner
+from hepmaild.config import DeliverySettings
+from hepmaild.delivery.alarms import Alarms
+from hepmaild.delivery.attempt import Runner
 from hepmaild.delivery.connections import Connect, Connection, connect_tcp
+from hepmaild.delivery.flight import End, Flight, Joined
+from hepmaild.delivery.hops import Resolve
 from hepmaild.delivery.job import Attempt, Job, Queue
-from hepmaild.delivery.lane import Lane
-from hepmaild.delivery.route import Route
+from hepmaild.delivery.lane import Place, Standing
+from hepmaild.delivery.route import Route, missing_route
 from hepmaild.delivery.sandbox import Sandbox
 from hepmaild.delivery.scheduler import Scheduler
+from hepmaild.delivery.track import STUCK_MX, Track
 from hepmaild.errors import StoreUnavailable
 from hepmaild.lifecycle import Lifecycle
 
@@ -31,6 +38,8 @@ log = structlog.get_logger()
 READY_OCTETS = 64 << 20  # contents that stand ready in memory
 KEEP_IDLE_S = 30.0
 RELEASE_AT_ONCE = 64
+STALLED_S = 2.0
+STALLED_FACTOR = 4  # attempts beside the workers, for each worker; a track may have half of them
 
 
 class DeliveryPool:
@@ -39,6 +48,8 @@ class DeliveryPool:
     settings, routes: see config.  queue: the store.  hostname: for EHLO.  state_dir: what sandbox directories are
     relative to.  drain_timeout_s: how long a drain may take.  now_us: Unix microseconds.  random: [0, 1).
     connect: how to reach a next hop.  on_reported: called after each durable report; must not raise.
+    resolve: who finds the hosts of destinations, for all routes of kind `mx`; resolve_for: for one of them, where they
+    look things up differently.  Without either their mail is deferred.
     """
 
     def __init__(
@@ -54,6 +65,8 @@ class DeliveryPool:
         random: Callable[[], float],
         drain_timeout_s: float = 30.0,
         connect: Connect = connect_tcp,
+        resolve: Resolve | None = None,
+        resolve_for: Callable[[Route], Resolve] | None = None,
         on_reported: Callable[[Attempt], None] | None = None,
     ) -> None:
         self._settings = settings
@@ -62,6 +75,8 @@ class DeliveryPool:
         self._drain_timeout_s = drain_timeout_s
         self._on_reported = on_reported
         self._now_us = now_us
+        self._resolve = resolve
+        self._resolve_for = resolve_for
         self._runner = Runner(
             settings,
             queue,
@@ -70,19 +85,22 @@ class DeliveryPool:
             sandbox=Sandbox(state_dir),
             now_us=now_us,
             random=random,
+            join=self._join,
             on_reported=self._reported,
         )
-        self._scheduler = Scheduler(
-            queue, lanes=lambda: list(self._lanes.values()), take=self._take, resumed=self._list_lane, now_us=now_us
-        )
-        self._lanes: dict[str, Lane] = {}
-        self._runnable: deque[Lane] = deque()
+        self._scheduler = Scheduler(queue, tracks=self._all_tracks, take=self._take, now_us=now_us)
+        self._alarms = Alarms()
+        self._tracks: dict[str, Track] = {}
+        self._runnable: deque[Track] = deque()
         self._parked = trio.lowlevel.ParkingLot()
+        self._workers: trio.Nursery | None = None
         self._ready_octets = 0
         self._running = False
         self._stopping = False
         self._busy = 0
+        self._stalled = 0
         self._quiet = trio.Event()  # nobody is busy; renewed by the drain, which waits for it
+        self._somebody_flies = trio.Event()
         self._kept_something = trio.Event()
         self.replace_routes(routes)
 
@@ -93,25 +111,24 @@ class DeliveryPool:
 
         False: it was not taken (draining, not running, unknown route).  Then give it back with `Queue.release`.
         """
-        lane = self._lanes.get(job.route)
-        if lane is None or not self._running:
+        track = self._tracks.get(job.route)
+        if track is None or not self._running:
             return False
-        self._push(lane, job)
+        self._push(track, job)
         return True
 
     def capacity_hint(self, route: str, destinations: Sequence[str] = ("",)) -> int:
-        """How many more jobs for `route` would be worked on soon: commit no more than that as leased.
+        """How many more jobs for each of these destinations would be worked on soon: commit no more as leased.
 
         What is committed as queued instead needs a `wake` after the commit.
         """
-        lane = self._lanes.get(route)
-        if lane is None or not self._running or self._ready_octets > READY_OCTETS:
+        track = self._tracks.get(route)
+        if track is None or not self._running or self._ready_octets > READY_OCTETS:
             return 0
         now = trio.current_time()
-        if lane.is_behind:
-            # Older mail waits in the store: leave it its place.
-            return max(0, lane.allowed - len(lane.ready)) if now >= lane.paused_until else 0
-        return lane.room(now)
+        if len(destinations) == 1:
+            return track.hint(destinations[0], now)
+        return min((track.hint(destination, now) for destination in destinations), default=0)
 
     def wake(self) -> None:
         """Something may be due: a commit left jobs queued, or somebody asked for a retry."""
@@ -123,26 +140,45 @@ class DeliveryPool:
         workers = self._settings.workers
         cap = workers if len(routes) <= 1 else max(1, workers // 2)
         for route in routes:
-            lane = self._lanes.get(route.name)
-            lane_cap = min(cap, route.connections)
-            if lane is None:
-                self._lanes[route.name] = Lane(route, lane_cap)
+            track = self._tracks.get(route.name)
+            if track is None:
+                track = self._tracks[route.name] = Track(route, cap)
             else:
-                lane.replace_route(route, lane_cap)
-        for name in self._lanes.keys() - {route.name for route in routes}:
-            self._lanes[name].replace_route(Route(name, RouteKind.MX), 1)
+                track.replace_route(route, cap)
+            track.resolve = self._resolve_for(route) if self._resolve_for and track.is_mx else self._resolve
+        for name in self._tracks.keys() - {route.name for route in routes}:
+            self._tracks[name].replace_route(missing_route(name), 1)
+        if self._running:
+            for track in self._tracks.values():
+                for place in list(track.places.values()):
+                    self._list_place(place)
+            self._scheduler.wake()  # pauses and limits may be other ones
+
+    def take_settings(self, settings: DeliverySettings) -> None:
+        """Timeouts, schedule and policy from now on; the number of workers stays."""
+        self._runner.take_settings(settings)
 
     @property
     def active(self) -> int:
         """Attempts under way."""
         return self._busy
 
+    @property
+    def stalled(self) -> int:
+        """Those of them that wait so long that they no longer count as workers."""
+        return self._stalled
+
     def figures(self) -> dict[str, tuple[int, int, int, int]]:
-        """By route, just now: attempts under way, jobs that stand ready, kept connections, paused next hops."""
+        """By route, just now: attempts under way, jobs that stand ready, kept connections, paused places."""
         now = trio.current_time()
         return {
-            name: (lane.active, len(lane.ready), len(lane.kept), int(now < lane.paused_until))
-            for name, lane in self._lanes.items()
+            name: (
+                track.active,
+                track.ready,
+                sum(len(place.kept) for place in track.places.values()),
+                sum(now < place.paused_until for place in track.places.values()),
+            )
+            for name, track in self._tracks.items()
         }
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -156,97 +192,186 @@ class DeliveryPool:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._scheduler.run)
                 nursery.start_soon(self._close_idle)
+                nursery.start_soon(self._alarms.run)
                 async with trio.open_nursery() as workers:
+                    self._workers = workers
                     self._running = True
                     for _ in range(self._settings.workers):
                         workers.start_soon(self._work)
+                    nursery.start_soon(self._watch)
                     task_status.started()
                     await self._lifecycle.draining.wait()
                     await self._drain(nursery, workers)
                 nursery.cancel_scope.cancel()
         finally:
             self._running = False
+            self._stopping = True
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
                 await self._release_ready()
-                for lane in self._lanes.values():
-                    await _close_all(lane.kept, self._now_us)
+                for track in self._tracks.values():
+                    for place in track.places.values():
+                        track.lost += place.kept
+                    await _close_all(track.lost, self._now_us)
 
     # Ready work
 
-    def _push(self, lane: Lane, job: Job) -> None:
-        lane.ready.append((job, trio.current_time()))
+    def _all_tracks(self) -> Iterable[Track]:
+        return self._tracks.values()
+
+    def _push(self, track: Track, job: Job) -> None:
+        place = track.push(job, trio.current_time())
         if job.content is not None:
             self._ready_octets += job.size
-        self._list_lane(lane)
+        self._list_place(place)
 
     def _take(self, jobs: Sequence[Job]) -> None:
-        """Claimed jobs go to their lanes; a route that is not (or no longer) known gets a lane that defers."""
+        """Claimed jobs go to their lanes; a route that is not (or no longer) known gets a track that defers."""
         for job in jobs:
-            lane = self._lanes.get(job.route)
-            if lane is None:
-                lane = self._lanes[job.route] = Lane(Route(job.route, RouteKind.MX), 1)
-            self._push(lane, job)
+            track = self._tracks.get(job.route)
+            if track is None:
+                track = self._tracks[job.route] = Track(missing_route(job.route), 1)
+            self._push(track, job)
 
-    def _list_lane(self, lane: Lane) -> None:
-        """Put a lane that has work in line, and call a free worker."""
-        if not lane.listed and lane.has_work(trio.current_time()):
-            lane.listed = True
-            self._runnable.append(lane)
+    def _list_place(self, place: Place) -> None:
+        """Put a place that can start something in line, and call a free worker."""
+        if not place.listed and place.can_start(trio.current_time()):
+            place.listed = True
+            place.track.line.append(place)
+            self._list_track(place.track)
+
+    def _list_track(self, track: Track) -> None:
+        if not track.listed and track.line and not track.resumes_at:
+            track.listed = True
+            self._runnable.append(track)
             self._parked.unpark()
 
-    def _next(self) -> tuple[Lane, Job, float] | None:
-        """The next job of the lane whose turn it is; its worker slot is taken."""
+    def _next(self) -> Flight | None:
+        """The next attempt of the track whose turn it is; its worker is taken."""
         now = trio.current_time()
         while self._runnable:
-            lane = self._runnable.popleft()
-            lane.listed = False
-            if lane.has_work(now):
-                job, leased = lane.ready.popleft()
-                if job.content is not None:
-                    self._ready_octets -= job.size
-                lane.active += 1
-                self._list_lane(lane)  # to the end of the line
-                return lane, job, leased
+            track = self._runnable.popleft()
+            track.listed = False
+            pace = track.pace
+            if pace is not None:
+                wait_s = pace.wait_s(now)
+                if wait_s:
+                    track.resumes_at = now + wait_s
+                    self._alarms.at(track.resumes_at, partial(self._resume_track, track))
+                    continue
+            place = track.next_place(now)
+            if place is None:
+                continue  # listed again when one of its attempts ends
+            if pace is not None:
+                pace.take()
+            lane, job, leased = track.pop(place)
+            if job.content is not None:
+                self._ready_octets -= job.size
+            standing = track.begin(place, lane)
+            self._list_place(place)  # to the end of the line
+            self._list_track(track)
+            lease_ends = leased + self._settings.attempt_timeout_s
+            return Flight(job, track, lane, place, standing, track.route, leased, now, self._now_us(), lease_ends)
         return None
+
+    def _resume_track(self, track: Track) -> None:
+        track.resumes_at = 0.0
+        self._list_track(track)
+
+    def _resume_place(self, place: Place) -> None:
+        """Its pause is over: what waits here goes on, and what waits in the store may be claimed."""
+        self._list_place(place)
+        self._scheduler.wake()
 
     # Workers
 
     async def _work(self) -> None:
         while not self._stopping:
-            turn = self._next()
-            if turn is None:
+            flight = self._next()
+            if flight is None:
                 await self._parked.park()
                 continue
-            lane, job, leased = turn
             self._busy += 1
+            if not self._somebody_flies.is_set():
+                self._somebody_flies.set()
+            end = End.NEITHER
             try:
-                await self._do(lane, job, leased)
+                end = await self._do(flight)
             finally:
-                self._busy -= 1
-                lane.active -= 1
-                if not self._busy:
-                    self._quiet.set()
-                self._list_lane(lane)
-                if lane.is_behind and lane.is_running_low():
-                    self._scheduler.wake()
+                self._land(flight, end)
+            if flight.is_stalled:
+                return  # another worker took its place long ago
 
-    async def _do(self, lane: Lane, job: Job, leased: float) -> None:
-        if trio.current_time() - leased > self._settings.attempt_timeout_s / 2:
-            await self._release(job)  # it stood here too long to be sure of its lease
+    async def _do(self, flight: Flight) -> End:
+        job = flight.job
+        stands_s = trio.current_time() - flight.leased
+        if stands_s > self._settings.attempt_timeout_s / 2 or job.expires_at_us <= flight.started_at_us:
+            await self._release(job)  # too long to be sure of its lease; or the next claim finds it expired
             self._scheduler.wake()
-            return
-        end = await self._runner.attempt(job, lane, leased)
-        if end is End.WELL:
-            lane.went_well()
-        elif end is End.TROUBLE:
-            if lane.had_trouble(trio.current_time()):
-                log.warning("route_paused", route=lane.route.name, seconds=lane.paused_until - trio.current_time())
-                self._scheduler.wake()  # to end the pause
-        elif end is End.STORE_DOWN:
+            return End.NEITHER
+        end = await self._runner.attempt(flight)
+        if end is End.STORE_DOWN:
             self._scheduler.store_failed()
             self._scheduler.wake()  # what was given back is due; nobody else would say so
-        if lane.kept and not self._kept_something.is_set():
+        return end
+
+    def _land(self, flight: Flight, end: End) -> None:
+        """What an attempt's end means for its place, and for those that wait."""
+        track, place, lane = flight.track, flight.place, flight.lane
+        self._busy -= 1
+        if not self._busy:
+            self._quiet.set()
+        self._stalled -= flight.is_stalled
+        track.end(place, flight.standing, stalled=flight.is_stalled)
+        if end is End.WELL:
+            if place.standing is not Standing.PROVEN and place.listed:
+                track.proved(place)
+            place.went_well()
+        elif end is End.TROUBLE:
+            self._had_trouble(place)
+        elif end is End.APART:
+            self._had_trouble(track.part(lane))
+        elif end is End.PUT_BACK:
+            if flight.job.content is not None:
+                self._ready_octets += flight.job.size
+            self._list_place(track.put_back(lane, flight.job, flight.leased))
+        needs_more = end is not End.PUT_BACK and track.needs_more(lane)
+        track.leave(lane)
+        track.retire(place)
+        if (place.kept or track.lost) and not self._kept_something.is_set():
             self._kept_something.set()
+        self._list_place(place)
+        self._list_place(lane.place)
+        self._list_track(track)
+        if needs_more:
+            self._scheduler.wake()
+
+    def _had_trouble(self, place: Place) -> None:
+        now = trio.current_time()
+        if not place.had_trouble(now):
+            return
+        self._alarms.at(place.paused_until, partial(self._resume_place, place))
+        seconds = round(place.paused_until - now, 1)
+        if place.track.is_mx:
+            log.info("place_paused", route=place.track.route.name, place=place.key, seconds=seconds)
+        else:
+            log.warning("route_paused", route=place.track.route.name, seconds=seconds)
+
+    def _join(self, flight: Flight, key: str) -> Joined:
+        """A job turned out to go to this place: whether it may go on there at once."""
+        track, lane = flight.track, flight.lane
+        if not track.is_mx or track.lanes.get(lane.destination) is not lane:
+            return Joined.GO  # the route's kind changed meanwhile
+        place = track.join(lane, key)
+        self._list_place(place)
+        now = trio.current_time()
+        if now < place.paused_until:
+            return Joined.WAIT if track.stuck(now) < STUCK_MX else Joined.DEFER
+        if place.active >= place.allowed:
+            return Joined.WAIT
+        before, flight.place = flight.place, place
+        flight.standing = track.change_place(before, place, flight.standing, stalled=flight.is_stalled)
+        self._list_track(track)
+        return Joined.GO
 
     def _reported(self, attempt: Attempt) -> None:
         for outcome in attempt.outcomes:
@@ -255,21 +380,53 @@ class DeliveryPool:
         if self._on_reported is not None:
             self._on_reported(attempt)
 
+    async def _watch(self) -> None:
+        """Look for attempts that stalled; sleeps while none is under way that has not."""
+        while True:
+            now = trio.current_time()
+            again_at = 0.0
+            for flight in list(self._runner.flights):
+                if flight.is_stalled:
+                    continue
+                again_at = max(flight.began, now - STALLED_S / 2) + STALLED_S
+                if flight.began + STALLED_S > now:
+                    break  # and so are those behind it
+                self._stall(flight)
+            if again_at:
+                await trio.sleep_until(again_at)
+            else:
+                self._somebody_flies = trio.Event()
+                await self._somebody_flies.wait()
+
+    def _stall(self, flight: Flight) -> None:
+        track, most = flight.track, STALLED_FACTOR * self._settings.workers
+        if self._stopping or self._workers is None or self._stalled >= most or track.stalled >= max(1, most // 2):
+            return
+        flight.is_stalled = True
+        self._stalled += 1
+        track.stalled += 1
+        track.free(flight.standing)
+        self._list_track(track)
+        self._workers.start_soon(self._work)
+
     async def _close_idle(self) -> None:
-        """Close connections that were kept too long; sleeps while there are none."""
+        """Close connections that were kept too long, or that nobody keeps; sleeps while there are none."""
         while True:
             await self._kept_something.wait()
             await trio.sleep(KEEP_IDLE_S / 2)
             self._kept_something = trio.Event()
             too_old = trio.current_time() - KEEP_IDLE_S
-            async with trio.open_nursery() as nursery:
-                for lane in self._lanes.values():
-                    old = [kept for kept in lane.kept if kept.idle_since < too_old]
-                    lane.kept = [kept for kept in lane.kept if kept.idle_since >= too_old]
-                    if lane.kept:
+            old: list[Connection] = []
+            for track in self._tracks.values():
+                old += track.lost
+                track.lost = []
+                for place in [place for place in track.places.values() if place.kept]:
+                    old += [kept for kept in place.kept if kept.idle_since < too_old]
+                    place.kept = [kept for kept in place.kept if kept.idle_since >= too_old]
+                    track.retire(place)
+                    if place.kept:
                         self._kept_something.set()
-                    if old:
-                        nursery.start_soon(_close_all, old, self._now_us)
+            await _close_all(old, self._now_us)
 
     # The end
 
@@ -300,9 +457,7 @@ class DeliveryPool:
 
     async def _release_ready(self) -> None:
         """Give back what nobody works on; together, since the store commits in groups."""
-        jobs = [job for lane in self._lanes.values() for job, _ in lane.ready]
-        for lane in self._lanes.values():
-            lane.ready.clear()
+        jobs = [job for track in self._tracks.values() for job in track.give_up()]
         self._ready_octets = 0
         for start in range(0, len(jobs), RELEASE_AT_ONCE):
             async with trio.open_nursery() as nursery:

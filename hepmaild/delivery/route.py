@@ -34,7 +34,7 @@ TIMEOUTS_S: dict[Stage, float] = {
 class Host:
     """One host to try.
 
-    name: for TLS and for people, and to connect to when there are no `addresses`.  sni: what the TLS handshake asks for.
+    name: for TLS and for people, and to connect to when there are no `addresses`.  port: TCP.
     tls: what the client machine does.  policy: what the TLS must be worth; None: what `tls` says is all.
     """
 
@@ -68,7 +68,8 @@ class Route:
 
     connections: how many at once (kind `mx`: to each place); messages_per_connection: after so many a connection is
     closed.  messages_per_second: of this process, 0: no limit.  fallback: further hosts and ports (0: the first one's).
-    directory: where the sandbox keeps its files, absolute or relative to state_dir.
+    directory: where the sandbox keeps its files, absolute or relative to state_dir.  misbehave, misbehave_s: see
+    `sandbox.play`.  mta_sts, dane, ipv6: what the resolver looks for (kind `mx`).
     """
 
     name: str
@@ -85,6 +86,9 @@ class Route:
     messages_per_second: float = 0
     misbehave: Misbehaviour = Misbehaviour.NONE
     misbehave_s: float = 30
+    mta_sts: bool = True
+    dane: bool = True
+    ipv6: bool = True
 
     @property
     def address(self) -> str:
@@ -136,4 +140,7 @@ def from_settings(settings: RouteSettings) -> Route:
         messages_per_second=settings.messages_per_second,
         misbehave=settings.misbehave,
         misbehave_s=settings.misbehave_s,
+        mta_sts=settings.mta_sts,
+        dane=settings.dane,
+        ipv6=settings.ipv6,
     )

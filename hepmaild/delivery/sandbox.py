@@ -4,6 +4,8 @@
 `<message_id>.eml` holds exactly the octets that a next hop would have got; `<message_id>.json` beside it the envelope.
 Both appear whole or not at all, and the `.json` first.  Writing a message twice gives the same files, so that an
 attempt that was cut off needs no in-doubt mark.
+
+A sandbox can misbehave, so that senders can test what they do about it: `play` says what happens to a message.
 """
 
 from __future__ import annotations
@@ -11,14 +13,63 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import trio
 
-from hepmaild.delivery.job import Job
+from hepmaild.config import Misbehaviour
+from hepmaild.delivery.job import Job, Result
+from hepmaild.delivery.outcome import IN_DOUBT_REPLY, Verdict
 from hepmaild.mail.content import Content
+from hepmaild.mail.reply import Reply
 
+_TEMPORARY = Reply(451, "4.3.2", "the sandbox refuses everything for now (misbehave = 4xx)")
+_PERMANENT = Reply(550, "5.7.1", "the sandbox refuses everything (misbehave = 5xx)")
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a sandbox does with one message.
+
+    refusals: a verdict for each recipient, and nothing is kept; None: it is kept.  doubts: the verdicts when no answer
+    comes in time (the in-doubt mark comes first); None: it is kept and answered at once.  wait_s: before that.
+    answers: whether it ever does.
+    """
+
+    refusals: tuple[Verdict, ...] | None = None
+    doubts: tuple[Verdict, ...] | None = None
+    wait_s: float = 0.0
+    answers: bool = True
+
+
+def play(manner: Misbehaviour, seconds: float, job: Job, now_us: int) -> Part:
+    """What `manner` means for a message at this attempt; pure.  seconds: how long it refuses, or waits."""
+    if manner is Misbehaviour.GREYLIST:
+        return _greylist(seconds, job, now_us)
+    everybody = len(job.recipients)
+    if manner is Misbehaviour.TEMPORARY:
+        return Part(refusals=(Verdict(Result.DEFERRED, _TEMPORARY),) * everybody)
+    if manner is Misbehaviour.PERMANENT:
+        return Part(refusals=(Verdict(Result.FAILED, _PERMANENT),) * everybody)
+    doubts = (Verdict(Result.IN_DOUBT, IN_DOUBT_REPLY),) * everybody
+    if manner is Misbehaviour.SLOW_DOT:
+        return Part(doubts=doubts, wait_s=seconds)
+    if manner is Misbehaviour.DROP_AFTER_DOT:
+        return Part(doubts=doubts, answers=False)
+    return Part()
+
+
+def _greylist(seconds: float, job: Job, now_us: int) -> Part:
+    """As greylisting servers do: whoever comes for the first time, or too early, is told to come again."""
+    left_s = ceil(job.accepted_at_us / 1e6 + seconds - now_us / 1e6)
+    if left_s <= 0 and all(recipient.attempts for recipient in job.recipients):
+        return Part()
+    wait_s = max(1, left_s)
+    reply = Reply(451, "4.7.1", f"greylisted by the sandbox, try again in {wait_s} seconds")
+    return Part(refusals=(Verdict(Result.DEFERRED, reply, wait_s),) * len(job.recipients))
 
 
 class Sandbox:

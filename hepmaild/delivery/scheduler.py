@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fetches due work from the store, no more than can be worked on (Trio).
 
-It sleeps until the next thing is due, a lane has room again or a pause ends, and otherwise does nothing: an idle daemon
-asks the store once a minute, in case another process left something behind and died.
+It sleeps until the next thing is due or somebody wakes it (there is room again, a pause is over), and otherwise does
+nothing: an idle daemon asks the store once a minute, in case another process left something behind and died.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import structlog
 import trio
 
 from hepmaild.delivery.job import Job, Queue
-from hepmaild.delivery.lane import Lane
+from hepmaild.delivery.track import Track
 from hepmaild.errors import StoreUnavailable
 
 log = structlog.get_logger()
@@ -26,25 +27,33 @@ SKIPPED_S = 0.5  # something is due but could not be claimed: others hold it
 UNIT_TIMEOUT_S = 60  # the store has its own, shorter one
 
 
+@dataclass(slots=True)
+class Room:
+    """How much more may be claimed.  open: tracks with room.  exclude, full: what `Queue.claim` takes."""
+
+    room: int = 0
+    open: list[Track] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)
+    full: list[tuple[str, str]] = field(default_factory=list)
+
+
 class Scheduler:
     """`run` until `stop`; `wake` when there may be something to claim.
 
-    lanes: all lanes now; take: puts claimed jobs into their lanes; resumed: a lane's pause is over.
+    tracks: all tracks now; take: puts claimed jobs into their lanes.
     """
 
     def __init__(
         self,
         queue: Queue,
         *,
-        lanes: Callable[[], Iterable[Lane]],
+        tracks: Callable[[], Iterable[Track]],
         take: Callable[[Sequence[Job]], None],
-        resumed: Callable[[Lane], None],
         now_us: Callable[[], int],
     ) -> None:
         self._queue = queue
-        self._lanes = lanes
+        self._tracks = tracks
         self._take = take
-        self._resumed = resumed
         self._now_us = now_us
         self._event = trio.Event()
         self._stopping = trio.Event()
@@ -104,43 +113,36 @@ class Scheduler:
 
     async def _claim_all(self) -> float:
         while True:
-            now = trio.current_time()
-            room, open_lanes, full, resume_s = self._survey(now)
-            if not room:
-                return min(resume_s, LOOK_AGAIN_S)
-            limit = min(room, CLAIM_LIMIT)
-            jobs = await self._queue.claim(limit, exclude=full)
+            found = self._survey(trio.current_time())
+            if not found.room:
+                return LOOK_AGAIN_S
+            limit = min(found.room, CLAIM_LIMIT)
+            jobs = await self._queue.claim(limit, exclude=found.exclude, full=found.full)
             if jobs:
                 self._take(jobs)
             more = len(jobs) >= limit
-            for lane in open_lanes:
-                lane.is_behind = more
+            now = trio.current_time()
+            for track in found.open:
+                track.note_behind(now, behind=more)
             if self._stopping.is_set():
                 return 0.0
             if more:
                 continue
-            due_us = await self._queue.next_due_at_us(exclude=full)
+            due_us = await self._queue.next_due_at_us(exclude=found.exclude, full=found.full)
             if due_us is None:
-                return min(resume_s, LOOK_AGAIN_S)
+                return LOOK_AGAIN_S
             due_s = (due_us - self._now_us()) / 1_000_000
-            return min(max(due_s, 0.0 if jobs else SKIPPED_S if due_s <= 0 else 0.001), resume_s, LOOK_AGAIN_S)
+            return min(max(due_s, 0.0 if jobs else SKIPPED_S if due_s <= 0 else 0.001), LOOK_AGAIN_S)
 
-    def _survey(self, now: float) -> tuple[int, list[Lane], list[str], float]:
-        """How much room there is, which lanes have some, the routes without, and in how many seconds a pause ends."""
-        room, resume_s = 0, LOOK_AGAIN_S
-        open_lanes: list[Lane] = []
-        full: list[str] = []
-        for lane in self._lanes():
-            if lane.paused_until and now >= lane.paused_until:
-                lane.paused_until = 0.0
-                self._resumed(lane)
-            elif lane.paused_until:
-                resume_s = min(resume_s, lane.paused_until - now)
-            lane_room = lane.room(now)
-            if lane_room:
-                room += lane_room
-                open_lanes.append(lane)
+    def _survey(self, now: float) -> Room:
+        found = Room()
+        for track in self._tracks():
+            room, full = track.survey(now)
+            if room:
+                found.room += room
+                found.open.append(track)
+                found.full += full
             else:
-                lane.is_behind = True  # nobody looks what the store has for it
-                full.append(lane.route.name)
-        return room, open_lanes, full, resume_s
+                track.note_full()
+                found.exclude.append(track.route.name)
+        return found

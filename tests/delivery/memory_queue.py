@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A `Queue` in memory that keeps to the protocol: leases with tokens, due times, marks; breaks when told."""
+"""A `Queue` in memory that keeps to the protocol: leases with tokens, due times, marks; breaks when told.
+
+A message has one destination here; claims go round robin over them.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ class Waiting:
     leased: bool = False
     marked: bool = False
     done: bool = False
+    held: bool = False
 
 
 class MemoryQueue:
@@ -35,6 +39,8 @@ class MemoryQueue:
         self.outcomes: dict[str, list[Outcome]] = {}
         self.released: list[str] = []
         self.forsaken: list[str] = []
+        self.expired: list[str] = []
+        self.most_full = 0
         self.claims = 0
         self.looks = 0
         self.is_down = False
@@ -54,6 +60,8 @@ class MemoryQueue:
         smtputf8: bool = False,
         due_us: int | None = None,
         attempts: int = 0,
+        destination: str = "",
+        life_s: float = 4 * 86_400,
     ) -> Job:
         now = self.now_us()
         job = Job(
@@ -66,7 +74,8 @@ class MemoryQueue:
             size=len(body),
             smtputf8=smtputf8,
             accepted_at_us=now,
-            expires_at_us=now + 4 * 86_400_000_000,
+            expires_at_us=now + int(life_s * 1_000_000),
+            destination=destination,
         )
         self.messages[message_id] = Waiting(job, body, now if due_us is None else due_us, leased)
         return replace(job, content=Content(body)) if leased else job
@@ -76,24 +85,42 @@ class MemoryQueue:
         if self.is_down:
             raise StoreUnavailable
 
-    def _waiting(self, exclude: Collection[str]) -> list[Waiting]:
-        waiting = [w for w in self.messages.values() if not w.done and not w.leased and w.job.route not in set(exclude)]
-        return sorted(waiting, key=lambda w: w.due_us)
+    def _waiting(self, exclude: Collection[str], full: Collection[tuple[str, str]]) -> list[Waiting]:
+        """What may be claimed, by due time within a destination, the destinations in turn."""
+        lanes: dict[tuple[str, str], list[Waiting]] = {}
+        for w in self.messages.values():
+            lane = (w.job.route, w.job.destination)
+            if not w.done and not w.leased and not w.held and w.job.route not in exclude and lane not in full:
+                lanes.setdefault(lane, []).append(w)
+        rounds = [
+            (n, w.due_us, w) for lane in lanes.values() for n, w in enumerate(sorted(lane, key=lambda w: w.due_us))
+        ]
+        return [w for _, _, w in sorted(rounds, key=lambda r: r[:2])]
 
-    async def claim(self, limit: int, *, exclude: Collection[str] = ()) -> Sequence[Job]:
+    async def claim(
+        self, limit: int, *, exclude: Collection[str] = (), full: Collection[tuple[str, str]] = ()
+    ) -> Sequence[Job]:
         await self._unit()
         self.claims += 1
-        due = [w for w in self._waiting(exclude) if w.due_us <= self.now_us()][:limit]
+        exclude, full = set(exclude), set(full)
+        self.most_full = max(self.most_full, len(full))
+        due = [w for w in self._waiting(exclude, full) if w.due_us <= self.now_us()][:limit]
         for waiting in due:
+            if waiting.job.expires_at_us <= self.now_us():
+                waiting.done = True
+                self.expired.append(waiting.job.message_id)
+                continue
             waiting.leased = True
             waiting.job = replace(waiting.job, token=waiting.job.token + 1)
-        return [waiting.job for waiting in due]
+        self._notify()
+        return [waiting.job for waiting in due if not waiting.done]
 
-    async def next_due_at_us(self, *, exclude: Collection[str] = ()) -> int | None:
+    async def next_due_at_us(
+        self, *, exclude: Collection[str] = (), full: Collection[tuple[str, str]] = ()
+    ) -> int | None:
         await self._unit()
         self.looks += 1
-        waiting = self._waiting(exclude)
-        return waiting[0].due_us if waiting else None
+        return min((w.due_us for w in self._waiting(set(exclude), set(full))), default=None)
 
     async def load(self, job: Job) -> Content:
         await self._unit()
@@ -123,8 +150,9 @@ class MemoryQueue:
         self.outcomes.setdefault(attempt.job.message_id, []).extend(attempt.outcomes)
         again = {o.recipient_id: o for o in attempt.outcomes if o.result in {Result.DEFERRED, Result.IN_DOUBT}}
         for outcome in again.values():
-            assert outcome.retry_at_us is not None
+            assert outcome.retry_at_us is not None or outcome.result is Result.IN_DOUBT
         waiting.leased = waiting.marked = False
+        waiting.held = any(outcome.retry_at_us is None for outcome in again.values())
         waiting.done = not again
         if again:
             waiting.due_us = min(o.retry_at_us or 0 for o in again.values())

@@ -69,7 +69,7 @@ async def test_cut_at_every_octet(autojump_clock: MockClock, direction: str, off
                 w.network.nursery.start_soon(w.peer.serve, stream)
                 return ours
 
-            w.pool._runner._connect = connect
+            w.pool._runner._courier._connect = connect
             w.pool.offer_nowait(w.queue.add("m1", ["a@x.example", "b@x.example"], leased=True, body=BODY))
             await w.queue.until(lambda w=w: w.queue.messages["m1"].done)
             first = w.queue.outcomes["m1"][0].result

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An attempt under way, as its parts share it (Trio)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from hepmaild.delivery.connections import Connection
+from hepmaild.delivery.job import Job
+from hepmaild.delivery.lane import Lane, Place, Standing
+from hepmaild.delivery.outcome import Verdict
+from hepmaild.delivery.route import Route
+from hepmaild.events import Transcript
+
+if TYPE_CHECKING:
+    import trio
+
+    from hepmaild.delivery.track import Track
+
+
+class End(Enum):
+    """How an attempt ended, as far as the place is concerned."""
+
+    WELL = auto()  # it answered properly, whatever the answer
+    TROUBLE = auto()  # it could not be reached, or broke off
+    APART = auto()  # the trouble is the destination's own (its DNS, its TLS policy), not that of the place it shares
+    NEITHER = auto()  # nothing was learned about it
+    PUT_BACK = auto()  # no attempt was made: the job waits for its turn at the place that it turned out to go to
+    STORE_DOWN = auto()
+
+
+class Joined(Enum):
+    """What the pool says to a job that turned out to go to another place."""
+
+    GO = auto()
+    WAIT = auto()  # no room there now
+    DEFER = auto()  # nor any to wait in
+
+
+class LeaseLost(Exception):
+    """The store gave the job to somebody else: nothing more may be done with it."""
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """leased, began: when the lease and the attempt began (Trio's clock); lease_ends: nothing may be done after it.
+
+    scope: the one that bounds what is waited for now, so that a drain can cut it short.  chosen: which recipients take
+    part, None: all.
+    """
+
+    job: Job
+    track: Track
+    lane: Lane
+    place: Place
+    standing: Standing
+    route: Route
+    leased: float
+    began: float
+    started_at_us: int
+    lease_ends: float
+    transcript: Transcript = field(default_factory=Transcript)
+    scope: trio.CancelScope | None = None
+    connection: Connection | None = None
+    chosen: tuple[int, ...] | None = None
+    verdicts: tuple[Verdict, ...] | None = None
+    is_forsaken: bool = False
+    is_stalled: bool = False
