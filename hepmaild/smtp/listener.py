@@ -24,6 +24,7 @@ from hepmaild.smtp.replies import Line
 from hepmaild.smtp.session import SessionSetup, SmtpSession
 from hepmaild.smtp.tlsstream import TlsStream
 from hepmaild.smtp.transport import SocketTransport
+from hepmaild.timers import Timers
 
 log = structlog.get_logger()
 
@@ -123,7 +124,8 @@ class SmtpDoor:
         self._lifecycle = lifecycle
         self._connections = connections or ConnectionCounter(limits.connections_per_ip)
         self._adopted = sockets
-        self._setup = SessionSetup(hostname, settings, limits, intake, ssl_context, spool_dir)
+        self._timers = Timers()
+        self._setup = SessionSetup(hostname, settings, limits, intake, ssl_context, self._timers, spool_dir)
         self._sessions: set[SmtpSession] = set()
         self._refusals = 0
 
@@ -141,21 +143,29 @@ class SmtpDoor:
         try:
             for port in ports:
                 log.info("listening", door=port.bound.door, address=port.bound.address)
-            async with trio.open_nursery() as sessions:
-                async with trio.open_nursery() as accepting:
-                    for port in ports:
-                        accepting.start_soon(self._accept, port, sessions)
-                    task_status.started([port.bound for port in ports])
-                    await self._lifecycle.draining.wait()
-                    accepting.cancel_scope.cancel()
-                for port in ports:
-                    self._accept_waiting(port, sessions)  # they are connected already: 421, not a reset
-                    port.listening.close()
-                for session in tuple(self._sessions):
-                    session.drain()
+            async with trio.open_nursery() as outer:
+                outer.start_soon(self._timers.run)
+                async with trio.open_nursery() as sessions:
+                    await self._serve_until_drain(ports, sessions, task_status)
+                outer.cancel_scope.cancel()
         finally:
             for port in ports:
                 port.listening.close()
+
+    async def _serve_until_drain(
+        self, ports: list[_Port], sessions: trio.Nursery, task_status: trio.TaskStatus[list[Bound]]
+    ) -> None:
+        async with trio.open_nursery() as accepting:
+            for port in ports:
+                accepting.start_soon(self._accept, port, sessions)
+            task_status.started([port.bound for port in ports])
+            await self._lifecycle.draining.wait()
+            accepting.cancel_scope.cancel()
+        for port in ports:
+            self._accept_waiting(port, sessions)  # they are connected already: 421, not a reset
+            port.listening.close()
+        for session in tuple(self._sessions):
+            session.drain()
 
     # ------------------------------------------------------------------ ports
 

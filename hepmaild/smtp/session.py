@@ -41,6 +41,7 @@ from hepmaild.smtp.keep import ContentKeeper
 from hepmaild.smtp.machine import SubmissionMachine
 from hepmaild.smtp.say import refusal_reply
 from hepmaild.smtp.tlsstream import TlsStream
+from hepmaild.timers import Timers
 
 log = structlog.get_logger()
 
@@ -57,13 +58,17 @@ _STORE_DOWN = Reply(451, "4.3.0", "Temporary failure, nothing was accepted, try 
 
 @dataclass(slots=True)
 class SessionSetup:
-    """What all sessions of a door share.  ssl_context: called for each handshake, so that a renewed one is used."""
+    """What all sessions of a door share.
+
+    ssl_context: called for each handshake, so that a renewed one is used.  timers: somebody runs them.
+    """
 
     hostname: str
     settings: SmtpSettings
     limits: LimitSettings
     intake: Intake
     ssl_context: Callable[[], ssl.SSLContext]
+    timers: Timers
     spool_dir: Path | None = None
     spool_limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(4))
 
@@ -95,6 +100,7 @@ class SmtpSession:
         )
         self._keeper = ContentKeeper(setup.spool_dir, setup.spool_limiter)
         self._scope = trio.CancelScope()
+        self._timer = setup.timers.open(self._scope)
         self._drain_wanted = False
         self._drain_told = False
         self._reading = False
@@ -109,7 +115,7 @@ class SmtpSession:
         if self._reading and self._machine.is_idle:
             self._scope.cancel()
         elif self._reading:
-            self._scope.deadline = min(self._scope.deadline, trio.current_time() + DRAIN_PATIENCE_S)
+            self._timer.move(min(self._timer.deadline, trio.current_time() + DRAIN_PATIENCE_S))
 
     async def run(self) -> None:
         """Serve until the end.  Raises nothing; cancellation cuts the connection."""
@@ -123,6 +129,7 @@ class SmtpSession:
             log.exception("session_crashed", session=self._id, peer=self._peer_ip)
             await self._last_words(self._machine.crash(_now_us()))
         finally:
+            self._setup.timers.close(self._timer)
             self._keeper.discard()
             await trio.aclose_forcefully(self._stream)
             self._log_end(trio.current_time() - began)
@@ -168,7 +175,7 @@ class SmtpSession:
             deadline = self._phase_began + COMMAND_TIMEOUT_S
         else:
             deadline = min(now + BLOCK_TIMEOUT_S, self._phase_began + CONTENT_TIMEOUT_S)
-        self._scope.deadline = min(deadline, now + DRAIN_PATIENCE_S) if self._drain_wanted else deadline
+        self._timer.move(min(deadline, now + DRAIN_PATIENCE_S) if self._drain_wanted else deadline)
         self._reading = True
         data = await self._stream.receive_some()
         if self._scope.cancel_called:
@@ -199,12 +206,12 @@ class SmtpSession:
             actions = answer
 
     async def _send(self, octets: bytes) -> None:
-        self._scope.deadline = trio.current_time() + SEND_TIMEOUT_S
+        self._timer.move(trio.current_time() + SEND_TIMEOUT_S)
         await self._stream.send_all(octets)
 
     async def _ask(self, question: act.Action) -> list[act.Action]:
         """Get the answer to a question.  The intake bounds its own time; so does `_shake_hands`."""
-        self._scope.deadline = math.inf
+        self._timer.move(math.inf)
         machine = self._machine
         if isinstance(question, act.OpenTransaction):
             return machine.mail_result(await self._open_transaction(question.key), _now_us())
@@ -272,7 +279,7 @@ class SmtpSession:
     # ------------------------------------------------------------------ TLS, the end
 
     async def _shake_hands(self) -> TlsInfo:
-        self._scope.deadline = trio.current_time() + HANDSHAKE_TIMEOUT_S
+        self._timer.move(trio.current_time() + HANDSHAKE_TIMEOUT_S)
         stream = TlsStream(self._transport, self._setup.ssl_context())
         try:
             await stream.do_handshake()

@@ -244,10 +244,10 @@ class SqliteBackend:
         finally:
             gone = True
 
-    async def glance(self, statement: Select[Any]) -> Any:
+    def glance(self, statement: Select[Any]) -> Any:
         """The first column of the first row, read here and now in the event loop's thread: a few microseconds.
 
-        In WAL mode a reader waits for nobody.  Should anything be in its way after all, a reader thread is asked.
+        In WAL mode a reader waits for nobody.  Raises `NotHere` should anything be in its way after all.
         """
         sql = self._glances.get(statement)
         if sql is None:
@@ -258,9 +258,9 @@ class SqliteBackend:
                 uri = f"{self._path.absolute().as_uri()}?mode=ro"
                 self._glancing = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None)
             rows = self._glancing.execute(sql).fetchall()
-        except sqlite3.Error:
+        except sqlite3.Error as error:
             self._stop_glancing()
-            return await self.read(first_value, statement)
+            raise NotHere from error
         return rows[0][0] if rows else None
 
     def _stop_glancing(self) -> None:

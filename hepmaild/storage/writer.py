@@ -66,18 +66,13 @@ class _State(Enum):
 class _Waiter:
     """A caller that waits for its member (or its call)."""
 
-    __slots__ = ("payload", "scope", "state", "task")
+    __slots__ = ("deadline", "payload", "state", "task")
 
-    def __init__(self, payload: Any, task: trio.lowlevel.Task, scope: trio.CancelScope) -> None:
+    def __init__(self, payload: Any, task: trio.lowlevel.Task, deadline: float) -> None:
         self.payload = payload
         self.task = task
-        self.scope = scope
+        self.deadline = deadline  # Trio's clock
         self.state = _State.WAITING
-
-    def begin(self) -> None:
-        """From here on only the deadline ends the waiting: the commit may happen whatever the caller does."""
-        self.state = _State.BEGUN
-        self.scope.shield = True
 
     def answer(self, result: outcome.Outcome[Any]) -> None:
         if self.state is not _State.GONE:
@@ -110,6 +105,8 @@ class GroupWriter:
         self._members: deque[_Waiter] = deque()
         self._calls: deque[_Waiter] = deque()
         self._waiting = 0
+        self._unanswered: deque[_Waiter] = deque()  # in the order of their deadlines
+        self._watched = trio.Event()
         self._sleeper: trio.lowlevel.Task | None = None
         self._closed = False
         self.units = 0  # committed, for metrics
@@ -141,20 +138,45 @@ class GroupWriter:
             raise StoreUnavailable("the store is closed")
         if self._waiting >= self._max_waiting:
             raise StoreUnavailable(f"{self._waiting} units of work wait for the store already")
-        with trio.CancelScope(deadline=trio.current_time() + self._timeout_s) as scope:
-            waiter = _Waiter(payload, trio.lowlevel.current_task(), scope)
+        waiter = _Waiter(payload, trio.lowlevel.current_task(), trio.current_time() + self._timeout_s)
 
-            def abort(_: Callable[[], None]) -> trio.lowlevel.Abort:
-                if waiter.state is _State.WAITING:
-                    self._waiting -= 1
-                waiter.state = _State.GONE
-                return trio.lowlevel.Abort.SUCCEEDED
+        def abort(_: Callable[[], None]) -> trio.lowlevel.Abort:
+            if waiter.state is _State.BEGUN:
+                # The commit may happen whatever the caller does: only the answer or the deadline ends the waiting.
+                return trio.lowlevel.Abort.FAILED
+            self._waiting -= 1
+            waiter.state = _State.GONE
+            return trio.lowlevel.Abort.SUCCEEDED
 
-            line.append(waiter)
-            self._waiting += 1
-            self._wake()
-            return await trio.lowlevel.wait_task_rescheduled(abort)
-        raise StoreUnavailable(f"the store did not answer within {self._timeout_s:g} s")
+        line.append(waiter)
+        self._waiting += 1
+        self._watch(waiter)
+        self._wake()
+        return await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _watch(self, waiter: _Waiter) -> None:
+        """Have `waiter` answered by its deadline."""
+        unanswered = self._unanswered
+        while unanswered and unanswered[0].state is _State.GONE:
+            unanswered.popleft()
+        unanswered.append(waiter)
+        if not self._watched.is_set():
+            self._watched.set()
+
+    async def _run_deadlines(self) -> None:
+        """Answer those whose time is over; a unit that hangs goes on without them."""
+        while True:
+            await self._watched.wait()
+            while self._unanswered:
+                oldest = self._unanswered[0]
+                if oldest.state is not _State.GONE:
+                    await trio.sleep_until(oldest.deadline)
+                if oldest.state is not _State.GONE:
+                    self._waiting -= oldest.state is _State.WAITING
+                    _fail([oldest], StoreUnavailable(f"the store did not answer within {self._timeout_s:g} s"))
+                if self._unanswered and self._unanswered[0] is oldest:
+                    self._unanswered.popleft()
+            self._watched = trio.Event()
 
     def _wake(self) -> None:
         if self._sleeper is not None:
@@ -164,17 +186,22 @@ class GroupWriter:
     async def run(self) -> None:
         """Serve until cancelled.  A unit that runs then is finished first; what waits gets `StoreUnavailable`."""
         try:
-            while True:
-                if not self._members and not self._calls:
-                    await self._sleep()
-                if calls := self._take(self._calls, 1):
-                    await self._serve_call(calls[0])
-                if members := self._take(self._members, MAX_UNIT):
-                    await self._serve_members(members)
-                await trio.lowlevel.checkpoint_if_cancelled()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._run_deadlines)
+                await self._run_units()
         finally:
             self._closed = True
-            _fail((*self._calls, *self._members), StoreUnavailable("the store is closed"))
+            _fail(self._unanswered, StoreUnavailable("the store is closed"))
+
+    async def _run_units(self) -> None:
+        while True:
+            if not self._members and not self._calls:
+                await self._sleep()
+            if calls := self._take(self._calls, 1):
+                await self._serve_call(calls[0])
+            if members := self._take(self._members, MAX_UNIT):
+                await self._serve_members(members)
+            await trio.lowlevel.checkpoint_if_cancelled()
 
     async def _sleep(self) -> None:
         self._sleeper = trio.lowlevel.current_task()
@@ -190,7 +217,7 @@ class GroupWriter:
         while line and len(taken) < most:
             waiter = line.popleft()
             if waiter.state is _State.WAITING:
-                waiter.begin()
+                waiter.state = _State.BEGUN
                 taken.append(waiter)
         self._waiting -= len(taken)
         return taken

@@ -70,7 +70,7 @@ LEVELS: list[tuple[str, int]] = [
     ("hepmaild.vault", 2),
     *(
         (f"hepmaild.{name}", 2)
-        for name in ("lifecycle", "logs", "metrics", "metrics_docs", "passwords", "sdnotify", "threads", "tls")
+        for name in ("lifecycle", "logs", "metrics", "metrics_docs", "passwords", "sdnotify", "threads", "timers", "tls")
     ),
     *((f"hepmaild.{name}", 1) for name in ("config_check", "config_docs", "config_load", "config_read", "key_rules")),
     *((f"hepmaild.{name}", 0) for name in ("config", "errors", "events", "mail")),

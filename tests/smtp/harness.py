@@ -24,6 +24,7 @@ from hepmaild.smtp.facts import TlsInfo
 from hepmaild.smtp.machine import SubmissionMachine
 from hepmaild.smtp.say import refusal_reply
 from hepmaild.smtp.session import SessionSetup, SmtpSession
+from hepmaild.timers import Timers
 from tests.peers.certificates import make_certificate
 from tests.smtp.scripted import KEY, MESSAGE_ID, RATE, Script, ScriptedIntake
 from tests.smtp.transcript import Dialogue
@@ -205,16 +206,20 @@ async def open_session(
         limits=LimitSettings(recipients_per_message=recipients),
         intake=intake,
         ssl_context=lambda: contexts()[0],
+        timers=Timers(),
         spool_dir=spool_dir,
     )
     ours, theirs = trio.testing.memory_stream_pair()
     session = SmtpSession(setup, theirs, peer_ip="192.0.2.1", session_id="0123456789abcdef", implicit=implicit)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(session.run)
-        peer = StreamPeer(session, ours, clock)
-        if implicit and handshake:
-            await peer.starttls()
-        yield peer
-        with trio.move_on_after(5):
-            await trio.aclose_forcefully(ours)
-        nursery.cancel_scope.deadline = trio.current_time() + 10
+    async with trio.open_nursery() as outer:
+        outer.start_soon(setup.timers.run)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.run)
+            peer = StreamPeer(session, ours, clock)
+            if implicit and handshake:
+                await peer.starttls()
+            yield peer
+            with trio.move_on_after(5):
+                await trio.aclose_forcefully(ours)
+            nursery.cancel_scope.deadline = trio.current_time() + 10
+        outer.cancel_scope.cancel()

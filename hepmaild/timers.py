@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deadlines that move all the time, for many cancel scopes.
+
+A session sets a deadline before each thing it waits for, some fifteen times a message, and hardly any comes.  Trio
+keeps every one of them in its heap, at two microseconds each; here moving a deadline is an assignment.  One task
+sleeps until the earliest deadline it knows of and looks again then.
+"""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+
+class Timer:
+    """The deadline of one cancel scope, on Trio's clock; math.inf: none."""
+
+    __slots__ = ("_timers", "deadline", "scope")
+
+    def __init__(self, timers: Timers, scope: trio.CancelScope) -> None:
+        self._timers = timers
+        self.scope = scope
+        self.deadline = math.inf
+
+    def move(self, deadline: float) -> None:
+        """From now on the scope is cancelled at `deadline`, and not before."""
+        self.deadline = deadline
+        if deadline < self._timers.looks_at:
+            self._timers.wake()
+
+
+class Timers:
+    """`open` a timer, `close` it in the end; `run` obeys them.  looks_at: when that task looks next."""
+
+    def __init__(self) -> None:
+        self.looks_at = math.inf
+        self._timers: set[Timer] = set()
+        self._wanted = trio.Event()
+
+    def open(self, scope: trio.CancelScope) -> Timer:
+        """A timer that cancels `scope`."""
+        timer = Timer(self, scope)
+        self._timers.add(timer)
+        return timer
+
+    def close(self, timer: Timer) -> None:
+        """It is not needed any more."""
+        self._timers.discard(timer)
+
+    def wake(self) -> None:
+        """A deadline is earlier than the next look."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Until cancelled; then nothing has a deadline any more."""
+        while True:
+            self._wanted = trio.Event()
+            self.looks_at = min((timer.deadline for timer in self._timers), default=math.inf)
+            with trio.move_on_at(self.looks_at):
+                await self._wanted.wait()
+            now = trio.current_time()
+            for timer in self._timers:
+                if timer.deadline <= now:
+                    timer.deadline = math.inf
+                    timer.scope.cancel()
