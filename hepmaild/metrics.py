@@ -70,7 +70,12 @@ def _histogram(name: str, buckets: tuple[float, ...], doc: str, *labels: str) ->
 
 # The doors
 ACCEPTED = _counter("accepted_messages_total", "Messages that were committed and charged.", "door")
-ACCEPTED_RECIPIENTS = _counter("accepted_recipients_total", "Their recipients, each one credit.", "door")
+ACCEPTED_RECIPIENTS = _counter("accepted_recipients_total", "The recipients they go to, each one credit.", "door")
+SUPPRESSED = _counter(
+    "suppressed_recipients_total",
+    "Recipients that were left out, for nothing: their destination had refused them for good.",
+    "door",
+)
 ACCEPTED_BYTES = _counter("accepted_bytes_total", "Their size on the wire.", "door")
 REPLAYED = _counter("replayed_messages_total", "Repeated calls that got the first answer again, for nothing.", "door")
 REFUSED = _counter(
@@ -160,6 +165,7 @@ SECTIONS: dict[str, tuple[Family, ...]] = {
     "The doors": (
         ACCEPTED,
         ACCEPTED_RECIPIENTS,
+        SUPPRESSED,
         ACCEPTED_BYTES,
         REPLAYED,
         REFUSED,
@@ -252,8 +258,11 @@ class Meter:
     No method may raise, wait or keep what it is given.
     """
 
-    def accepted(self, door: Door, recipients: int, octets: int, commit_s: float) -> None:
-        """A message was committed; handing it to the store took `commit_s` seconds."""
+    def accepted(self, door: Door, recipients: int, octets: int, commit_s: float, suppressed: int = 0) -> None:
+        """A message was committed; handing it to the store took `commit_s` seconds.
+
+        recipients: those it goes to; suppressed: those it does not.
+        """
 
     def answered(self, door: Door, answer: Receipt | Refusal, seconds: float) -> None:
         """A submission got its answer.  (The refusal itself is told by `refused`.)"""
@@ -288,6 +297,7 @@ class Metrics(Meter):
         self.histograms: list[Histogram] = []
         self._accepted = self._new_counter(ACCEPTED)
         self._recipients = self._new_counter(ACCEPTED_RECIPIENTS)
+        self._suppressed = self._new_counter(SUPPRESSED)
         self._octets = self._new_counter(ACCEPTED_BYTES)
         self._replayed = self._new_counter(REPLAYED)
         self._refused = self._new_counter(REFUSED)
@@ -306,7 +316,7 @@ class Metrics(Meter):
         self._lag = self._new_histogram(LAG)
         # A series that begins at 0 shows its first step: `rate` misses that of one which begins at 1.
         for door in Door:
-            for counter in (self._accepted, self._recipients, self._octets, self._replayed):
+            for counter in (self._accepted, self._recipients, self._suppressed, self._octets, self._replayed):
                 counter.add((door.value,), 0)
         self._expired.add((), 0)
         self._taken_over.add((), 0)
@@ -328,11 +338,13 @@ class Metrics(Meter):
                 self._results.add((route, result.value), 0)
                 self._attempts.add((route, result.value), 0)
 
-    def accepted(self, door: Door, recipients: int, octets: int, commit_s: float) -> None:
+    def accepted(self, door: Door, recipients: int, octets: int, commit_s: float, suppressed: int = 0) -> None:
         """See Meter."""
         labels = (door.value,)
         self._accepted.add(labels)
         self._recipients.add(labels, recipients)
+        if suppressed:
+            self._suppressed.add(labels, suppressed)
         self._octets.add(labels, octets)
         self._commit_seconds.observe(commit_s)
 

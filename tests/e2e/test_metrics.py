@@ -205,7 +205,7 @@ def test_openmetrics_for_those_who_accept_it(daemon: Daemon) -> None:
     accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
     _, text, headers = get(daemon, accept=accept)
     assert headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
-    names = {family.name for family in read_openmetrics(text)}
+    names = {family.name for family in read_openmetrics(text)}  # type: ignore[no-untyped-call]
     assert "hepmaild_accepted_messages" in names
     assert "process_cpu_seconds" in names
 

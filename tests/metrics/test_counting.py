@@ -70,7 +70,7 @@ def test_answers_and_refusals() -> None:
     counted = Metrics()
     receipt = Receipt("0" * 16, "<1@x>", Status.SENT, "a@x", 1, 1)
     again = Receipt("0" * 16, "<1@x>", Status.QUEUED, "a@x", 1, 1, replayed=True)
-    counted.accepted(Door.SMTP, 2, 100, 0.003)
+    counted.accepted(Door.SMTP, 2, 100, 0.003, suppressed=1)
     counted.answered(Door.SMTP, receipt, 0.02)
     counted.answered(Door.HTTP, again, 0.001)
     counted.answered(Door.HTTP, Refusal(ErrorKind.RELAY_FAILED, "no"), 3)
@@ -84,6 +84,8 @@ def test_answers_and_refusals() -> None:
     assert found["hepmaild_accepted_messages_total", "smtp"] == 1
     assert found["hepmaild_accepted_messages_total", "http"] == 0
     assert found["hepmaild_accepted_recipients_total", "smtp"] == 2
+    assert found["hepmaild_suppressed_recipients_total", "smtp"] == 1
+    assert found["hepmaild_suppressed_recipients_total", "http"] == 0
     assert found["hepmaild_accepted_bytes_total", "smtp"] == 100
     assert found["hepmaild_replayed_messages_total", "http"] == 1
     assert found["hepmaild_refusals_total", "RELAY_FAILED", "http"] == 1
