@@ -8,19 +8,25 @@ afterwards, in the same process; a caller whose message another process delivers
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from typing import Any, NamedTuple
 
 import structlog
 import trio
 
+from hepmaild.config import InDoubt
 from hepmaild.delivery.job import Attempt, Job, Outcome, Result
 from hepmaild.errors import StoreUnavailable
 from hepmaild.mail.content import Content
 from hepmaild.metrics import Meter
-from hepmaild.storage import messages, queue
+from hepmaild.storage import cap_line, leases, messages, queue
+from hepmaild.storage import claim as queue_claim
+from hepmaild.storage.claim import EXPIRE_AT_ONCE, Claimed
 from hepmaild.storage.reports import Mark, Report
+from hepmaild.storage.schema import NEVER_US
 from hepmaild.storage.store import Store
+from hepmaild.storage.suppress import NEVER, Rule
 from hepmaild.storage.unit import Answer, Answers, Used
 
 log = structlog.get_logger()
@@ -29,6 +35,10 @@ DAY_US = 86_400_000_000
 MAX_LATE = 100_000
 MAX_NOTED = 10_000
 USE_EVERY_US = 5_000_000
+UNCERTAIN_US = 60_000_000
+LOOK_FOR_UNCERTAIN_US = 1_000_000
+LOOK_AT_LINES_US = 1_000_000
+CLAIM_ROUNDS = 8  # units of one claim at most, while it has not looked everywhere
 
 _FINAL = (Result.DELIVERED, Result.FAILED)
 
@@ -59,8 +69,19 @@ class FirstAttempt:
             self.done.set()
 
 
+class _Uncertain(NamedTuple):
+    """A lease that may have come to be.  since_us: it is looked for again and again for `UNCERTAIN_US`, since a unit
+    that gave no answer may still be at it."""
+
+    token: int
+    since_us: int
+
+
 class Outbox:
-    """owner: this process's name in leases.  alone: no other process can share the store (SQLite)."""
+    """owner: this process's name in leases.  in_doubt: what becomes of a marked lease that ends without a report.
+
+    rule: when an address that is refused for good is suppressed.
+    """
 
     def __init__(
         self,
@@ -72,7 +93,11 @@ class Outbox:
         body_days: int,
         spool_dir: str | None,
         meter: Meter | None = None,
+        in_doubt: InDoubt = InDoubt.RETRY,
+        rule: Rule = NEVER,
     ) -> None:
+        self.in_doubt = in_doubt
+        self.rule = rule
         self._meter = meter or Meter()
         self._store = store
         self.owner = owner
@@ -83,9 +108,12 @@ class Outbox:
         self._alone = store.is_sqlite
         self._alive_until_us = 0
         self._waiting_callers: dict[str, FirstAttempt] = {}
-        self._uncertain: dict[tuple[str, str], int] = {}
+        self._uncertain: dict[tuple[str, str], _Uncertain] = {}
+        self._uncertain_claims: list[int] = []
         self._forsaken: dict[tuple[str, str], int] = {}
         self._paused: frozenset[tuple[str, str]] = frozenset()
+        self._cursors: Mapping[str, str] = {}
+        self._line_at_us = 0
         self._late_answers: list[Answer] = []
         self._late_uses: dict[str, Used] = {}
         self._noted: dict[str, Used] = {}
@@ -115,7 +143,7 @@ class Outbox:
     def doubt_accept(self, message_id: str, destination: str, token: int) -> None:
         """The commit of a message leased to us gave no answer in time (or the pool had no room after all): should it
         have happened, its lease must end."""
-        self._uncertain[message_id, destination] = token
+        self._uncertain[message_id, destination] = _Uncertain(token, self._now_us())
 
     def answer_later(self, answer: Answer) -> None:
         """Record what a caller was told, without anyone waiting for it."""
@@ -160,8 +188,8 @@ class Outbox:
             raise
 
     async def recount(self) -> None:
-        """Learn from the store how many messages wait."""
-        self.backlog = await self._store.read(queue.count_waiting)
+        """Learn from the store how many messages wait, and what is paused."""
+        self.backlog, self._paused = await self._store.read(queue.learn)
 
     # For the engine (delivery.job.Queue)
 
@@ -171,22 +199,72 @@ class Outbox:
         """See `Queue.claim`.  Also ends what has expired and takes over the work of dead processes."""
         await self.stay_alive()
         await self._settle_uncertain()
-        now_us = self._now_us()
         if not self._alone:
             await self._take_over()
-        claimed = await self._store.write(queue.claim, self.owner, now_us, limit, self._body_keep_us, tuple(exclude))
-        if claimed.expired:
-            log.info("expired", recipients=claimed.expired)
-            self._meter.expired(claimed.expired)
-        return claimed.jobs
+        await self._let_lines_go()
+        jobs: list[Job] = []
+        for _ in range(CLAIM_ROUNDS):
+            try:
+                claimed = await self._claim(limit - len(jobs), exclude, full)
+            except StoreUnavailable:
+                if jobs:
+                    break  # these are ours
+                raise
+            jobs += claimed.jobs
+            if len(jobs) >= limit or (claimed.is_complete and claimed.expired < EXPIRE_AT_ONCE):
+                break
+        return jobs
+
+    async def _claim(self, limit: int, exclude: Collection[str], full: Collection[tuple[str, str]]) -> Claimed:
+        now_us = self._now_us()
+        self._uncertain_claims.append(now_us)  # until there is an answer
+        arguments = (self._body_keep_us, tuple(exclude), tuple(full), self._cursors)
+        claimed = await self._store.write(queue_claim.claim, self.owner, now_us, limit, *arguments)
+        self._uncertain_claims.remove(now_us)
+        self._cursors = claimed.cursors
+        self._note_expired(claimed.expired)
+        return claimed
+
+    async def _let_lines_go(self) -> None:
+        """What stands behind a daily cap leaves as soon as there is room: looked at when one is due, and now and then
+        for what other processes and the command line did."""
+        now_us = self._now_us()
+        if now_us < self._line_at_us:
+            return
+        for _ in range(CLAIM_ROUNDS):
+            line_at_us = await self._store.read(cap_line.next_at_us)
+            if line_at_us is None or line_at_us > now_us:
+                break
+            await self._store.write(cap_line.let_go, now_us)
+        self._line_at_us = now_us + LOOK_AT_LINES_US
+
+    async def expire(self) -> None:
+        """End what has expired, also when nothing is claimed since nobody has time.  Raises `StoreUnavailable`."""
+        for _ in range(CLAIM_ROUNDS):
+            expired = await self._store.write(queue_claim.expire, self._now_us(), self._body_keep_us)
+            self._note_expired(expired)
+            if expired < EXPIRE_AT_ONCE:
+                break
+
+    def _note_expired(self, recipients: int) -> None:
+        if recipients:
+            log.info("expired", recipients=recipients)
+            self._meter.expired(recipients)
 
     async def next_due_at_us(
         self, *, exclude: Collection[str] = (), full: Collection[tuple[str, str]] = ()
     ) -> int | None:
         """See `Queue.next_due_at_us`."""
-        if self._uncertain or self._forsaken:
-            return self._now_us()
-        return await self._store.read(queue.next_due_at_us, tuple(exclude))
+        now_us = self._now_us()
+        if self._forsaken:
+            return now_us
+        due_us, line_at_us = await self._store.read(_next_times, now_us, tuple(exclude), tuple(full))
+        if line_at_us is not None:
+            self._line_at_us = min(self._line_at_us, line_at_us)
+            due_us = line_at_us if due_us is None else min(due_us, line_at_us)
+        if self._uncertain or self._uncertain_claims:
+            return min(due_us or NEVER_US, now_us + LOOK_FOR_UNCERTAIN_US)
+        return due_us
 
     async def load(self, job: Job) -> Content:
         """See `Queue.load`."""
@@ -204,7 +282,8 @@ class Outbox:
     async def report(self, attempt: Attempt) -> bool:
         """See `Queue.report`."""
         job = attempt.job
-        member = Report(attempt, job.destination, job.account_id, _attempt_json(attempt), self._body_keep_us)
+        told = _attempt_json(attempt)
+        member = Report(attempt, job.destination, job.account_id, told, self._body_keep_us, self.rule)
         holds: bool = await self._store.submit(member)
         if not holds:
             log.warning("report_refused", message_id=job.message_id, reason="the lease was lost")
@@ -219,12 +298,18 @@ class Outbox:
     async def release(self, job: Job) -> None:
         """See `Queue.release`.  A caller that waits is told "queued": nobody works on it now."""
         self._tell_nobody_works(job)
-        await self._store.write(queue.release, job.message_id, job.destination, job.token, self._now_us())
+        await self._store.write(leases.release, job.message_id, job.destination, job.token, self._now_us())
 
     def forsake(self, job: Job) -> None:
         """See `Queue.forsake`.  A caller that waits is told "queued"."""
         self._tell_nobody_works(job)
         self._forsaken[job.message_id, job.destination] = job.token
+
+    def nobody_there(self, message_id: str, destination: str) -> None:
+        """Nothing goes to this destination after all: a caller that waits need not wait for it."""
+        waiter = self._waiting_callers.get(message_id)
+        if waiter is not None:
+            waiter.hear(destination)
 
     def _tell_nobody_works(self, job: Job) -> None:
         waiter = self._waiting_callers.get(job.message_id)
@@ -239,7 +324,7 @@ class Outbox:
         if self._alone or self._alive_until_us - now_us > self._lease_us * 2 // 3:
             return
         until_us = now_us + self._lease_us
-        await self._store.write(queue.stay_alive, self.owner, until_us)
+        await self._store.write(leases.stay_alive, self.owner, until_us)
         self._alive_until_us = until_us
 
     async def run_heartbeat(self, wake: Callable[[], None]) -> None:
@@ -256,7 +341,7 @@ class Outbox:
         await trio.sleep_forever()
 
     async def _take_over(self) -> int:
-        taken = await self._store.write(queue.take_over, self._now_us(), alone=False)
+        taken = await self._store.write(leases.take_over, self._now_us(), alone=False, in_doubt=self.in_doubt)
         if taken:
             log.warning("leases_taken_over", messages=taken)
             self._meter.taken_over(taken)
@@ -264,24 +349,39 @@ class Outbox:
 
     async def take_back(self) -> int:
         """At start: take back what dead processes held."""
-        taken = await self._store.write(queue.take_over, self._now_us(), alone=self._alone)
+        taken = await self._store.write(leases.take_over, self._now_us(), alone=self._alone, in_doubt=self.in_doubt)
         self._meter.taken_over(taken)
         return taken
 
     async def say_goodbye(self) -> None:
         """At an orderly end: write what is late, release what is still held."""
         await self.flush()
-        await self._store.write(queue.say_goodbye, self.owner, self._now_us())
+        await self._store.write(leases.say_goodbye, self.owner, self._now_us(), self.in_doubt)
 
     async def _settle_uncertain(self) -> None:
-        for (message_id, destination), token in list(self._uncertain.items()):
-            if await self._store.write(queue.release, message_id, destination, token, self._now_us()):
+        if self._uncertain or self._uncertain_claims:
+            now_us = self._now_us()
+            wanted = {key: found.token for key, found in self._uncertain.items()}
+            claims = list(self._uncertain_claims)
+            freed = await self._store.write(leases.free_uncertain, self.owner, wanted, claims, now_us)
+            for message_id, destination in freed:
                 log.warning("accepted_after_all", message_id=message_id)
-            del self._uncertain[message_id, destination]
+                self._uncertain.pop((message_id, destination), None)
+            for key, found in list(self._uncertain.items()):
+                if found.since_us + UNCERTAIN_US < now_us:
+                    del self._uncertain[key]
+            self._uncertain_claims = [at_us for at_us in self._uncertain_claims if at_us + UNCERTAIN_US >= now_us]
         for (message_id, destination), token in list(self._forsaken.items()):
-            if await self._store.write(queue.forsake, message_id, destination, token, self._now_us()):
+            if await self._store.write(leases.forsake, message_id, destination, token, self._now_us(), self.in_doubt):
                 log.warning("attempt_forgotten", message_id=message_id)
             del self._forsaken[message_id, destination]
+
+
+def _next_times(
+    conn: Any, now_us: int, exclude: Collection[str], full: Collection[tuple[str, str]]
+) -> tuple[int | None, int | None]:
+    """When the queue, and when the first line behind a daily cap, is to be looked at."""
+    return queue_claim.next_due_at_us(conn, now_us, exclude, full), cap_line.next_at_us(conn)
 
 
 def _attempt_json(attempt: Attempt) -> str:

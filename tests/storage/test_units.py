@@ -14,7 +14,7 @@ from hepmaild.delivery.job import Result
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail.submission import RateState
 from hepmaild.storage import credits as money
-from hepmaild.storage import log, queue, schema
+from hepmaild.storage import claim, leases, log, queue, schema, stats
 from hepmaild.storage.accept import Taken, Twin
 from hepmaild.storage.unit import Answer, Answers, Mark
 from tests.storage.books import HOUR_US, START_US, Books, open_books
@@ -214,7 +214,7 @@ async def test_each_failed_recipient_is_refunded_once(books: Books) -> None:
 async def test_an_old_token_writes_nothing(books: Books) -> None:
     member = books.accept()
     await books.store.submit(member)
-    await books.store.write(queue.take_over, books.clock.us, alone=True)
+    await books.store.write(leases.take_over, books.clock.us, alone=True)
     assert await books.store.submit(Mark(member.message_id, "", 1)) is False
     assert await books.store.submit(books.report(member, Result.FAILED)) is False
     assert await balance(books) == 99
@@ -227,12 +227,12 @@ async def test_claims_take_what_is_due_once_and_step_over_excluded_routes(books:
     mine = [books.accept(owner=None, at_us=START_US - n) for n in range(3)]
     other = books.accept(owner=None, route="down")
     await together(books, [*mine, other])
-    claimed = await books.store.write(queue.claim, "me", books.clock.us, 2, 0, ("down",))
+    claimed = await books.store.write(claim.claim, "me", books.clock.us, 2, 0, ("down",))
     assert {j.message_id for j in claimed.jobs} == {mine[2].message_id, mine[1].message_id}
-    rest = await books.store.write(queue.claim, "me", books.clock.us, 10, 0)
+    rest = await books.store.write(claim.claim, "me", books.clock.us, 10, 0)
     assert {j.message_id for j in rest.jobs} == {mine[0].message_id, other.message_id}
     assert all(j.token == 2 for j in rest.jobs)
-    assert (await books.store.write(queue.claim, "me", books.clock.us, 10, 0)).jobs == []
+    assert (await books.store.write(claim.claim, "me", books.clock.us, 10, 0)).jobs == []
 
 
 async def test_a_deferred_message_is_due_when_it_says(books: Books) -> None:
@@ -240,9 +240,9 @@ async def test_a_deferred_message_is_due_when_it_says(books: Books) -> None:
     await books.store.submit(member)
     due = books.clock.us + 60_000_000
     await books.store.submit(books.report(member, Result.DEFERRED, retry_at_us=due))
-    assert await books.store.read(queue.next_due_at_us) == due
-    assert (await books.store.write(queue.claim, "me", due - 1, 10, 0)).jobs == []
-    (job,) = (await books.store.write(queue.claim, "me", due, 10, 0)).jobs
+    assert await books.store.read(claim.next_due_at_us, books.clock.us) == due
+    assert (await books.store.write(claim.claim, "me", due - 1, 10, 0)).jobs == []
+    (job,) = (await books.store.write(claim.claim, "me", due, 10, 0)).jobs
     assert job.recipients[0].attempts == 1
     assert job.token == 2
 
@@ -252,8 +252,8 @@ async def test_what_expires_is_refunded_and_gone(books: Books) -> None:
     await books.store.submit(member)
     late = member.expires_at_us + HOUR_US
     await books.store.submit(books.report(member, Result.DELIVERED, Result.DEFERRED, retry_at_us=late))
-    assert await books.store.read(queue.next_due_at_us) == member.expires_at_us
-    claimed = await books.store.write(queue.claim, "me", member.expires_at_us, 10, 0)
+    assert await books.store.read(claim.next_due_at_us, books.clock.us) == member.expires_at_us
+    claimed = await books.store.write(claim.claim, "me", member.expires_at_us, 10, 0)
     assert (claimed.jobs, claimed.expired) == ([], 1)
     assert await balance(books) == 99
     assert await counts(books, "queue", "body") == (0, 0)
@@ -265,23 +265,23 @@ async def test_a_dead_process_leaves_doubt_only_behind_the_mark(books: Books) ->
     safe, doubtful = books.accept(), books.accept()
     await together(books, [safe, doubtful])
     await books.store.submit(Mark(doubtful.message_id, "", 1))
-    assert await books.store.write(queue.take_over, books.clock.us, alone=True) == 2
+    assert await books.store.write(leases.take_over, books.clock.us, alone=True) == 2
     states = {
         m: (await books.store.read(queue.show, m))["recipients"][0] for m in (safe.message_id, doubtful.message_id)
     }
     assert states[safe.message_id]["in_doubt"] == 0
     assert states[doubtful.message_id]["in_doubt"] == 1
-    assert (await books.store.read(queue.stats))["in_doubt"] == 1
-    claimed = await books.store.write(queue.claim, "me", books.clock.us, 10, 0)
+    assert (await books.store.read(stats.stats, books.clock.us))["in_doubt"] == 1
+    claimed = await books.store.write(claim.claim, "me", books.clock.us, 10, 0)
     assert {j.token for j in claimed.jobs} == {3}
 
 
 async def test_a_living_process_keeps_its_leases_and_a_silent_one_loses_them(books: Books) -> None:
     await books.store.submit(books.accept())
-    await books.store.write(queue.stay_alive, "me", books.clock.us + 1000)
-    assert await books.store.write(queue.take_over, books.clock.us, alone=False) == 0
-    assert await books.store.read(queue.next_due_at_us) == books.clock.us + 1000
-    assert await books.store.write(queue.take_over, books.clock.us + 1001, alone=False) == 1
+    await books.store.write(leases.stay_alive, "me", books.clock.us + 1000)
+    assert await books.store.write(leases.take_over, books.clock.us, alone=False) == 0
+    assert await books.store.read(claim.next_due_at_us, books.clock.us) == books.clock.us + 1000
+    assert await books.store.write(leases.take_over, books.clock.us + 1001, alone=False) == 1
 
 
 async def test_cancel_refunds_and_stops_the_attempt_before_the_dot(books: Books) -> None:
@@ -307,7 +307,7 @@ async def test_retry_makes_it_due_now(books: Books) -> None:
     await books.store.submit(member)
     await books.store.submit(books.report(member, Result.DEFERRED))
     await books.store.write(queue.retry, member.message_id, books.clock.us)
-    assert len((await books.store.write(queue.claim, "me", books.clock.us, 10, 0)).jobs) == 1
+    assert len((await books.store.write(claim.claim, "me", books.clock.us, 10, 0)).jobs) == 1
 
 
 # The ledger

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leases: who works on a queue row, and what becomes of it when he does so no more.
+
+A lease is an owner, a token that grows with every lease, and "due never".  It is the process's: as long as the process
+is alive (its row in `process`, or, alone on SQLite, its lock on the state directory) its leases hold.  Only who brings
+the newest token may write.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from sqlalchemy import Connection, and_, bindparam, case, delete, insert, literal, null, or_, select, update
+
+from hepmaild.config import InDoubt
+from hepmaild.storage import caps, messages
+from hepmaild.storage.bulk import Bulk
+from hepmaild.storage.schema import NEVER_US, process, queue, recipient
+from hepmaild.storage.settle import settle
+
+_DOUBT = "in doubt: the process ended before the next hop's answer to the final dot was recorded"
+
+
+def _leased(message_id: str, destination: str, token: int) -> Any:
+    return and_(
+        queue.c.message_id == message_id,
+        queue.c.destination == destination,
+        queue.c.token == token,
+        queue.c.owner.is_not(None),
+    )
+
+
+def release(conn: Connection, message_id: str, destination: str, token: int, now_us: int) -> bool:
+    """Give a leased row back untried; due again at once.  False: the lease was lost."""
+    gone = conn.execute(
+        update(queue)
+        .where(_leased(message_id, destination, token))
+        .values(due_at_us=now_us, owner=null(), marked=False)
+    )
+    return bool(gone.rowcount)
+
+
+def forsake(
+    conn: Connection,
+    message_id: str,
+    destination: str,
+    token: int,
+    now_us: int,
+    in_doubt: InDoubt = InDoubt.RETRY,
+) -> bool:
+    """Take back one lease of a living process that could not say how its attempt ended.  False: the lease was lost."""
+    return bool(_take_back(conn, _leased(message_id, destination, token), now_us, in_doubt))
+
+
+def free_uncertain(
+    conn: Connection, owner: str, accepted: Mapping[tuple[str, str], int], claimed: Collection[int], now_us: int
+) -> list[tuple[str, str]]:
+    """Free leases of a living process that nobody works on, if they came to be: the unit that made them gave no answer.
+
+    accepted: by row, the token.  claimed: the instants of claims.  Returns the rows of `accepted` that were freed.
+    """
+    mine = and_(queue.c.owner == owner, queue.c.marked.is_(False))
+    found: list[tuple[str, str]] = []
+    if accepted:
+        ids = sorted({m for m, _ in accepted})
+        rows = conn.execute(
+            select(queue.c.message_id, queue.c.destination, queue.c.token)
+            .where(queue.c.message_id.in_(ids), mine)
+            .order_by(queue.c.message_id, queue.c.destination)
+            .with_for_update()
+        )
+        found = [(m, where) for m, where, token in rows if accepted.get((m, where)) == token]
+    _FREE.run(conn, [(now_us, *row) for row in found])
+    for at_us in claimed:
+        # Leases of accepted messages may be as old, to the microsecond, but their token is the first one.
+        lost = and_(mine, queue.c.due_at_us == NEVER_US + at_us, queue.c.token > 1)
+        conn.execute(update(queue).where(lost).values(owner=null(), due_at_us=now_us, token=queue.c.token + 1))
+    return found
+
+
+def stay_alive(conn: Connection, owner: str, until_us: int) -> None:
+    """Renew the lease of this process over all it holds."""
+    if not conn.execute(update(process).where(process.c.id == owner).values(alive_until_us=until_us)).rowcount:
+        conn.execute(insert(process).values(id=owner, alive_until_us=until_us))
+
+
+def say_goodbye(conn: Connection, owner: str, now_us: int, in_doubt: InDoubt = InDoubt.RETRY) -> None:
+    """An orderly end: what this process still holds is due at once, and nobody waits for it."""
+    _take_back(conn, queue.c.owner == owner, now_us, in_doubt)
+    conn.execute(delete(process).where(process.c.id == owner))
+
+
+def take_over(conn: Connection, now_us: int, *, alone: bool, in_doubt: InDoubt = InDoubt.RETRY) -> int:
+    """Take back the leases of dead processes; how many.  alone: no other process can be alive (SQLite)."""
+    alive = select(process.c.id).where(process.c.alive_until_us > now_us)
+    owned = queue.c.owner.is_not(None)
+    taken = _take_back(conn, owned if alone else owned & queue.c.owner.not_in(alive), now_us, in_doubt)
+    if not alone:
+        conn.execute(delete(process).where(process.c.alive_until_us <= now_us))
+    return taken
+
+
+_FREE = Bulk(
+    update(queue)
+    .where(queue.c.message_id == bindparam("m"), queue.c.destination == bindparam("d"))
+    .values(owner=null(), due_at_us=bindparam("due"), token=queue.c.token + 1, marked=False),
+    "due",
+    "m",
+    "d",
+)
+_WAS_DUE = (
+    recipient.c.message_id == bindparam("m"),
+    recipient.c.destination == bindparam("d"),
+    recipient.c.due_at_us <= bindparam("leased"),
+    or_(recipient.c.state == "queued", recipient.c.state == "deferred"),
+)
+
+
+def _doubt(state: str) -> Bulk:
+    return Bulk(
+        update(recipient)
+        .where(*_WAS_DUE)
+        .values(
+            doubts=recipient.c.doubts + 1,
+            attempts=recipient.c.attempts + 1,
+            state=literal(state),
+            due_at_us=bindparam("due"),
+            last_reply=literal(_DOUBT if state == "deferred" else f"{_DOUBT}; held until it is released"),
+            changed_at_us=bindparam("at"),
+        ),
+        "due",
+        "at",
+        "m",
+        "d",
+        "leased",
+    )
+
+
+_DOUBTFUL = {InDoubt.RETRY: _doubt("deferred"), InDoubt.HOLD: _doubt("held")}
+
+
+def _take_back(conn: Connection, whose: Any, now_us: int, in_doubt: InDoubt) -> int:
+    """End leases.  What was not marked is due again at once; the rest is in doubt: counted, shown, and tried again or
+    held."""
+    rows = conn.execute(
+        select(
+            queue.c.message_id,
+            queue.c.destination,
+            queue.c.account_id,
+            queue.c.marked,
+            case((queue.c.due_at_us >= NEVER_US, queue.c.due_at_us - NEVER_US), else_=now_us).label("leased_at_us"),
+            queue.c.expires_at_us,
+            queue.c.cap_key,
+        )
+        .where(whose)
+        .order_by(queue.c.message_id, queue.c.destination)
+        .with_for_update(skip_locked=True)
+    ).all()
+    if not rows:
+        return 0
+    _FREE.run(conn, [(now_us, r.message_id, r.destination) for r in rows])
+    doubtful = [r for r in rows if r.marked]
+    holds = in_doubt is InDoubt.HOLD
+    _DOUBTFUL[in_doubt].run(
+        conn,
+        [(r.expires_at_us if holds else now_us, now_us, r.message_id, r.destination, r.leased_at_us) for r in doubtful],
+    )
+    settle(conn, [(r.message_id, r.destination) for r in doubtful])
+    caps.went(conn, [(r.cap_key, r.message_id, now_us) for r in doubtful if r.cap_key])
+    messages.insert_events(
+        conn,
+        [(r.message_id, r.account_id, now_us, "recovered", _event(r, held=bool(r.marked) and holds)) for r in rows],
+    )
+    return len(rows)
+
+
+def _event(r: Any, *, held: bool) -> str:
+    data: dict[str, Any] = {"in_doubt": bool(r.marked)}
+    if r.destination:
+        data["destination"] = r.destination
+    if held:
+        data["held"] = True
+    return json.dumps(data)
