@@ -25,6 +25,9 @@ PACKAGES = {
     "node": "nodejs",
     "npm": "npm",
     "cc": "gcc",
+    "opendkim-testmsg": "opendkim-tools",
+    "unshare": "util-linux",
+    "mount": "mount",
     "knotd": "knot",
     "unbound": "unbound",
 }
