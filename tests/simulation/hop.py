@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import trio
 
-from tests.simulation.plan import HopPlan, Temper, dice
+from tests.simulation.plan import GONE, HopPlan, Temper, dice
 from tests.simulation.trace import Trace
 from tests.simulation.wire import Cut, End, make_wire
 
@@ -55,6 +55,7 @@ class Ledger:
 
     kept: every delivery.  said: how often a client was told yes to the dot.  open_dots: contents whose dot may have
     come and that got no whole, honest answer.  lied: addresses that somebody lied about (or answered out of step).
+    asked: every RCPT.
     """
 
     def __init__(self) -> None:
@@ -63,6 +64,7 @@ class Ledger:
         self.said: Counter[Key] = Counter()
         self.open_dots: Counter[str] = Counter()
         self.lied: set[str] = set()
+        self.asked: list[tuple[float, str]] = []
 
     def keep(self, hop: str, message_id: str, addresses: list[str], sender: str) -> None:
         for address in addresses:
@@ -277,6 +279,10 @@ class Talk:
 
     async def _rcpt(self, address: str) -> None:
         self.named.append(address)
+        self.hop.ledger.asked.append((trio.current_time(), address))
+        if address.startswith(GONE):
+            await self._send("550 5.1.1 there is no such mailbox")
+            return
         if self.lying:
             self.hop.ledger.lied.add(address)
         code = await self._reply("RCPT", "250 2.1.5 ok")

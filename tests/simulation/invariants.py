@@ -7,17 +7,19 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from hepmaild.config import RouteKind, RouteSettings
 from hepmaild.errors import Refusal
 from hepmaild.mail.submission import Receipt
 from hepmaild.storage import credits as money
 from hepmaild.storage.schema import NEVER_US
 from tests.simulation.database import GRANTED
-from tests.simulation.plan import Temper
+from tests.simulation.plan import GONE, Dns, Plan, Temper
 from tests.simulation.trace import EPOCH_US, Violation
 from tests.simulation.world import World
 
 WAITING = {"queued", "deferred", "capped", "held"}
 FINAL = {"sent", "failed", "expired", "cancelled"}
+PAUSE_GRACE_S = 10.0  # what is past the mark goes on; the octets of one content are on their way for no longer
 PROMPT_S = 45.0  # from the commit to a healthy next hop, when nothing else is wrong
 
 
@@ -81,9 +83,9 @@ def messages_add_up(world: World) -> Iterator[str]:
             yield f"message {m['id']} has {sum(states.values())} recipients, not {m['recipients']}"
         if not waiting and m["finished_at_us"] is None:
             yield f"message {m['id']} is final, and was never finished"
-        refunded = states["failed"] + states["expired"] + states["cancelled"]
-        if not waiting and m["failed"] != refunded:
-            yield f"message {m['id']} says that {m['failed']} failed, but {refunded} did: {dict(states)}"
+        failed = states["failed"] + states["expired"]
+        if not waiting and m["failed"] != failed:
+            yield f"message {m['id']} says that {m['failed']} failed, but {failed} did: {dict(states)}"
         if waiting and m["id"] not in kept:
             yield f"message {m['id']} waits, but its content is gone"
         if not waiting and not m["body_until_us"] and m["id"] in kept:
@@ -110,15 +112,13 @@ def nothing_twice_in_silence(world: World) -> Iterator[str]:
             yield f"{who}: more doubts than contents ({ledger.open_dots[r['address']]})"
 
 
-def honest_hops_leave_no_doubt(world: World) -> Iterator[str]:
+def clear_words_leave_no_doubt(world: World) -> Iterator[str]:
     """Where nothing but a refusal, a silence before the content or a yes was ever said, nothing is in doubt."""
-    if not world.plan.is_quiet:
-        return
     clear = {Temper.GOOD, Temper.REFUSING, Temper.LATER, Temper.SILENT}
-    routes = {route.name for route in world.plan.routes if world.plan.hops[route.host].temper in clear}
-    for r in rows(world, "SELECT r.*, m.route FROM recipient r JOIN message m ON m.id = r.message_id"):
-        if r["route"] in routes and r["doubts"]:
-            yield f"{r['message_id']} {r['address']} has {r['doubts']} doubts that nobody gave reason for"
+    if not world.plan.is_quiet or any(hop.temper not in clear for hop in world.plan.hops.values()):
+        return
+    for r in rows(world, "SELECT * FROM recipient WHERE doubts > 0"):
+        yield f"{r['message_id']} {r['address']} has {r['doubts']} doubts that nobody gave reason for"
 
 
 def money_adds_up(world: World) -> Iterator[str]:
@@ -136,13 +136,17 @@ def money_adds_up(world: World) -> Iterator[str]:
         accepted.add(m["id"])
         lost = rows(
             world,
-            "SELECT count(*) AS n FROM recipient WHERE message_id = ? AND state IN ('failed', 'expired', 'cancelled')",
+            "SELECT count(*) AS n, sum(attempts = 0 AND last_reply LIKE '%suppressed until%') AS spared FROM recipient"
+            " WHERE message_id = ? AND state IN ('failed', 'expired', 'cancelled')",
             m["id"],
-        )[0]["n"]
-        if -sums.get((m["id"], "debit"), 0) != m["recipients"]:
-            yield f"{m['id']}: charged {-sums.get((m['id'], 'debit'), 0)} for {m['recipients']} recipients"
-        if sums.get((m["id"], "refund"), 0) != lost:
-            yield f"{m['id']}: refunded {sums.get((m['id'], 'refund'), 0)} for {lost} that were not delivered"
+        )[0]
+        spared = lost["spared"] or 0
+        charged = -sums.get((m["id"], "debit"), 0)
+        if charged != m["recipients"] - spared:
+            yield f"{m['id']}: charged {charged} for {m['recipients']} recipients, {spared} of them suppressed"
+        refunded = sums.get((m["id"], "refund"), 0)
+        if refunded != lost["n"] - spared:
+            yield f"{m['id']}: refunded {refunded} for {lost['n'] - spared} that were not delivered"
     for (message_id, reason), total in sums.items():
         if reason != "grant" and message_id not in accepted:
             yield f"{reason} of {total} for {message_id}, which does not exist"
@@ -166,23 +170,79 @@ def customers_were_told_the_truth(world: World) -> Iterator[str]:
 def nobody_starves(world: World) -> Iterator[str]:
     """With a store that works, a healthy next hop gets its mail soon, whatever the others do."""
     plan = world.plan
-    if not plan.is_quiet or plan.acts:
+    if not plan.is_quiet or plan.acts or plan.day_s:
         return
-    sick = [hop for hop in plan.hops.values() if hop.temper is not Temper.GOOD]
-    if len(sick) > 1 or plan.delivery.workers < 2:
-        return  # as many silent hops as halves of the workers hold them all until their timeouts
-    good = {hop.name for hop in plan.hops.values() if hop.temper is Temper.GOOD}
-    routes = {route.name for route in plan.routes if route.host in good}
+    routes = {route.name: route for route in plan.routes if not route.messages_per_second}
     first = {(k.message_id, k.address): k.at_s for k in reversed(world.ledger.kept)}
-    for r in rows(
-        world, "SELECT r.*, m.route, m.accepted_at_us FROM recipient r JOIN message m ON m.id = r.message_id"
-    ):
-        if r["route"] not in routes:
+    sql = "SELECT r.*, m.route, m.accepted_at_us FROM recipient r JOIN message m ON m.id = r.message_id"
+    for r in rows(world, sql):
+        route = routes.get(r["route"])
+        if route is None or not _is_healthy(plan, route, r["destination"]) or r["address"].startswith(GONE):
             continue
         accepted_s = (r["accepted_at_us"] - EPOCH_US) / 1e6
         at_s = first.get((r["message_id"], r["address"]))
         if at_s is None or at_s - accepted_s > PROMPT_S:
             yield f"{r['message_id']} {r['address']} starved: accepted at {accepted_s:.1f} s, delivered at {at_s} s"
+
+
+def _is_healthy(plan: Plan, route: RouteSettings, destination: str) -> bool:
+    """Whether everything on the way there is well all the time."""
+    if route.kind is RouteKind.SMTP:
+        return plan.hops[route.host].temper is Temper.GOOD
+    found = next(d for d in plan.destinations if d.name == destination)
+    return found.dns is Dns.GOOD and plan.hops[found.hops[0]].temper is Temper.GOOD
+
+
+def caps_hold(world: World) -> Iterator[str]:
+    """In no window of the (shortened) day do more messages of a sender leave than its cap."""
+    plan = world.plan
+    for sender in plan.senders:
+        if not sender.daily_cap:
+            continue
+        kept = sorted((k for k in world.ledger.kept if k.sender == sender.address), key=lambda k: k.at_s)
+        for n, k in enumerate(kept):
+            inside = {o.message_id for o in kept[n:] if o.at_s < k.at_s + plan.day_s - 0.001}
+            if len(inside) > sender.daily_cap:
+                yield f"{len(inside)} messages of {sender.address} left within a day of {k.at_s:.1f} s: {sorted(inside)}"
+                break
+
+
+def caps_let_go(world: World) -> Iterator[str]:
+    """A line behind a cap moves: what has room within its life leaves, if its next hop takes it."""
+    plan = world.plan
+    if not plan.is_quiet or plan.acts or not plan.day_s:
+        return
+    days = int(plan.delivery.expire_after_s // (plan.day_s + 60))
+    for sender, route in zip(plan.senders, plan.routes, strict=True):
+        mine = rows(world, "SELECT id FROM message WHERE sender = ?", sender.address)
+        if sender.daily_cap and len(mine) > sender.daily_cap * days:
+            continue
+        for r in rows(
+            world,
+            "SELECT r.* FROM recipient r JOIN message m ON m.id = r.message_id WHERE m.sender = ? AND r.state = 'expired'",
+            sender.address,
+        ):
+            if _is_healthy(plan, route, r["destination"]):
+                yield f"{r['message_id']} {r['address']} expired behind a cap that had room"
+
+
+def the_suppressed_are_left_alone(world: World) -> Iterator[str]:
+    """What was suppressed when a message was accepted is not asked for on its behalf."""
+    for r in rows(world, "SELECT * FROM recipient WHERE last_reply LIKE '%suppressed until%'"):
+        if r["state"] != "failed" or world.ledger.times[r["message_id"], r["address"]]:
+            yield f"{r['message_id']} {r['address']} was suppressed, and went all the same"
+
+
+def pauses_hold(world: World) -> Iterator[str]:
+    """On what is paused nothing new is begun."""
+    if not world.plan.is_quiet:
+        return
+    routes = {m["id"]: m["route"] for m in rows(world, "SELECT id, route FROM message")}
+    for route, destination, since_s, until_s in world.pauses:
+        for k in world.ledger.kept:
+            here = routes.get(k.message_id) == route and (not destination or k.address.endswith("@" + destination))
+            if here and since_s + PAUSE_GRACE_S < k.at_s < until_s:
+                yield f"{k.message_id} {k.address} left at {k.at_s:.1f} s, though paused at {since_s:.1f} s"
 
 
 def nobody_runs_in_circles(world: World) -> Iterator[str]:
@@ -205,9 +265,13 @@ LOOKS = (
     all_has_settled,
     messages_add_up,
     nothing_twice_in_silence,
-    honest_hops_leave_no_doubt,
+    clear_words_leave_no_doubt,
     money_adds_up,
     customers_were_told_the_truth,
     nobody_starves,
+    caps_hold,
+    caps_let_go,
+    the_suppressed_are_left_alone,
+    pauses_hold,
     nobody_runs_in_circles,
 )

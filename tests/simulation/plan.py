@@ -8,10 +8,13 @@ another's.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from hepmaild.config import DeliverySettings, InDoubt, RouteKind, RouteSettings, SenderSettings, TlsMode
+
+DESTINATIONS = 4
+GONE = "gone"  # local parts that begin so are nobody's, for good
 
 
 def dice(seed: int, *names: object) -> random.Random:
@@ -44,6 +47,25 @@ class HopPlan:
     pipelining: bool
     fragments: bool  # replies arrive in small pieces
     idle_s: float  # after which it says 421 to an idle client
+
+
+class Dns(StrEnum):
+    """How the name servers answer for a destination until they recover."""
+
+    GOOD = "good"
+    FAILING = "failing"  # SERVFAIL: tried again later
+    SLOW = "slow"
+    NULL_MX = "null mx"  # takes no mail, for good
+
+
+@dataclass(frozen=True)
+class DestinationPlan:
+    """A domain that mail goes to directly.  hops: its hosts, in the order of preference."""
+
+    name: str
+    dns: Dns
+    until_s: float
+    hops: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -100,11 +122,11 @@ class Message:
 
 @dataclass(frozen=True)
 class Act:
-    """What the operator does at some time.  what: retry, cancel, pause, resume, hold, release."""
+    """What the operator does at some time.  what: retry, cancel, pause, resume, hold, release, reload."""
 
     at_s: float
     what: str
-    pick: float  # which message or route, as a share of those there are
+    pick: float  # which message, route or destination, as a share of those there are
 
 
 @dataclass(frozen=True)
@@ -124,7 +146,9 @@ class Plan:
     acts: tuple[Act, ...]
     calm_s: float
     scarce: bool = False  # one account has few credits
-    notes: tuple[str, ...] = field(default=())
+    destinations: tuple[DestinationPlan, ...] = ()
+    day_s: float = 0.0  # how long the caps' 24 hours are in this run; 0: no sender has a cap
+    reaps: bool = False  # whether the reaper makes its rounds
 
     @property
     def is_quiet(self) -> bool:
@@ -137,18 +161,26 @@ def make_plan(seed: int) -> Plan:
     r = dice(seed, "plan")
     alone = r.random() < 0.75
     calm_s = r.choice((60, 60, 120, 120, 300, 700, 1400))
-    routes, hops = _routes(r, calm_s)
+    hops = {f"hop{i}": _hop(r, f"hop{i}", calm_s) for i in range(r.choice((1, 1, 2, 2, 3, 4)))}
+    routes = _routes(r, list(hops))
     processes = 1 if alone else 2
     storms = r.random() < 0.45
     deadly = r.random() < 0.45
+    day_s = r.choice((300.0, 900.0)) if r.random() < 0.15 else 0.0
     senders = tuple(
-        SenderSettings(address=f"s{i}@ours.example", route=route.name, default=i == 0) for i, route in enumerate(routes)
+        SenderSettings(
+            address=f"s{i}@ours.example",
+            route=route.name,
+            default=i == 0,
+            daily_cap=r.choice((1, 2, 3, 0)) if day_s else 0,
+        )
+        for i, route in enumerate(routes)
     )
     return Plan(
         seed=seed,
         processes=processes,
         alone=alone,
-        delivery=_delivery(r),
+        delivery=_delivery(r, day_s),
         routes=routes,
         senders=senders,
         hops=hops,
@@ -158,26 +190,43 @@ def make_plan(seed: int) -> Plan:
         acts=_acts(r, calm_s),
         calm_s=calm_s,
         scarce=r.random() < 0.1,
+        destinations=_destinations(r, list(hops), calm_s),
+        day_s=day_s,
+        reaps=bool(day_s) or r.random() < 0.05,
     )
 
 
-def _routes(r: random.Random, calm_s: float) -> tuple[tuple[RouteSettings, ...], dict[str, HopPlan]]:
-    count = r.choice((1, 1, 1, 2, 2, 3, 4))
-    routes, hops = [], {}
-    for i in range(count):
-        name = f"hop{i}"
-        hops[name] = _hop(r, name, calm_s)
+def _routes(r: random.Random, hops: list[str]) -> tuple[RouteSettings, ...]:
+    """One for each hop; some are of kind `mx`, and go wherever their destinations are."""
+    routes = []
+    for i, hop in enumerate(hops):
+        direct = r.random() < 0.35
+        others = tuple(f"{name}:25" for name in hops if name != hop)
         routes.append(
             RouteSettings(
                 name=f"r{i}",
-                kind=RouteKind.SMTP,
-                host=name,
+                kind=RouteKind.MX if direct else RouteKind.SMTP,
+                host="" if direct else hop,
+                fallback_hosts=others[:1] if not direct and r.random() < 0.15 else (),
                 tls=TlsMode.NONE,
                 connections=r.choice((1, 2, 5, 20)),
                 messages_per_connection=r.choice((1, 2, 5, 100)),
+                messages_per_second=r.choice((0, 0, 0, 0, 0.5, 3)),
             )
         )
-    return tuple(routes), hops
+    return tuple(routes)
+
+
+def _destinations(r: random.Random, hops: list[str], calm_s: float) -> tuple[DestinationPlan, ...]:
+    return tuple(
+        DestinationPlan(
+            name=f"d{i}.example",
+            dns=r.choices(list(Dns), weights=(70, 12, 12, 6))[0],
+            until_s=calm_s * r.uniform(0.3, 1),
+            hops=tuple(r.sample(hops, min(len(hops), r.choice((1, 1, 2))))),
+        )
+        for i in range(DESTINATIONS)
+    )
 
 
 def _hop(r: random.Random, name: str, calm_s: float) -> HopPlan:
@@ -233,10 +282,16 @@ def _messages(r: random.Random, calm_s: float, senders: int) -> tuple[Message, .
     found = []
     for n in range(count):
         at_s = r.choice(bursts) + r.choice((0, 0, r.uniform(0, 1), r.uniform(0, 30)))
-        recipients = tuple(f"u{k}.m{n}@d{r.randrange(4)}.example" for k in range(r.choice((1, 1, 1, 1, 2, 2, 3, 5))))
+        recipients = tuple(_address(r, n, k) for k in range(r.choice((1, 1, 1, 1, 2, 2, 3, 5))))
         size = r.choices((20, 3000, 70_000), weights=(85, 10, 5))[0]
         found.append(Message(n, at_s, r.randrange(2), r.randrange(senders), recipients, r.random() < 0.5, size))
     return tuple(sorted(found, key=lambda m: m.at_s))
+
+
+def _address(r: random.Random, n: int, k: int) -> str:
+    """Mostly of its own; now and then one of the few that nobody has."""
+    local = f"{GONE}{r.randrange(2)}" if r.random() < 0.04 else f"u{k}.m{n}"
+    return f"{local}@d{r.randrange(DESTINATIONS)}.example"
 
 
 def _acts(r: random.Random, calm_s: float) -> tuple[Act, ...]:
@@ -247,15 +302,17 @@ def _acts(r: random.Random, calm_s: float) -> tuple[Act, ...]:
     return tuple(sorted(acts, key=lambda act: act.at_s))
 
 
-def _delivery(r: random.Random) -> DeliverySettings:
+def _delivery(r: random.Random, day_s: float) -> DeliverySettings:
     return DeliverySettings(
         workers=r.choice((1, 2, 4, 16)),
         relay_wait_s=r.choice((0, 5, 10)),
         retry_after_s=r.choice(((5, 20, 60), (30, 120, 300), (60, 300, 900))),
-        expire_after_s=r.choice((900, 900, 1800, 3600)),
+        expire_after_s=3600 if day_s else r.choice((900, 900, 1800, 3600)),
         final_dot_timeout_s=600,
         attempt_timeout_s=900,
         lease_s=r.choice((60, 200, 300)),
         in_doubt=r.choice((InDoubt.RETRY, InDoubt.RETRY, InDoubt.HOLD)),
         body_days=r.choice((0, 0, 1)),
+        suppress_after=r.choice((0, 1, 2)),
+        suppress_days=0.005,
     )

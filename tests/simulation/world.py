@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from trio._core import _run as trio_run
 from trio.testing import MockClock
 
 from hepmaild import prepare
-from hepmaild.config import LimitSettings, SmtpSettings
+from hepmaild.config import LimitSettings, RouteKind, SmtpSettings
 from hepmaild.config import Plan as AccountPlan
+from hepmaild.delivery.hops import Hop as NextHop
+from hepmaild.delivery.hops import Hops, NoHops, TlsLevel, TlsPolicy
 from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.route import from_settings
 from hepmaild.directory import Directory
@@ -26,13 +28,16 @@ from hepmaild.errors import ErrorKind, Refusal, StoreUnavailable
 from hepmaild.intake import Intake, IntakeSettings
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.mail.content import Content
+from hepmaild.mail.reply import Reply
 from hepmaild.mail.submission import Door, KeyIdentity, Origin, Receipt, Recipient, Submission
 from hepmaild.outbox import Outbox
 from hepmaild.prepare import Preparer
-from hepmaild.storage import queue
+from hepmaild.reaper import Reaper
+from hepmaild.storage import cap_line, caps, queue
+from hepmaild.storage.suppress import Rule
 from tests.simulation.database import SCARCE, Backend, Database, ProcessDied, SimStore, Weather
 from tests.simulation.hop import Hop, Ledger
-from tests.simulation.plan import Act, Death, Message, Plan, dice
+from tests.simulation.plan import Act, Death, Dns, Message, Plan, dice
 from tests.simulation.trace import Trace, Violation, now_us
 from tests.simulation.wire import End
 
@@ -87,6 +92,8 @@ class Process:
             lease_s=plan.delivery.lease_s,
             body_days=plan.delivery.body_days,
             spool_dir=None,
+            in_doubt=plan.delivery.in_doubt,
+            rule=Rule(plan.delivery.suppress_after, int(plan.delivery.suppress_days * 86_400_000_000)),
         )
         self.directory = Directory(self.store, plan.senders)
         self.pool = world.variants.pool(
@@ -100,6 +107,7 @@ class Process:
             random=dice(plan.seed, "retry", self.name).random,
             drain_timeout_s=DRAIN_S,
             connect=self._connect,
+            resolve=world.resolve,
         )
         self.intake = world.variants.intake(
             IntakeSettings(
@@ -116,6 +124,15 @@ class Process:
             preparer=Preparer(hostname="ours.example", spool_dir=None, limiter=trio.CapacityLimiter(1), now_us=now_us),
             lifecycle=self.lifecycle,
             now_us=now_us,
+        )
+
+        self.reaper = Reaper(
+            self.store,
+            self.outbox,
+            {"standard": AccountPlan()},
+            now_us,
+            senders=plan.senders,
+            wake=self.pool.wake,
         )
 
     async def run(self) -> None:
@@ -145,6 +162,8 @@ class Process:
                 root.start_soon(self.directory.run)
                 root.start_soon(self.outbox.run_late_writer)
                 root.start_soon(self.outbox.run_heartbeat, self.pool.wake)
+                if self.world.plan.reaps:
+                    root.start_soon(self.reaper.run)
                 async with trio.open_nursery() as delivery:
                     await delivery.start(self.pool.run)
                     self.serving = True
@@ -232,9 +251,15 @@ class Process:
             self.ends.append(end)
 
         self.backend.check()
-        end = await self.world.hops[host].connect(opened)
+        end = await self.world.hop_at(host).connect(opened)
         self.backend.check()
         return end
+
+    async def hear(self) -> None:
+        """What an announcement of the queue means to it."""
+        self.pool.wake()
+        with suppress(StoreUnavailable, ProcessDied):
+            await self.outbox.recount()
 
     def say(self, text: str) -> None:
         self.world.trace.add(self.name, text)
@@ -256,9 +281,9 @@ class World:
         self.units = 0
         self.reads = 0
         self.told: dict[int, Receipt | Refusal | None] = {}  # by message number
-        self.touched: set[str] = set()  # messages that the operator did something to
+        self.paused: dict[tuple[str, str], float] = {}  # (route, destination): since when
+        self.pauses: list[tuple[str, str, float, float]] = []  # those that are over
         self.settled_s = math.inf
-        self.resumed_s = 0.0
         self._customers_left = len(plan.messages)
         self._stopping = False
         self._operator: SimStore
@@ -364,6 +389,34 @@ class World:
             reverse_path=sender,
         )
 
+    # Names
+
+    async def resolve(self, destination: str) -> Hops | NoHops:
+        """The simulated name servers."""
+        found = next(d for d in self.plan.destinations if d.name == destination)
+        if trio.current_time() < found.until_s or found.dns is Dns.NULL_MX:
+            if found.dns is Dns.NULL_MX:
+                return NoHops(Reply(556, "5.1.10", f"{destination} takes no mail (null MX)"))
+            if found.dns is Dns.FAILING:
+                await trio.sleep(0.2)
+                return NoHops(Reply(451, "4.4.3", f"{destination}: the name servers failed"))
+            if found.dns is Dns.SLOW:
+                await trio.sleep(11)
+        hops = tuple(
+            NextHop(f"mx.{name}.example", (self.address_of(name),), TlsPolicy(TlsLevel.NONE)) for name in found.hops
+        )
+        return Hops(hops, "+".join(sorted(found.hops)))
+
+    def address_of(self, hop: str) -> str:
+        """The IP address of a hop."""
+        return f"192.0.2.{sorted(self.hops).index(hop) + 1}"
+
+    def hop_at(self, host: str) -> Hop:
+        """Who answers at this name or address."""
+        if host in self.hops:
+            return self.hops[host]
+        return self.hops[sorted(self.hops)[int(host.rpartition(".")[2]) - 1]]
+
     # The operator
 
     async def _operate(self) -> None:
@@ -374,34 +427,53 @@ class World:
         await self._undo()
 
     async def _act(self, act: Act) -> None:
-        waiting = [r[0] for r in self.database.raw.execute("SELECT DISTINCT message_id FROM queue ORDER BY 1")]
         what = act.what
         if what == "reload":
             for process in self.processes:
                 if process.serving:
                     process.pool.replace_routes([from_settings(route) for route in self.plan.routes])
-            return
-        if not waiting:
-            return
-        message_id = waiting[int(act.pick * len(waiting))]
-        try:
-            if what == "retry":
-                await self._operator.write(queue.retry, message_id, now_us())
-            elif what == "cancel":
-                await self._operator.write(queue.cancel, message_id, now_us())
-                self.touched.add(message_id)
-        except ValueError as refusal:
-            self.trace.add("operator", f"is refused: {refusal}")
-        self._announce()
+        elif what in {"pause", "resume"}:
+            await self._pause(act)
+        else:
+            waiting = [r[0] for r in self.database.raw.execute("SELECT DISTINCT message_id FROM queue ORDER BY 1")]
+            if waiting:
+                await self._command(_COMMANDS[what], waiting[int(act.pick * len(waiting))], now_us())
+
+    async def _pause(self, act: Act) -> None:
+        route = self.plan.routes[int(act.pick * len(self.plan.routes))]
+        destination = ""
+        if route.kind is RouteKind.MX and act.pick * 100 % 1 < 0.5:
+            destination = self.plan.destinations[int(act.pick * 1000) % len(self.plan.destinations)].name
+        here = (route.name, destination)
+        if act.what == "pause":
+            await self._command(queue.pause_route, *here, "because", now_us())
+            self.paused.setdefault(here, trio.current_time())
+        elif here in self.paused:
+            await self._resume(here)
+
+    async def _resume(self, here: tuple[str, str]) -> None:
+        self.pauses.append((*here, self.paused.pop(here), trio.current_time()))
+        await self._command(queue.resume, *here)
 
     async def _undo(self) -> None:
-        """Whatever is paused or held goes on when the storm is over."""
-        self.resumed_s = trio.current_time()
+        """What is paused goes on when the storm is over; of what is held, half is released and half left to expire."""
+        for here in sorted(self.paused):
+            await self._resume(here)
+        r = dice(self.plan.seed, "operator")
+        sql = "SELECT DISTINCT message_id FROM recipient WHERE state = 'held' ORDER BY 1"
+        if r.random() < 0.7:
+            for (message_id,) in self.database.raw.execute(sql).fetchall():
+                await self._command(queue.release, message_id, now_us())
 
-    def _announce(self) -> None:
+    async def _command(self, fn: Callable[..., Any], *args: Any) -> None:
+        """One command of `hepmaild queue`, and its announcement to every process."""
+        try:
+            await self._operator.write(fn, *args)
+        except ValueError as refusal:
+            self.trace.add("operator", f"is refused: {refusal}")
         for process in self.processes:
             if process.serving:
-                process.pool.wake()
+                self.nursery.start_soon(process.hear)
 
     # The end
 
@@ -434,6 +506,12 @@ class World:
                 raise Violation(f"{hop.open} connections to {name} were never closed")
 
 
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "retry": queue.retry,
+    "cancel": queue.cancel,
+    "hold": queue.hold,
+    "release": queue.release,
+}
 LONGEST_TALK_S = 1300.0  # a hop may still be counting to its late reply
 
 
@@ -464,11 +542,16 @@ class _Entropy:
 
 
 @contextmanager
-def _determined(seed: int, trace: Trace) -> Iterator[None]:
-    """Trio's order of tasks, message ids and the log come from the seed or go into the trace, for this run only."""
+def _determined(seed: int, day_s: float, trace: Trace) -> Iterator[None]:
+    """Trio's order of tasks, message ids and the log come from the seed or go into the trace, for this run only; and
+    the day of the caps is shorter, so that it can pass."""
     before = structlog.get_config()
     names: Any = prepare
     entropy, names.secrets = names.secrets, _Entropy(seed)
+    modules: tuple[Any, ...] = (caps, cap_line)
+    day_us = caps.DAY_US
+    for module in modules if day_s else ():
+        module.DAY_US = int(day_s * 1_000_000)
     ordered = trio_run._ALLOW_DETERMINISTIC_SCHEDULING
     trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
     trio_run._r.seed(f"{seed}/trio")
@@ -483,6 +566,8 @@ def _determined(seed: int, trace: Trace) -> Iterator[None]:
     finally:
         structlog.configure(**before)
         names.secrets = entropy
+        for module in modules:
+            module.DAY_US = day_us
         trio_run._ALLOW_DETERMINISTIC_SCHEDULING = ordered  # type: ignore[misc]
 
 
@@ -492,6 +577,6 @@ def run_world(plan: Plan, database: Database, trace: Trace, variants: type[Varia
     if plan.scarce:
         database.limit_credits(1, SCARCE)
     world = World(plan, database, trace, variants)
-    with _determined(plan.seed, trace):
+    with _determined(plan.seed, plan.day_s, trace):
         trio.run(world.run, clock=MockClock(autojump_threshold=0), strict_exception_groups=True)
     return world
