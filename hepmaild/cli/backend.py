@@ -47,11 +47,16 @@ def write(settings: Settings, topic: str, fn: Callable[..., T], *args: Any, **kw
 
     async def run(store: Store) -> T:
         result: T = await store.write(refusing(fn), *args, **kwargs)
-        with suppress(StoreUnavailable):  # a hint: the change itself is committed and will be seen
-            await store.announce(topic)
+        await tell(store, topic)
         return result
 
     return with_store(settings, run)
+
+
+async def tell(store: Store, topic: str) -> None:
+    """Announce what was committed.  A hint: what cannot be told will be seen all the same."""
+    with suppress(StoreUnavailable):
+        await store.announce(topic)
 
 
 def with_store(settings: Settings, fn: Callable[[Store], Awaitable[T]], *, upgrade: bool = True) -> T:

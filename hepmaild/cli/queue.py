@@ -3,18 +3,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hepmaild.cli import backend
 from hepmaild.cli.common import EMAIL, MESSAGE_ID, json_option, with_settings
-from hepmaild.cli.output import clean, instant, print_json, print_pairs, print_table, public
-from hepmaild.config import DAY_S, Settings
+from hepmaild.cli.output import CommandFailed, clean, instant, print_json, print_pairs, print_table, public
+from hepmaild.config import DAY_S, RouteKind, Settings
+from hepmaild.mail.address import check_address, domain_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+
+    from hepmaild.storage.queue import Step
+    from hepmaild.storage.store import Store
+
+
+class _Domain(click.ParamType[str]):
+    name = "domain"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return domain_of(check_address(f"x@{value}"))
+        except ValueError:
+            self.fail(f"{value!r} is not a domain, as in example.com", param, ctx)
+
+
+ROUTE = click.option("--route", metavar="NAME", help="Only this route's.")
+DESTINATION = click.option("--destination", metavar="DOMAIN", type=_Domain(), help="Only what goes to this domain.")
+
+
+def _check_route(settings: Settings, route: str | None) -> None:
+    """A name that is no route's: refused, unless something waits on it from before it was taken away."""
+    from hepmaild.storage import queue as rows
+
+    known = sorted(r.name for r in settings.route)
+    if route is not None and route not in known and not backend.read(settings, rows.has_waiting, route):
+        raise CommandFailed(f"there is no route {route!r}, and nothing waits on it; there are {', '.join(known)}")
 
 
 @click.group()
@@ -26,36 +53,61 @@ def queue() -> None:
 @json_option
 @with_settings
 def queue_stats(settings: Settings, as_json: bool) -> None:
-    """Waiting recipients by state, route and destination, and since when the oldest waits."""
-    from hepmaild.storage import queue as rows
+    """Waiting recipients by state, route and destination: how many, since when, why, and how fast they go."""
+    from hepmaild.storage import stats as figures
 
-    stats = backend.read(settings, rows.stats)
+    stats = backend.read(settings, figures.stats, backend.now_us())
     if as_json:
         print_json(stats)
         return
-    print_pairs({"oldest_at": stats["oldest_at"], "leased": stats["leased"], "in_doubt": stats["in_doubt"]})
-    for name in ("by_state", "by_route", "by_destination"):
-        counted = sorted(stats[name].items(), key=lambda pair: (-pair[1], pair[0]))
-        click.echo(f"\n{name.replace('_', ' ')}")
-        for label, count in counted[:30]:
-            click.echo(f"  {count:>9,}  {clean(label)}")
-        if len(counted) > 30:
-            click.echo(f"  and {len(counted) - 30:,} more (--json has all)")
+    print_pairs(stats["by_state"])
+    print_pairs({"leased": stats["leased"], "in_doubt": stats["in_doubt"], "oldest_at": stats["oldest_at"]})
+    for title, names in (("routes", ("route",)), ("destinations", ("destination", "route"))):
+        click.echo(f"\n{title}")
+        print_table(stats[title], (*names, *_FIGURES), empty="nothing waits")
+    more = len(stats["by_destination"]) - len(stats["destinations"])
+    if more > 0:
+        click.echo(f"and {more:,} more destinations (--json counts all)")
+    if stats["paused"]:
+        click.echo("\npaused")
+        print_table(stats["paused"], ("route", "destination", "since_at", "note"), empty="")
+
+
+_FIGURES = (
+    "waiting",
+    "deferred",
+    "capped",
+    "held",
+    "in_doubt",
+    "oldest_at",
+    "wait_p50_s",
+    "wait_p95_s",
+    "attempted_per_minute",
+    "delivered_per_minute",
+    "paused",
+    "last_error",
+)
 
 
 @queue.command("list")
+@ROUTE
+@DESTINATION
+@click.option("--state", type=click.Choice(("queued", "deferred", "capped", "held")), help="Only those in this state.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="At most so many.")
 @json_option
 @with_settings
-def queue_list(settings: Settings, limit: int, as_json: bool) -> None:
-    """Waiting recipients, the next due first."""
+def queue_list(
+    settings: Settings, route: str | None, destination: str | None, state: str | None, limit: int, as_json: bool
+) -> None:
+    """Waiting recipients, the next due first, those under way last."""
     from hepmaild.storage import queue as rows
 
-    waiting = backend.read(settings, rows.list_waiting, limit)
+    _check_route(settings, route)
+    waiting = backend.read(settings, rows.list_waiting, limit, rows.Where(route, destination, state))
     if as_json:
         print_json(waiting)
     else:
-        columns = ("message_id", "recipient", "state", "attempts", "next_attempt_at", "last_reply")
+        columns = ("message_id", "recipient", "route", "state", "attempts", "in_doubt", "next_attempt_at", "last_reply")
         print_table(waiting, columns, empty="nothing waits")
 
 
@@ -77,23 +129,88 @@ def queue_show(settings: Settings, message_id: str, as_json: bool) -> None:
 def _print_head(shown: Mapping[str, Any]) -> None:
     print_pairs({name: value for name, value in shown.items() if name not in {"recipients", "events", "ledger"}})
     click.echo()
-    columns = ("recipient", "kind", "state", "attempts", "next_attempt_at", "last_reply")
+    columns = ("recipient", "kind", "state", "attempts", "in_doubt", "next_attempt_at", "last_reply")
     print_table(shown["recipients"], columns, empty="no recipients")
 
 
 @queue.command("retry")
-@click.argument("message_id", metavar="ID", type=MESSAGE_ID)
+@click.argument("message_id", metavar="[ID]", type=MESSAGE_ID, required=False)
+@ROUTE
+@DESTINATION
 @json_option
 @with_settings
-def queue_retry(settings: Settings, message_id: str, as_json: bool) -> None:
-    """Try everything of a message that still waits, now."""
+def queue_retry(
+    settings: Settings, message_id: str | None, route: str | None, destination: str | None, as_json: bool
+) -> None:
+    """Try what waits for its next attempt, now: of one message, or all of a route or destination."""
     from hepmaild.storage import queue as rows
 
+    if message_id is None:
+        _in_steps(settings, rows.retry_some, "due now", route, destination, as_json)
+        return
+    _one_or_many(route, destination)
     done = backend.write(settings, backend.QUEUE, rows.retry, message_id, backend.now_us())
     if as_json:
         print_json(done)
     else:
-        click.echo(f"{message_id} is due now")
+        click.echo(f"{message_id} is due now" if done["recipients"] else f"{message_id} is being tried right now")
+
+
+@queue.command("release")
+@click.argument("message_id", metavar="[ID]", type=MESSAGE_ID, required=False)
+@ROUTE
+@DESTINATION
+@json_option
+@with_settings
+def queue_release(
+    settings: Settings, message_id: str | None, route: str | None, destination: str | None, as_json: bool
+) -> None:
+    """Let go what is held: of one message, or all of a route or destination."""
+    from hepmaild.storage import queue as rows
+
+    if message_id is None:
+        _in_steps(settings, rows.release_some, "released", route, destination, as_json)
+        return
+    _one_or_many(route, destination)
+    done = backend.write(settings, backend.QUEUE, rows.release, message_id, backend.now_us())
+    if as_json:
+        print_json(done)
+    else:
+        click.echo(f"{message_id}: {done['released']} recipients released")
+
+
+def _one_or_many(*filters: str | None) -> None:
+    if any(value is not None for value in filters):
+        raise click.UsageError("give either an ID or --route and --destination, not both")
+
+
+def _in_steps(
+    settings: Settings, step: Callable[..., Step], what: str, route: str | None, destination: str | None, as_json: bool
+) -> None:
+    """Change many messages, a few hundred in each unit; the daemon begins with the first ones at once."""
+    from hepmaild.storage.queue import Where
+
+    if route is None and destination is None:
+        raise click.UsageError("give an ID, or --route or --destination for many")
+    _check_route(settings, route)
+
+    async def run(store: Store) -> dict[str, int]:
+        done = {"messages": 0, "recipients": 0}
+        after: str | None = ""
+        while after is not None:
+            made: Step = await store.write(step, Where(route, destination), backend.now_us(), after)
+            done["messages"] += made.messages
+            done["recipients"] += made.recipients
+            after = made.after
+            if made.messages:
+                await backend.tell(store, backend.QUEUE)
+        return done
+
+    done = backend.with_store(settings, run)
+    if as_json:
+        print_json(done)
+    else:
+        click.echo(f"{what}: {done['recipients']:,} recipients of {done['messages']:,} messages")
 
 
 @queue.command("cancel")
@@ -110,6 +227,68 @@ def queue_cancel(settings: Settings, message_id: str, as_json: bool) -> None:
         print_json(done)
     else:
         click.echo(f"{message_id}: {done['cancelled']} recipients cancelled, {done['refunded']} credits refunded")
+
+
+@queue.command("hold")
+@click.argument("message_id", metavar="ID", type=MESSAGE_ID)
+@json_option
+@with_settings
+def queue_hold(settings: Settings, message_id: str, as_json: bool) -> None:
+    """Keep everything of a message that still waits, until it is released or expires."""
+    from hepmaild.storage import queue as rows
+
+    done = backend.write(settings, backend.QUEUE, rows.hold, message_id, backend.now_us())
+    if as_json:
+        print_json(done)
+    else:
+        click.echo(f"{message_id}: {done['held']} recipients held; they expire at {instant(done['expires_at'])}")
+
+
+@queue.command("pause")
+@click.option("--route", metavar="NAME", required=True, help="The route.")
+@click.option("--destination", metavar="DOMAIN", type=_Domain(), help="Only this domain (routes of kind mx).")
+@click.option("--note", default="", metavar="TEXT", help="Why, for whoever looks.")
+@json_option
+@with_settings
+def queue_pause(settings: Settings, route: str, destination: str | None, note: str, as_json: bool) -> None:
+    """Have nobody work on a route, or on one destination of it, until `resume`.
+
+    Mail is accepted and waits; what expires meanwhile is refunded.  An attempt under way stops before its final dot.
+    """
+    from hepmaild.storage import queue as rows
+
+    _check_route(settings, route)
+    kind = next((r.kind for r in settings.route if r.name == route), RouteKind.MX)
+    if destination is not None and kind is not RouteKind.MX:
+        raise CommandFailed(f"route {route!r} has one next hop for all destinations: pause the whole route")
+    where = destination or ""
+    done = backend.write(settings, backend.QUEUE, rows.pause_route, route, where, note[:500], backend.now_us())
+    if as_json:
+        print_json(done)
+    else:
+        click.echo(f"{_named(route, where)} is paused; `hepmaild queue resume` with the same options ends it")
+
+
+@queue.command("resume")
+@click.option("--route", metavar="NAME", required=True, help="The route.")
+@click.option("--destination", metavar="DOMAIN", type=_Domain(), help="Only this domain.")
+@json_option
+@with_settings
+def queue_resume(settings: Settings, route: str, destination: str | None, as_json: bool) -> None:
+    """End a pause."""
+    from hepmaild.storage import queue as rows
+
+    done = backend.write(settings, backend.QUEUE, rows.resume, route, destination or "")
+    if as_json:
+        print_json(done)
+        return
+    click.echo(f"{_named(route, destination or '')} goes on")
+    for rest in done["still_paused"]:
+        click.echo(f"{_named(rest['route'], rest['destination'])} is still paused")
+
+
+def _named(route: str, destination: str) -> str:
+    return f"destination {clean(destination)} of route {clean(route)}" if destination else f"route {clean(route)}"
 
 
 @click.group()

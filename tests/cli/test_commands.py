@@ -171,7 +171,7 @@ def test_routes(cli: Any) -> None:
 
 def test_an_empty_queue_and_log(cli: Any) -> None:
     stats = cli.json("queue", "stats")
-    assert stats["by_state"] == {"queued": 0, "deferred": 0}
+    assert stats["by_state"] == {"queued": 0, "deferred": 0, "capped": 0, "held": 0}
     assert stats["oldest_at"] is None
     assert stats["by_route"] == stats["by_destination"] == {}
     assert cli.json("queue", "list") == []
