@@ -36,11 +36,13 @@ def policy_of(rows: Iterable[TlsaRow], names: Iterable[str]) -> TlsPolicy | None
         return None
     usable = _agile([Tlsa(r.usage, r.selector, r.matching, r.data) for r in rows if is_usable(r)])
     if not usable:
-        return TlsPolicy(TlsLevel.ENCRYPTED, "dane: no usable TLSA record")
+        return TlsPolicy(TlsLevel.ENCRYPTED, "no usable TLSA record")
     wanted = tuple(dict.fromkeys(names))
     if all(record.usage == DANE_EE for record in usable):
         wanted = wanted[:1]
-    return TlsPolicy(TlsLevel.DANE, "dane", tlsa=tuple(usable[:MAX_RECORDS]), names=wanted)
+    usable = usable[:MAX_RECORDS]
+    kinds = dict.fromkeys(f"{record.usage} {record.selector} {record.matching}" for record in usable)
+    return TlsPolicy(TlsLevel.DANE, f"TLSA {', '.join(kinds)}", tlsa=tuple(usable), names=wanted)
 
 
 def is_usable(row: TlsaRow) -> bool:

@@ -52,13 +52,13 @@ async def policies(resolver: Resolver, name: str, port: int = 25) -> dict[str, T
 
 
 async def test_dane_ee(resolver: Resolver) -> None:
-    expected = TlsPolicy(TlsLevel.DANE, "dane", (EE,), ("mx-ee.signed.test",))
+    expected = TlsPolicy(TlsLevel.DANE, "TLSA 3 1 1", (EE,), ("mx-ee.signed.test",))
     assert await policies(resolver, "ee") == {"mx-ee": expected}
 
 
 async def test_dane_ta_with_the_strongest_digest_and_all_names(resolver: Resolver) -> None:
     record = Tlsa(2, 0, 2, bytes.fromhex(SHA512))
-    expected = TlsPolicy(TlsLevel.DANE, "dane", (record,), ("mx-ta.signed.test", "ta.signed.test"))
+    expected = TlsPolicy(TlsLevel.DANE, "TLSA 2 0 2", (record,), ("mx-ta.signed.test", "ta.signed.test"))
     assert await policies(resolver, "ta") == {"mx-ta": expected}
 
 
@@ -96,7 +96,7 @@ async def test_aliases(resolver: Resolver) -> None:
     """Records are where a secure alias leads; at the alias itself when it leads out of DNSSEC (RFC 7672 §2.2.2)."""
     assert (await policies(resolver, "via-alias"))["mx-alias"].names == ("mx-ee.signed.test",)
     assert (await policies(resolver, "alias-out"))["mx-out"] == TlsPolicy(
-        TlsLevel.DANE, "dane", (EE,), ("mx-out.signed.test",)
+        TlsLevel.DANE, "TLSA 3 1 1", (EE,), ("mx-out.signed.test",)
     )
 
 
