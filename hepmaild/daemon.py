@@ -157,6 +157,7 @@ class _Daemon:
             body_days=settings.delivery.body_days,
             spool_dir=str(spool_dir),
             meter=meter,
+            in_doubt=settings.delivery.in_doubt,
         )
         self.directory = Directory(store, settings.sender)
         self.signing = SigningKeys(store, Vault(settings.server.state_dir), lambda: self.directory.generation)

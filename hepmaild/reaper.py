@@ -66,6 +66,7 @@ class Reaper:
     async def round(self) -> None:
         """Drop everything that is due.  Raises `StoreUnavailable`."""
         now_us = self._now_us()
+        await self._outbox.expire()  # also when no worker has had time to claim
         await self.take_caps()
         await self._lines(now_us)
         await self._all(prune.rate_calls, now_us)
