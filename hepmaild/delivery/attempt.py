@@ -20,7 +20,7 @@ from hepmaild.config import DeliverySettings, InDoubt, Misbehaviour, RouteKind
 from hepmaild.delivery.client import Failed, Stage
 from hepmaild.delivery.connections import Connect, Connection
 from hepmaild.delivery.courier import Courier, make_envelope
-from hepmaild.delivery.flight import End, Flight, Joined, LeaseLost
+from hepmaild.delivery.flight import ContentGone, End, Flight, Joined, LeaseLost
 from hepmaild.delivery.hops import Hops, NoHops
 from hepmaild.delivery.job import Attempt, Job, Outcome, Queue, Result
 from hepmaild.delivery.outcome import SOON_S, Verdict, deferred, judge
@@ -123,16 +123,22 @@ class Runner:
             log.warning("store_unavailable", message_id=job.message_id, route=job.route, doing="attempt")
             await self._insist(flight, lambda: self._queue.release(job))
             return End.STORE_DOWN
+        except ContentGone as gone:
+            # As a rule somebody cancelled the message while the job stood here: then the report is refused.
+            await self._report_crash(flight, str(gone))
+            if not (flight.is_refused or flight.is_forsaken):
+                log.error("content_gone", message_id=job.message_id, route=job.route)
+            return End.NEITHER
         except Exception:
             log.exception("attempt_crashed", message_id=job.message_id, route=job.route)
-            await self._report_crash(flight)
+            await self._report_crash(flight, "internal error; the log has its traceback")
             return End.NEITHER
 
-    async def _report_crash(self, flight: Flight) -> None:
+    async def _report_crash(self, flight: Flight, text: str) -> None:
         """A crashed attempt is a deferral, or in doubt; if it was the report that crashed, the lease must end."""
         if flight.verdicts is not None:
             return
-        failure = Failed(Stage.LOCAL, None, "internal error; the log has its traceback")
+        failure = Failed(Stage.LOCAL, None, text)
         try:
             await self._report(flight, self._verdicts(flight, failure))
         except Exception:
@@ -146,7 +152,7 @@ class Runner:
             failure = Failed(Stage.LOCAL, None, f"there is no route {route.name!r} in the settings")
             await self._report(flight, (deferred(failure),) * len(flight.job.recipients))
             return End.NEITHER
-        content = flight.job.content or await self._queue.load(flight.job)
+        content = await self._content(flight.job)
         try:
             if route.kind is RouteKind.SMTP:
                 return await self._attempt_smtp(flight, flight.track.hosts, content)
@@ -155,6 +161,14 @@ class Runner:
             content.close()
         await self._report(flight, verdicts)
         return End.NEITHER
+
+    async def _content(self, job: Job) -> Content:
+        if job.content is not None:
+            return job.content
+        try:
+            return await self._queue.load(job)
+        except LookupError as gone:
+            raise ContentGone(str(gone)) from gone
 
     # Kept here instead of sent
 
@@ -207,7 +221,7 @@ class Runner:
         if not job.destination:
             ours = [n for n, r in enumerate(job.recipients) if _domain(r.address) == destination]
             flight.chosen = tuple(ours) if len(ours) < len(job.recipients) else None
-        content = job.content or await self._queue.load(job)
+        content = await self._content(job)
         try:
             return await self._attempt_smtp(flight, hosts, content)
         finally:
@@ -284,11 +298,12 @@ class Runner:
             ),
             tls_level=connection.level.value if connection else "",
         )
-        await self._insist(flight, lambda: self._report_once(attempt))
+        await self._insist(flight, lambda: self._report_once(flight, attempt))
 
-    async def _report_once(self, attempt: Attempt) -> None:
+    async def _report_once(self, flight: Flight, attempt: Attempt) -> None:
         job = attempt.job
         if not await self._queue.report(attempt):
+            flight.is_refused = True
             log.warning("report_refused", message_id=job.message_id, route=job.route, token=job.token)
             return
         if self._on_reported is not None:

@@ -43,12 +43,16 @@ class LeaseLost(Exception):
     """The store gave the job to somebody else: nothing more may be done with it."""
 
 
+class ContentGone(Exception):
+    """The store has no content of the job's message."""
+
+
 @dataclass(slots=True, eq=False)
 class Flight:
     """leased, began: when the lease and the attempt began (Trio's clock); lease_ends: nothing may be done after it.
 
     scope: the one that bounds what is waited for now, so that a drain can cut it short.  chosen: which recipients take
-    part, None: all.
+    part, None: all.  is_refused: the store took no report, since the lease was lost.
     """
 
     job: Job
@@ -67,4 +71,5 @@ class Flight:
     chosen: tuple[int, ...] | None = None
     verdicts: tuple[Verdict, ...] | None = None
     is_forsaken: bool = False
+    is_refused: bool = False
     is_stalled: bool = False

@@ -39,7 +39,7 @@ READY_OCTETS = 64 << 20  # contents that stand ready in memory
 KEEP_IDLE_S = 30.0
 RELEASE_AT_ONCE = 64
 STALLED_S = 2.0
-STALLED_FACTOR = 4  # attempts beside the workers, for each worker; a track may have half of them
+STALLED_FACTOR = 8  # attempts beside the workers, for each worker; one of several tracks may have half of them
 
 
 class DeliveryPool:
@@ -149,6 +149,7 @@ class DeliveryPool:
         for name in self._tracks.keys() - {route.name for route in routes}:
             self._tracks[name].replace_route(missing_route(name), 1)
         if self._running:
+            self._kept_something.set()  # what no longer fits is closed
             for track in self._tracks.values():
                 for place in list(track.places.values()):
                     self._list_place(place)
@@ -361,6 +362,8 @@ class DeliveryPool:
         track, lane = flight.track, flight.lane
         if not track.is_mx or track.lanes.get(lane.destination) is not lane:
             return Joined.GO  # the route's kind changed meanwhile
+        if flight.place is lane.place and track.is_own(lane.place) and lane.place.is_in_trouble:
+            return Joined.GO  # one after the other, apart, until one goes well
         place = track.join(lane, key)
         self._list_place(place)
         now = trio.current_time()
@@ -400,7 +403,8 @@ class DeliveryPool:
 
     def _stall(self, flight: Flight) -> None:
         track, most = flight.track, STALLED_FACTOR * self._settings.workers
-        if self._stopping or self._workers is None or self._stalled >= most or track.stalled >= max(1, most // 2):
+        share = most if len(self._tracks) == 1 else most // 2
+        if self._stopping or self._workers is None or self._stalled >= most or track.stalled >= share:
             return
         flight.is_stalled = True
         self._stalled += 1

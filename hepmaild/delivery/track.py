@@ -144,6 +144,11 @@ class Track:
             place = self.places[key] = Place(self, key, 1, 1, LONGEST_PAUSE_MX_S)
         return place
 
+    @staticmethod
+    def is_own(place: Place) -> bool:
+        """Whether only one destination can be there."""
+        return place.key.startswith("=")
+
     def join(self, lane: Lane, key: str) -> Place:
         """The lane's mail goes to this place from now on."""
         place = self.places.get(key)
@@ -191,14 +196,13 @@ class Track:
 
     def retire(self, place: Place) -> None:
         """Forget a place that no lane goes to, unless there is something to remember; of those only so many."""
-        if place.lanes or place.active or place is self._only_place:
-            return
         if self.places.get(place.key) is not place:
             self.lost += place.kept  # the route's kind changed meanwhile
             place.kept.clear()
             return
-        is_own = place.key.startswith("=")
-        if not place.is_in_trouble and not place.kept and is_own:
+        if place.lanes or place.active or place is self._only_place:
+            return
+        if not place.is_in_trouble and not place.kept and self.is_own(place):
             self._forget(place)
             return
         self._idle.pop(place.key, None)

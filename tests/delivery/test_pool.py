@@ -14,6 +14,7 @@ import trio
 from trio.testing import MockClock
 
 from hepmaild.config import DeliverySettings, RouteKind, TlsMode
+from hepmaild.delivery.hops import Resolve
 from hepmaild.delivery.job import Attempt, Result
 from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.route import Route
@@ -55,10 +56,11 @@ async def world(
     settings: DeliverySettings | None = None,
     setup: Callable[[MemoryQueue], None] | None = None,
     state_dir: Path = Path("/nonexistent"),
+    resolve: Resolve | None = None,
 ) -> AsyncIterator[World]:
-    """A running pool with a well-behaved peer for each route; ended by its drain."""
+    """A running pool with a well-behaved peer for each host of a route; ended by its drain."""
     routes = routes or (smtp("upstream"),)
-    peers = {route.host: Peer() for route in routes if route.kind is RouteKind.SMTP}
+    peers = {host.name: Peer() for route in routes if route.kind is RouteKind.SMTP for host in route.hosts}
     reported: list[Attempt] = []
     async with trio.open_nursery() as outside:
         network = Network(outside, peers)
@@ -76,6 +78,7 @@ async def world(
             now_us=now_us,
             random=lambda: 0.5,
             connect=network.connect,
+            resolve=resolve,
             on_reported=reported.append,
         )
         done = trio.Event()
