@@ -263,7 +263,9 @@ class Outbox:
             self._line_at_us = min(self._line_at_us, line_at_us)
             due_us = line_at_us if due_us is None else min(due_us, line_at_us)
         if self._uncertain or self._uncertain_claims:
-            return min(due_us or NEVER_US, now_us + LOOK_FOR_UNCERTAIN_US)
+            # At growing distances: each look is a claim, which may lose its answer and be looked for in turn.
+            newest_us = max(*(found.since_us for found in self._uncertain.values()), *self._uncertain_claims, 0)
+            return min(due_us or NEVER_US, now_us + max(LOOK_FOR_UNCERTAIN_US, now_us - newest_us))
         return due_us
 
     async def load(self, job: Job) -> Content:

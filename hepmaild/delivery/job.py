@@ -116,7 +116,7 @@ class Queue(Protocol):
         """
 
     async def load(self, job: Job) -> Content:
-        """The content of a claimed job."""
+        """The content of a claimed job.  LookupError: it is not kept any more."""
 
     async def mark_in_doubt(self, job: Job) -> bool:
         """Durably note that the final dot is about to leave.
