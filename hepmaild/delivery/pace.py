@@ -20,8 +20,9 @@ class Pace:
 
     def wait_s(self, now: float) -> float:
         """How long until one may go; 0: now."""
-        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._per_s)
-        self._at = now
+        if now > self._at:
+            self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
+            self._at = now
         if self._tokens >= 1.0 - _NEARLY:
             return 0.0
         return (max(1.0, self._burst / 2) - self._tokens) / self._per_s

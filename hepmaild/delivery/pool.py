@@ -153,6 +153,7 @@ class DeliveryPool:
             for track in self._tracks.values():
                 for place in list(track.places.values()):
                     self._list_place(place)
+                self._list_track(track)
             self._scheduler.wake()  # pauses and limits may be other ones
 
     def take_settings(self, settings: DeliverySettings) -> None:

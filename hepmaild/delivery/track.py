@@ -91,6 +91,7 @@ class Track:
         if changed:
             self.hosts = route.hosts
             self.pace = Pace(route.messages_per_second) if route.messages_per_second else None
+            self.resumes_at = 0.0
             self._contexts.clear()
             self.homes.clear()
         for place in self.places.values():
