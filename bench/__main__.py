@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m bench [relay|memory|http]`: one command each, see --help."""
+"""`python -m bench [relay|memory|http|drain|…]`: one command each, see --help."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ def _arguments() -> argparse.Namespace:
     http.add_argument("--connections", type=int, default=20)
     http.add_argument("--messages", type=int, default=3000)
     http.add_argument("--rounds", type=int, default=5)
+    drain = commands.add_parser("drain", help="a backlog made while the next hop was down, once it is up")
+    drain.add_argument("--backlog", type=int, default=100_000, help="messages that wait")
+    drain.add_argument("--messages", type=int, default=5000, help="in each run of accepting and relaying")
+    drain.add_argument("--connections", type=int, default=100)
+    drain.add_argument("--rounds", type=int, default=1)
+    drain.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
     profile = commands.add_parser("profile", help="where the daemon's time goes, by function and by thread")
     profile.add_argument("--connections", type=int, default=20)
     profile.add_argument("--messages", type=int, default=3000)
@@ -61,6 +67,10 @@ def main() -> int:
             from bench import memory
 
             return memory.run(tuple(options.only), options.waiting)
+        elif options.command == "drain":
+            from bench import drain
+
+            return drain.run(options.backlog, options.connections, options.messages, options.rounds, options.database)
         elif options.command == "profile":
             from bench import where
 

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,7 @@ class SmtpSink:
         return self.child.pid
 
     def count(self) -> int:
-        """Messages taken since it started."""
+        """Messages taken since it (first) started."""
         with self.child.out_path.open("rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - 200))
@@ -155,14 +155,25 @@ class SmtpSink:
         """Wait until it has taken so many."""
         self.child.wait_for(lambda: self.count() >= count, f"{count} messages at smtp-sink", timeout_s=timeout_s)
 
+    def stop(self) -> None:
+        """The next hop goes down."""
+        self.child.kill()
+
+    def start(self) -> None:
+        """The next hop comes back up, on the same port; it counts from 0 again."""
+        out = self.child.out_path
+        out.write_bytes(b"")
+        self.child = Child(self.child.name, self.child.command, out.parent)
+        self.child.wait_for(lambda: greets(self.port), "smtp-sink to answer")
+
 
 @contextlib.contextmanager
-def smtp_sink(*, dump: bool = False) -> Iterator[SmtpSink]:
-    """Start smtp-sink; dump: one file for each message, for comparing contents."""
+def smtp_sink(*, dump: bool = False, options: Sequence[str] = ()) -> Iterator[SmtpSink]:
+    """Start smtp-sink; dump: one file for each message, for comparing contents.  options: more of smtp-sink's own."""
     with open_folder("smtp-sink") as folder:
         dump_folder = None
         port = free_port()
-        command = [find_program("smtp-sink"), "-c"]
+        command = [find_program("smtp-sink"), "-c", *options]
         if dump:
             dump_folder = folder / "dump"
             dump_folder.mkdir(mode=0o777)
@@ -171,8 +182,9 @@ def smtp_sink(*, dump: bool = False) -> Iterator[SmtpSink]:
         if os.geteuid() == 0:
             command += ["-u", "nobody"]
         child = Child("smtp-sink", [*command, f"127.0.0.1:{port}", "1000"], folder)
+        sink = SmtpSink(port, child, dump_folder)
         try:
             child.wait_for(lambda: greets(port), "smtp-sink to answer")
-            yield SmtpSink(port, child, dump_folder)
+            yield sink
         finally:
-            child.close()
+            sink.child.close()
