@@ -36,7 +36,10 @@ def built_generator() -> Iterator[Path]:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What to send.  rate: messages a second whatever the server does; 0: as fast as replies come."""
+    """What to send.  rate: messages a second whatever the server does; 0: as fast as replies come.
+
+    targets: a file with a sender and a recipient on each line, taken in turn; empty: all from and to the same.
+    """
 
     connections: int = 20
     messages: int = 2000
@@ -46,6 +49,7 @@ class Load:
     sender: str = "noreply@example.com"
     recipient: str = "someone@example.net"
     deadline_s: int = 300
+    targets: str = ""
 
 
 class Generator:
@@ -68,6 +72,7 @@ class Generator:
         command += ["--messages", str(load.messages), "--size", str(load.size_octets), "--user", user]
         command += ["--sender", load.sender, "--recipient", load.recipient, "--prefix", prefix]
         command += ["--deadline-s", str(load.deadline_s), "--rate", str(load.rate)]
+        command += ["--targets", load.targets] if load.targets else []
         command += ["--implicit"] if implicit else []
         command += ["--pipelining"] if load.pipelining else []
         command += ["--http", http_path] if http_path else []

@@ -12,6 +12,9 @@
  * With --rate R messages become due at R a second whatever the server does (open loop); else each connection sends as
  * fast as it gets replies (closed loop).
  *
+ * With --targets FILE message n goes by line n of FILE (and round again): a sender, a space, a recipient.  Each message
+ * says in X-Sent-At-Us when its first octet left (Unix microseconds).
+ *
  * Build: cc -O2 -o loadgen loadgen.c -lssl -lcrypto
  */
 #define _GNU_SOURCE
@@ -68,6 +71,8 @@ static struct conn *conns;
 static struct conn **idle;
 static int idle_count;
 static char *filler;
+static char **senders, **recipients; /* with --targets */
+static long target_count;
 
 static int64_t now_ns(void) {
     struct timespec t;
@@ -141,13 +146,35 @@ static void flush_out(struct conn *c) {
     }
 }
 
+static const char *sender_of(long number) { return target_count ? senders[number % target_count] : sender; }
+
+static const char *recipient_of(long number) { return target_count ? recipients[number % target_count] : recipient; }
+
+static void read_targets(const char *name) {
+    char from[256], to[256];
+    FILE *file = fopen(name, "r");
+    if (!file) die("cannot read the file of targets");
+    while (fscanf(file, "%255s %255s", from, to) == 2) {
+        senders = realloc(senders, (size_t)(target_count + 1) * sizeof *senders);
+        recipients = realloc(recipients, (size_t)(target_count + 1) * sizeof *recipients);
+        if (!senders || !recipients) die("out of memory");
+        senders[target_count] = strdup(from);
+        recipients[target_count++] = strdup(to);
+    }
+    fclose(file);
+    if (!target_count) die("the file of targets is empty");
+}
+
 static void put_headers(struct conn *c, long number) {
-    char text[1024];
+    char text[2048];
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
     snprintf(text, sizeof text,
              "From: <%s>\r\nTo: <%s>\r\nSubject: benchmark message %ld\r\nDate: Sun, 22 Nov 2026 12:00:00 +0000\r\n"
-             "Message-ID: <%s.%ld@loadgen.example>\r\nX-Test-Id: %s.%ld\r\nMIME-Version: 1.0\r\n"
+             "Message-ID: <%s.%ld@loadgen.example>\r\nX-Test-Id: %s.%ld\r\nX-Sent-At-Us: %lld\r\nMIME-Version: 1.0\r\n"
              "Content-Type: text/plain; charset=utf-8\r\n\r\n",
-             sender, recipient, number, prefix, number, prefix, number);
+             sender_of(number), recipient_of(number), number, prefix, number, prefix, number,
+             (long long)t.tv_sec * 1000000 + t.tv_nsec / 1000);
     put_text(c, text);
 }
 
@@ -159,7 +186,7 @@ static void begin_message(struct conn *c, int64_t due) {
         size_t body_len;
         char head[1024];
         char *body = NULL;
-        body_len = (size_t)asprintf(&body, "{\"to\":\"%s\",\"subject\":\"benchmark message %ld\",\"text\":\"%.*s\"}", recipient, c->number, (int)size, filler);
+        body_len = (size_t)asprintf(&body, "{\"to\":\"%s\",\"subject\":\"benchmark message %ld\",\"text\":\"%.*s\"}", recipient_of(c->number), c->number, (int)size, filler);
         int head_len = snprintf(head, sizeof head,
                                 "POST %s HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n\r\n",
                                 path, bearer, body_len);
@@ -172,11 +199,11 @@ static void begin_message(struct conn *c, int64_t due) {
         flush_out(c);
         return;
     }
-    snprintf(text, sizeof text, "MAIL FROM:<%s>\r\n", sender);
+    snprintf(text, sizeof text, "MAIL FROM:<%s>\r\n", sender_of(c->number));
     put_text(c, text);
     c->step = S_MAIL;
     if (pipelining) {
-        snprintf(text, sizeof text, "RCPT TO:<%s>\r\nDATA\r\n", recipient);
+        snprintf(text, sizeof text, "RCPT TO:<%s>\r\nDATA\r\n", recipient_of(c->number));
         put_text(c, text);
     }
     flush_out(c);
@@ -251,7 +278,7 @@ static void on_reply(struct conn *c, int code, const char *text) {
         if (code != 250) { end_message(c, code, text); return; }
         c->step = S_RCPT;
         if (!pipelining) {
-            snprintf(line, sizeof line, "RCPT TO:<%s>\r\n", recipient);
+            snprintf(line, sizeof line, "RCPT TO:<%s>\r\n", recipient_of(c->number));
             put_text(c, line);
         }
         break;
@@ -421,7 +448,8 @@ int main(int argc, char **argv) {
     static const struct option options[] = {
         {"host", 1, 0, 'h'}, {"port", 1, 0, 'p'}, {"connections", 1, 0, 'c'}, {"messages", 1, 0, 'm'}, {"size", 1, 0, 's'},
         {"user", 1, 0, 'u'}, {"implicit", 0, 0, 'i'}, {"pipelining", 0, 0, 'P'}, {"sender", 1, 0, 'f'}, {"recipient", 1, 0, 't'},
-        {"rate", 1, 0, 'r'}, {"prefix", 1, 0, 'x'}, {"http", 1, 0, 'H'}, {"hold", 0, 0, 'o'}, {"deadline-s", 1, 0, 'd'}, {0, 0, 0, 0}};
+        {"rate", 1, 0, 'r'}, {"prefix", 1, 0, 'x'}, {"http", 1, 0, 'H'}, {"hold", 0, 0, 'o'}, {"deadline-s", 1, 0, 'd'},
+        {"targets", 1, 0, 'T'}, {0, 0, 0, 0}};
     int o;
     while ((o = getopt_long(argc, argv, "", options, NULL)) != -1) switch (o) {
         case 'h': host = optarg; break;
@@ -439,6 +467,7 @@ int main(int argc, char **argv) {
         case 'H': http = 1; path = optarg; break;
         case 'o': hold_only = 1; break;
         case 'd': deadline_s = atoi(optarg); break;
+        case 'T': read_targets(optarg); break;
         default: return 2;
     }
     password = getenv("LOADGEN_PASSWORD") ? getenv("LOADGEN_PASSWORD") : ""; /* not in the process list */
