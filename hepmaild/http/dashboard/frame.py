@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every page stands in: who is signed in, forms that cannot be forged, templates, headers.
+
+A group of pages is a `Pages`; its handlers get a `Visit`, and those that change something a `Form` whose token was
+checked.  Whoever is not signed in is sent to the sign-in page and comes back; whoever may not do a thing is told so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, unquote, urlencode, urlsplit
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from quart import Blueprint, request
+from quart.wrappers import Response
+from werkzeug.datastructures import MultiDict
+from werkzeug.exceptions import BadRequest, Forbidden, NotFound
+
+from hepmaild.config import Settings
+from hepmaild.http.call import Call
+from hepmaild.http.dashboard.assets import Assets
+from hepmaild.http.dashboard.words import FILTERS
+from hepmaild.people import LoginRefusal, People, TokenSet, Viewer
+from hepmaild.policy import plan_of
+from hepmaild.storage.audit import Actor
+from hepmaild.storage.figures import top_line
+from hepmaild.storage.store import Store
+
+ACCESS_COOKIE = "__Host-hepmaild-access"
+REFRESH_COOKIE = "__Host-hepmaild-refresh"
+NOTICE_COOKIE = "__Host-hepmaild-notice"
+COOKIE_DAYS = 30
+MAX_FORM_OCTETS = 2 << 20
+SCOPES = ("read_only", "admin", "owner")
+
+# No inline script or style; nothing from elsewhere; nobody may frame us.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
+    "connect-src 'self'; frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Cache-Control": "no-store",
+}
+_LOCAL_PATH = re.compile(r"/(?![/\\])[^\x00-\x20\\]*")
+
+
+@dataclass(slots=True)
+class Dashboard:
+    """What pages need.  extras: parts that single groups of pages know (live hub, pool, vault …), by name."""
+
+    store: Store
+    people: People
+    settings: Callable[[], Settings]
+    now_us: Callable[[], int]
+    public_url: Callable[[], str]
+    extras: dict[str, Any] = field(default_factory=dict)
+    assets: Assets = field(default_factory=Assets)
+    templates: Environment = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.templates = Environment(
+            loader=PackageLoader("hepmaild.http", "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self.templates.filters.update(FILTERS)
+        self.templates.globals["asset"] = self.assets.url
+
+
+Form = MultiDict[str, str]
+Handler = Callable[..., Awaitable[Response]]
+
+
+@dataclass(slots=True)
+class Visit:
+    """One request for a page by somebody who is signed in."""
+
+    dashboard: Dashboard
+    viewer: Viewer
+    call: Call
+    fresh: TokenSet | None = None  # tokens that were renewed on the way, for the cookies
+
+    @property
+    def store(self) -> Store:
+        """The store."""
+        return self.dashboard.store
+
+    @property
+    def account_id(self) -> str:
+        """Whose rows this visit may see."""
+        return self.viewer.account_id
+
+    @property
+    def actor(self) -> Actor:
+        """For the audit log."""
+        return Actor(self.viewer.user_id, self.viewer.email, str(self.call.client_ip), "dashboard")
+
+    def may(self, needs: str) -> bool:
+        """Whether the viewer has this scope."""
+        if needs == "operator":
+            return self.viewer.is_operator
+        return SCOPES.index(self.viewer.scope) >= SCOPES.index(needs)
+
+    def arg(self, name: str, default: str = "") -> str:
+        """A value of the query string."""
+        return request.args.get(name, default)
+
+    async def render(self, template: str, *, status: int = 200, **values: Any) -> Response:
+        """A page."""
+        frame = await self.dashboard.store.read(top_line, self.account_id, self.dashboard.now_us())
+        html = self.dashboard.templates.get_template(template).render(
+            visit=self,
+            viewer=self.viewer,
+            frame=frame,
+            limit_per_minute=plan_of(self.dashboard.settings().plans, self.viewer.plan).calls_per_minute,
+            csrf=self.dashboard.people.csrf_token(self.viewer.session_id),
+            path=request.path,
+            query=request.args,
+            notice=take_notice(),
+            now_us=self.dashboard.now_us(),
+            **values,
+        )
+        response = html_response(html, status)
+        if request.cookies.get(NOTICE_COOKIE):
+            drop_cookie(response, NOTICE_COOKIE)
+        return response
+
+    def redirect(self, path: str, notice: str = "") -> Response:
+        """See another page of ours after a change; `notice` stands above it, once."""
+        response = see(path)
+        if notice:
+            set_cookie(response, NOTICE_COOKIE, quote(notice[:500]), max_age=60)
+        return response
+
+    def not_found(self) -> Response:
+        """There is no such thing, or it is somebody else's: both look the same."""
+        raise NotFound
+
+
+class Pages:
+    """A group of pages."""
+
+    def __init__(self, name: str, dashboard: Dashboard) -> None:
+        self.blueprint = Blueprint(name, __name__)
+        self.dashboard = dashboard
+
+    def get(self, rule: str, *, needs: str = "read_only") -> Callable[[Handler], Handler]:
+        """Serve `handler(visit, **parameters of the rule)` at `rule`."""
+
+        def mount(handler: Handler) -> Handler:
+            async def serve(**parameters: Any) -> Response:
+                visit = await self._visit(needs)
+                if isinstance(visit, Response):
+                    return visit
+                return finish(visit, await handler(visit, **parameters))
+
+            self.blueprint.add_url_rule(rule, f"get {handler.__name__}", serve, methods=["GET"])
+            return handler
+
+        return mount
+
+    def post(self, rule: str, *, needs: str = "admin") -> Callable[[Handler], Handler]:
+        """Serve `handler(visit, form, **parameters)`; the form's token is checked before."""
+
+        def mount(handler: Handler) -> Handler:
+            async def serve(**parameters: Any) -> Response:
+                visit = await self._visit(needs)
+                if isinstance(visit, Response):
+                    return visit
+                form = await read_form()
+                if not same_origin() or not self.dashboard.people.check_csrf(
+                    visit.viewer.session_id, form.get("csrf", "")
+                ):
+                    raise Forbidden("This form is too old, or did not come from here: load the page again.")
+                return finish(visit, await handler(visit, form, **parameters))
+
+            self.blueprint.add_url_rule(rule, f"post {handler.__name__}", serve, methods=["POST"])
+            return handler
+
+        return mount
+
+    async def _visit(self, needs: str) -> Visit | Response:
+        visit = await open_visit(self.dashboard)
+        if visit is None:
+            back = request.full_path.rstrip("?") if request.method == "GET" else "/"
+            return clear_tokens(see("/sign-in" + ("" if back == "/" else "?" + urlencode({"next": back}))))
+        if not visit.may(needs):
+            raise (NotFound if needs == "operator" else Forbidden)(
+                "Your role in this account does not allow that: ask its owner."
+            )
+        return visit
+
+
+async def open_visit(dashboard: Dashboard) -> Visit | None:
+    """Who asks, by the cookies; None: nobody who is signed in.  Tokens that have run out are renewed on the way."""
+    asked: Any = request
+    call: Call = asked.call
+    access = request.cookies.get(ACCESS_COOKIE, "")
+    viewer = await dashboard.people.viewer_of(access) if access else None
+    if viewer is not None:
+        return Visit(dashboard, viewer, call)
+    refresh = request.cookies.get(REFRESH_COOKIE, "")
+    tokens = await dashboard.people.refresh(refresh, ip=str(call.client_ip)) if refresh else None
+    if tokens is None or isinstance(tokens, LoginRefusal):
+        return None
+    viewer = await dashboard.people.viewer_of(tokens.access_token)
+    return None if viewer is None else Visit(dashboard, viewer, call, tokens)
+
+
+async def read_form() -> Form:
+    """The fields of a posted form."""
+    if (request.content_length or 0) > MAX_FORM_OCTETS:
+        raise BadRequest("This form is too large.")
+    form: Form = await request.form
+    return form
+
+
+def same_origin() -> bool:
+    """Whether the browser says that the form came from us; one that says nothing is judged by its token alone."""
+    site = request.headers.get("Sec-Fetch-Site", "")
+    if site:
+        return site == "same-origin"
+    origin = request.headers.get("Origin", "")
+    return not origin or urlsplit(origin).netloc == request.headers.get("Host", "")
+
+
+def local_path(text: str, default: str = "/") -> str:
+    """`text` if it is a path of ours, else `default`: nobody is sent elsewhere by a link to us."""
+    return text if _LOCAL_PATH.fullmatch(text) else default
+
+
+def html_response(html: str, status: int = 200) -> Response:
+    """A page with the headers that browsers honour."""
+    response = Response(html, status=status, content_type="text/html; charset=utf-8")
+    response.headers.update(HEADERS)
+    return response
+
+
+def see(path: str) -> Response:
+    """303 to a path of ours."""
+    response = Response("", status=303, headers={"Location": local_path(path)})
+    response.headers.update(HEADERS)
+    return response
+
+
+def finish(visit: Visit, response: Response) -> Response:
+    """Renewed tokens go into the cookies of whatever is answered."""
+    if visit.fresh is not None:
+        keep_tokens(response, visit.fresh)
+    return response
+
+
+def keep_tokens(response: Response, tokens: TokenSet) -> Response:
+    """The browser is signed in."""
+    set_cookie(response, ACCESS_COOKIE, tokens.access_token, max_age=COOKIE_DAYS * 86_400)
+    set_cookie(response, REFRESH_COOKIE, tokens.refresh_token, max_age=COOKIE_DAYS * 86_400)
+    return response
+
+
+def clear_tokens(response: Response) -> Response:
+    """The browser is signed out."""
+    for name in (ACCESS_COOKIE, REFRESH_COOKIE):
+        if request.cookies.get(name):
+            drop_cookie(response, name)
+    return response
+
+
+def set_cookie(response: Response, name: str, value: str, *, max_age: int) -> None:
+    """A cookie that scripts cannot read and other sites do not send."""
+    response.set_cookie(name, value, max_age=max_age, secure=True, httponly=True, samesite="Strict", path="/")
+
+
+def drop_cookie(response: Response, name: str) -> None:
+    """Have the browser forget it."""
+    response.delete_cookie(name, secure=True, httponly=True, samesite="Strict", path="/")
+
+
+def take_notice() -> str:
+    """What the last change said."""
+    return unquote(request.cookies.get(NOTICE_COOKIE, ""))[:500]
+
+
+def plain_page(dashboard: Dashboard, template: str, *, status: int = 200, **values: Any) -> Response:
+    """A page for somebody who is not signed in."""
+    return html_response(dashboard.templates.get_template(template).render(**values), status)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signing in and out, and the one-time link that asks for a password.
+
+The sign-in form is sent before there is a session, so its token is bound to a cookie of its own: nobody can sign a
+visitor in to an account that is not theirs (login CSRF).
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from quart import Blueprint, request
+from quart.wrappers import Response
+from werkzeug.exceptions import Forbidden
+
+from hepmaild.http.call import Call
+from hepmaild.http.dashboard.frame import (
+    REFRESH_COOKIE,
+    Dashboard,
+    Pages,
+    Visit,
+    clear_tokens,
+    drop_cookie,
+    keep_tokens,
+    local_path,
+    open_visit,
+    plain_page,
+    read_form,
+    same_origin,
+    see,
+    set_cookie,
+)
+from hepmaild.people import LoginRefusal
+
+VISITOR_COOKIE = "__Host-hepmaild-visitor"
+NEEDS_OTP = 40103
+
+
+def pages(dashboard: Dashboard) -> Blueprint:
+    """`/sign-in`, `/sign-out`, `/link/TOKEN`."""
+    group = Pages("sign_in", dashboard)
+    _mount_form(group.blueprint, dashboard)
+    _mount_link(group.blueprint, dashboard)
+
+    @group.post("/sign-out", needs="read_only")
+    async def sign_out(visit: Visit, _form: Any) -> Response:
+        await dashboard.people.sign_out(visit.viewer.session_id)
+        visit.fresh = None
+        return clear_tokens(see("/sign-in"))
+
+    return group.blueprint
+
+
+def _mount_form(blueprint: Blueprint, dashboard: Dashboard) -> None:
+    @blueprint.get("/sign-in")
+    async def show() -> Response:
+        if await open_visit(dashboard) is not None:
+            return see(local_path(request.args.get("next", "/")))
+        return _sign_in_page(dashboard, back=request.args.get("next", "/"))
+
+    @blueprint.post("/sign-in")
+    async def sign_in() -> Response:
+        form = await read_form()
+        visitor = request.cookies.get(VISITOR_COOKIE, "")
+        if not visitor or not same_origin() or not dashboard.people.check_csrf(visitor, form.get("csrf", "")):
+            error = "The form was too old: try once more."
+            return _sign_in_page(dashboard, error=error, back=form.get("next", "/"), status=400)
+        email, otp = form.get("email", "").strip(), form.get("otp", "").strip()
+        result = await dashboard.people.password_grant(
+            email, form.get("password", ""), otp=otp or None, ip=_ip(), agent=_agent(), kind="browser"
+        )
+        if isinstance(result, LoginRefusal):
+            asks = result.code == NEEDS_OTP or "otp" in form
+            error = "" if result.code == NEEDS_OTP and not otp else result.message
+            back = form.get("next", "/")
+            status = 429 if result.http_status == 429 else 401
+            response = _sign_in_page(dashboard, error=error, email=email, ask_otp=asks, back=back, status=status)
+            if result.retry_after_s:
+                response.headers["Retry-After"] = str(result.retry_after_s)
+            return response
+        response = keep_tokens(see(local_path(form.get("next", "/"))), result)
+        drop_cookie(response, VISITOR_COOKIE)
+        return response
+
+
+def _mount_link(blueprint: Blueprint, dashboard: Dashboard) -> None:
+    @blueprint.get("/link/<token>")
+    async def open_link(token: str) -> Response:
+        link = await dashboard.people.open_link(token, ip=_ip(), agent=_agent())
+        if link is None:
+            return _dead_link(dashboard)
+        return plain_page(dashboard, "link.html", token=token, email=link.email, error="")
+
+    @blueprint.post("/link")
+    async def use_link() -> Response:
+        form = await read_form()
+        if not same_origin():
+            raise Forbidden("This form did not come from here: open the link again.")
+        token = form.get("token", "")
+        link = await dashboard.people.open_link(token, ip=_ip(), agent=_agent())
+        if link is None:
+            return _dead_link(dashboard)
+        result = await dashboard.people.set_password_by_link(
+            token, form.get("password", ""), ip=_ip(), agent=_agent(), kind="browser"
+        )
+        if isinstance(result, LoginRefusal):
+            return plain_page(
+                dashboard, "link.html", token=token, email=link.email, error=result.message, status=result.http_status
+            )
+        # Whoever was signed in here before is not any more: a link never continues somebody else's session.
+        return keep_tokens(see("/"), result)
+
+
+def _sign_in_page(
+    dashboard: Dashboard,
+    *,
+    error: str = "",
+    email: str = "",
+    ask_otp: bool = False,
+    back: str = "/",
+    status: int = 200,
+) -> Response:
+    visitor = request.cookies.get(VISITOR_COOKIE, "") or secrets.token_urlsafe(24)
+    response = plain_page(
+        dashboard,
+        "sign_in.html",
+        status=status,
+        error=error,
+        notice="",
+        email=email,
+        ask_otp=ask_otp,
+        next=local_path(back),
+        csrf=dashboard.people.csrf_token(visitor),
+    )
+    set_cookie(response, VISITOR_COOKIE, visitor, max_age=86_400)
+    if request.cookies.get(REFRESH_COOKIE):
+        clear_tokens(response)
+    return response
+
+
+def _dead_link(dashboard: Dashboard) -> Response:
+    text = "It was used already, or it is too old. The operator makes another with: hepmaild account link EMAIL"
+    return plain_page(
+        dashboard, "problem.html", status=410, title="This link works no more", text=text, request_id=_call().request_id
+    )
+
+
+def _call() -> Call:
+    asked: Any = request
+    call: Call = asked.call
+    return call
+
+
+def _ip() -> str:
+    return str(_call().client_ip)
+
+
+def _agent() -> str:
+    return request.headers.get("User-Agent", "")[:200]

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How figures, times and states are written on pages: what templates call filters."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from markupsafe import Markup, escape
+
+# Each state has its own shape and word, so that colour is never alone.
+STATES: dict[str, tuple[str, str]] = {
+    "sent": ("●", "sent"),
+    "queued": ("◔", "queued"),
+    "leased": ("◔", "sending"),
+    "deferred": ("◑", "deferred"),
+    "capped": ("◔", "capped"),
+    "held": ("◫", "held"),
+    "in_doubt": ("◇", "in doubt"),
+    "failed": ("✕", "failed"),
+    "expired": ("✕", "expired"),
+    "cancelled": ("✕", "cancelled"),
+    "refunded": ("↺", "refunded"),
+    "active": ("●", "active"),
+    "disabled": ("✕", "disabled"),
+    "suspended": ("✕", "suspended"),
+    "paused": ("◫", "paused"),
+    "pending": ("◔", "pending"),
+    "retired": ("○", "retired"),
+}
+
+
+def instant(us: int) -> datetime:
+    """Unix microseconds as a UTC datetime."""
+    return datetime.fromtimestamp(us / 1_000_000, UTC)
+
+
+def when(us: int | None, none: str = "never") -> Markup:
+    """An instant: UTC as it stands, in the reader's zone once the script has run; the exact UTC on hover."""
+    if us is None:
+        return Markup('<span class="quiet">{}</span>').format(none)
+    at = instant(us)
+    exact = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(
+        exact, at.strftime("%Y-%m-%d %H:%M:%S.") + f"{at.microsecond // 1000:03d}", at.strftime("%Y-%m-%d %H:%M")
+    )
+
+
+def number(value: float | None) -> str:
+    """Grouped by thousands with a narrow space: `12 345`."""
+    return "–" if value is None else f"{value:,.0f}".replace(",", "\u202f")
+
+
+def size(octets: int | None) -> str:
+    """Octets for people: `2 kB`, `1.4 MB`."""
+    if octets is None:
+        return "–"
+    if octets < 1000:
+        return f"{octets} B"
+    for unit in ("kB", "MB", "GB", "TB"):
+        octets_in = octets / 1000 ** ("kB", "MB", "GB", "TB").index(unit) / 1000
+        if octets_in < 999.5 or unit == "TB":
+            return f"{octets_in:.1f} {unit}" if octets_in < 10 else f"{octets_in:.0f} {unit}"
+    raise AssertionError("a unit was found")
+
+
+def span(seconds: float | None) -> str:
+    """A length of time: `340 ms`, `12 s`, `5 min`, `3 h`, `2 days`."""
+    if seconds is None:
+        return "–"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    for limit, unit_s, unit in ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit_s:.0f} {unit}"
+    return f"{seconds / 86400:.0f} days"
+
+
+def state(name: str) -> Markup:
+    """A state with its shape, word and colour."""
+    shape, word = STATES.get(name, ("○", name.replace("_", " ")))
+    return Markup('<span class="state state-{}"><span class="shape" aria-hidden="true">{}</span>{}</span>').format(
+        name if name in STATES else "other", shape, word
+    )
+
+
+def middle(text: str, most: int = 40) -> Markup:
+    """Text from outside, cut in the middle; the whole on hover and on copy."""
+    if len(text) <= most:
+        return Markup('<bdi class="mono">{}</bdi>').format(text)
+    half = (most - 1) // 2
+    cut = f"{text[:half]}…{text[-half:]}"
+    return Markup('<bdi class="mono cut" title="{}" data-copy="{}">{}</bdi>').format(text, text, cut)
+
+
+FILTERS: dict[str, Any] = {
+    "when": when,
+    "number": number,
+    "size": size,
+    "span": span,
+    "state": state,
+    "middle": middle,
+}
+
+__all__ = ["FILTERS", "STATES", "escape", "instant", "middle", "number", "size", "span", "state", "when"]
