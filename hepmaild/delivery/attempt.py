@@ -148,7 +148,7 @@ class Runner:
         route = flight.route
         if route.kind is RouteKind.MX:
             return await self._attempt_mx(flight)
-        if not route.is_usable:
+        if route.kind is RouteKind.SMTP and not route.host:
             failure = Failed(Stage.LOCAL, None, f"there is no route {route.name!r} in the settings")
             await self._report(flight, (deferred(failure),) * len(flight.job.recipients))
             return End.NEITHER
@@ -296,7 +296,7 @@ class Runner:
             outcomes=tuple(
                 [self._outcome(flight.job, index, verdict, ended_at_us) for index, verdict in enumerate(verdicts)]
             ),
-            tls_level=connection.level.value if connection else "",
+            tls_level=connection.level if connection else "",
         )
         await self._insist(flight, lambda: self._report_once(flight, attempt))
 

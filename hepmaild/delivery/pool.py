@@ -249,6 +249,8 @@ class DeliveryPool:
 
     def _next(self) -> Flight | None:
         """The next attempt of the track whose turn it is; its worker is taken."""
+        if not self._runnable:
+            return None
         now = trio.current_time()
         while self._runnable:
             track = self._runnable.popleft()
@@ -270,7 +272,8 @@ class DeliveryPool:
                 self._ready_octets -= job.size
             standing = track.begin(place, lane)
             self._list_place(place)  # to the end of the line
-            self._list_track(track)
+            if track.line and not track.listed:
+                self._list_track(track)
             lease_ends = leased + self._settings.attempt_timeout_s
             return Flight(job, track, lane, place, standing, track.route, leased, now, self._now_us(), lease_ends)
         return None
@@ -338,12 +341,14 @@ class DeliveryPool:
             self._list_place(track.put_back(lane, flight.job, flight.leased))
         needs_more = end is not End.PUT_BACK and track.needs_more(lane)
         track.leave(lane)
-        track.retire(place)
+        if not track.is_single:
+            track.retire(place)
+            self._list_place(lane.place)
         if (place.kept or track.lost) and not self._kept_something.is_set():
             self._kept_something.set()
         self._list_place(place)
-        self._list_place(lane.place)
-        self._list_track(track)
+        if track.line and not track.listed:
+            self._list_track(track)
         if needs_more:
             self._scheduler.wake()
 

@@ -106,11 +106,6 @@ class Route:
         others = tuple(Host(host, port or self.port, self.tls) for host, port in self.fallback)
         return (self.first_host, *others)
 
-    @property
-    def is_usable(self) -> bool:
-        """False: it stands for a route that is not in the settings (any more)."""
-        return self.kind is not RouteKind.SMTP or bool(self.host)
-
 
 def missing_route(name: str) -> Route:
     """Stands for a route that mail still waits for but that the settings do not have: everything is deferred."""

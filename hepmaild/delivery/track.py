@@ -67,6 +67,11 @@ class Track:
             self._make_only_lane()
 
     @property
+    def is_single(self) -> bool:
+        """Whether there is one lane and one place."""
+        return self._only is not None
+
+    @property
     def _only_place(self) -> Place | None:
         return self._only.place if self._only is not None else None
 
@@ -189,7 +194,9 @@ class Track:
     def leave(self, lane: Lane) -> None:
         """An attempt of the lane ended: forget it when nothing else is there."""
         lane.active -= 1
-        if lane is self._only or lane.ready or lane.active or self.lanes.get(lane.destination) is not lane:
+        if lane is self._only or lane.ready or lane.active:
+            return
+        if self.lanes.get(lane.destination) is not lane:
             return
         del self.lanes[lane.destination]
         lane.place.lanes -= 1
@@ -307,6 +314,8 @@ class Track:
         """An attempt no longer counts: places that were held back may come again."""
         self.unstalled[standing] -= 1
         held = self.held[standing]
+        if not held:
+            return
         room = self.most(standing) - self.unstalled[standing]
         while held and room > 0:
             place = held.popleft()

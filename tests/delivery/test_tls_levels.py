@@ -53,8 +53,9 @@ def tlsa(usage: int, selector: int, matching: int, der: bytes) -> Tlsa:
     if selector:
         key = x509.load_der_x509_certificate(der).public_key()
         data = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    digest = {0: bytes, 1: lambda d: hashlib.sha256(d).digest(), 2: lambda d: hashlib.sha512(d).digest()}
-    return Tlsa(usage, selector, matching, digest[matching](data))
+    if matching:
+        data = (hashlib.sha256 if matching == 1 else hashlib.sha512)(data).digest()
+    return Tlsa(usage, selector, matching, data)
 
 
 def dane(*records: Tlsa, names: tuple[str, ...] = ("mx.a.example",)) -> TlsPolicy:
