@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ARRAY,
+    ColumnElement,
     Connection,
     Select,
     String,
@@ -69,44 +70,46 @@ class _Found(NamedTuple):
     route: str
 
 
+def _first(column: ColumnElement[Any], *where: ColumnElement[bool]) -> Select[Any]:
+    """The least value.  Not by min(): PostgreSQL reads every row for that when it thinks that there is but one."""
+    return select(column).where(*where).order_by(column).limit(1)
+
+
 def _routes() -> Select[Any]:
     """Every route that something waits on, with the first and the last of its destinations: three steps for each."""
-    routes = select(select(func.min(queue.c.route)).scalar_subquery().label("route")).cte("routes", recursive=True)
-    following = select(func.min(queue.c.route)).where(queue.c.route > routes.c.route).correlate(routes)
-    routes = routes.union_all(select(following.scalar_subquery()).where(routes.c.route.is_not(None)))
+    routes = select(_first(queue.c.route).scalar_subquery().label("route")).cte("routes", recursive=True)
+    following = _first(queue.c.route, queue.c.route > routes.c.route).correlate(routes).scalar_subquery()
+    routes = routes.union_all(select(following).where(routes.c.route.is_not(None)))
     here = queue.c.route == routes.c.route
-    low = select(func.min(queue.c.destination)).where(here).correlate(routes).scalar_subquery()
-    high = select(func.max(queue.c.destination)).where(here).correlate(routes).scalar_subquery()
+    low = _first(queue.c.destination, here).correlate(routes).scalar_subquery()
+    last = select(queue.c.destination).where(here).order_by(queue.c.destination.desc()).limit(1)
+    high = last.correlate(routes).scalar_subquery()
     return select(routes.c.route, low.label("low"), high.label("high")).where(routes.c.route.is_not(None))
 
 
 def _walk(*, goes_on: bool) -> Select[Any]:
     """The next destinations of a route (behind `after`, or from the first) and when each is due: two steps for each."""
-    first = select(func.min(queue.c.destination)).where(queue.c.route == bindparam("route"))
-    if goes_on:
-        first = first.where(queue.c.destination > bindparam("after"))
-    steps = select(first.scalar_subquery().label("destination"), literal(1).label("n")).cte("steps", recursive=True)
-    following = (
-        select(func.min(queue.c.destination))
-        .where(queue.c.route == bindparam("route"), queue.c.destination > steps.c.destination)
-        .correlate(steps)
-        .scalar_subquery()
-    )
+    here = queue.c.route == bindparam("route")
+    behind = (queue.c.destination > bindparam("after"),) if goes_on else ()
+    first = _first(queue.c.destination, here, *behind).scalar_subquery()
+    steps = select(first.label("destination"), literal(1).label("n")).cte("steps", recursive=True)
+    following = _first(queue.c.destination, here, queue.c.destination > steps.c.destination)
     steps = steps.union_all(
-        select(following, steps.c.n + 1).where(steps.c.destination.is_not(None), steps.c.n < bindparam("most"))
+        select(following.correlate(steps).scalar_subquery(), steps.c.n + 1).where(
+            steps.c.destination.is_not(None), steps.c.n < bindparam("most")
+        )
     )
-    due = (
-        select(func.min(queue.c.due_at_us))
-        .where(queue.c.route == bindparam("route"), queue.c.destination == steps.c.destination)
-        .correlate(steps)
-        .scalar_subquery()
+    due = _first(queue.c.due_at_us, here, queue.c.destination == steps.c.destination)
+    return select(steps.c.destination, due.correlate(steps).scalar_subquery().label("due_at_us")).where(
+        steps.c.destination.is_not(None)
     )
-    return select(steps.c.destination, due.label("due_at_us")).where(steps.c.destination.is_not(None))
 
 
 _ROUTES = _routes()
 _WALK, _WALK_ON = _walk(goes_on=False), _walk(goes_on=True)
 _COLUMNS = (queue.c.message_id, queue.c.destination, queue.c.due_at_us)
+# Said so that no index is used for it: rows that are known are found by their key, whatever the planner thinks.
+_IS_UNLEASED = func.coalesce(queue.c.owner, "") == ""
 _ON_ROUTE = queue.c.route == bindparam("route")
 _UNLEASED = queue.c.owner.is_(None)
 _OLDEST_OF_ONE = (
@@ -122,7 +125,7 @@ _OLDEST = (
     .limit(bindparam("most"))
 )
 _FIRST = select(*_COLUMNS).where(_ON_ROUTE, _UNLEASED).order_by(queue.c.due_at_us).limit(bindparam("most"))
-_FIRST_OF_ONE = select(func.min(queue.c.due_at_us)).where(_ON_ROUTE, queue.c.destination == bindparam("where"))
+_FIRST_OF_ONE = _first(queue.c.due_at_us, _ON_ROUTE, queue.c.destination == bindparam("where"))
 
 
 def _oldest_of_each_sqlite() -> Select[Any]:
@@ -171,7 +174,11 @@ _LOCK_DUE = (
         queue.c.cap_key,
         queue.c.line_us,
     )
-    .where(queue.c.message_id.in_(bindparam("ids", expanding=True)), queue.c.due_at_us <= bindparam("now"), _UNLEASED)
+    .where(
+        queue.c.message_id.in_(bindparam("ids", expanding=True)),
+        queue.c.due_at_us + 0 <= bindparam("now"),
+        _IS_UNLEASED,
+    )
     .with_for_update(skip_locked=True)
 )
 _LEASE = Bulk(
@@ -409,11 +416,13 @@ _EXPIRED = (
 _LOCK_EXPIRED = (
     select(queue.c.message_id, queue.c.destination, queue.c.account_id, queue.c.cap_key)
     .where(
-        queue.c.message_id.in_(bindparam("ids", expanding=True)), queue.c.expires_at_us <= bindparam("now"), _UNLEASED
+        queue.c.message_id.in_(bindparam("ids", expanding=True)),
+        queue.c.expires_at_us + 0 <= bindparam("now"),
+        _IS_UNLEASED,
     )
     .with_for_update(skip_locked=True)
 )
-_FIRST_EXPIRY = select(queue.c.expires_at_us).where(_UNLEASED).order_by(queue.c.expires_at_us).limit(1)
+_FIRST_EXPIRY = _first(queue.c.expires_at_us, _UNLEASED)
 
 
 def expire(conn: Connection, now_us: int, body_keep_us: int, most: int = EXPIRE_AT_ONCE) -> int:
