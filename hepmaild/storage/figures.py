@@ -52,7 +52,7 @@ def _lasts_s(conn: Connection, account_id: str, balance: int, now_us: int) -> fl
     begun_us = max(first.at_us, now_us - PACE_US)
     if not spent or spent >= 0 or now_us <= begun_us:
         return None
-    return balance / -spent * (now_us - begun_us) / 1_000_000
+    return float(balance / -spent * (now_us - begun_us) / 1_000_000)
 
 
 def _calls(conn: Connection, account_id: str, now_us: int) -> int:
