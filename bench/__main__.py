@@ -29,6 +29,13 @@ def _arguments() -> argparse.Namespace:
     http.add_argument("--connections", type=int, default=20)
     http.add_argument("--messages", type=int, default=3000)
     http.add_argument("--rounds", type=int, default=5)
+    isolation = commands.add_parser("isolation", help="whether next hops in trouble delay the others")
+    isolation.add_argument("--rate", type=float, default=150, help="offered, messages a second")
+    isolation.add_argument("--seconds", type=float, default=30, help="of each run")
+    isolation.add_argument("--rounds", type=int, default=5)
+    isolation.add_argument("--retry-after-s", type=int, default=10)
+    isolation.add_argument("--weight", type=int, default=20, help="of each bad destination, an even share being 1")
+    isolation.add_argument("--only", nargs="+", choices=["routes", "destinations"], default=["routes", "destinations"])
     drain = commands.add_parser("drain", help="a backlog made while the next hop was down, once it is up")
     drain.add_argument("--backlog", type=int, default=100_000, help="messages that wait")
     drain.add_argument("--messages", type=int, default=5000, help="in each run of accepting and relaying")
@@ -67,6 +74,19 @@ def main() -> int:
             from bench import memory
 
             return memory.run(tuple(options.only), options.waiting)
+        elif options.command == "isolation":
+            from bench import isolation
+
+            return isolation.run(
+                isolation.Plan(
+                    rate=options.rate,
+                    seconds=options.seconds,
+                    rounds=options.rounds,
+                    retry_after_s=options.retry_after_s,
+                    weight=options.weight,
+                    only=tuple(options.only),
+                )
+            )
         elif options.command == "drain":
             from bench import drain
 
