@@ -343,6 +343,11 @@ def upgrade() -> None:
         sa.Column("password_hash", sa.Text(), nullable=True),
         sa.Column("scope", sa.String(length=20), nullable=False),
         sa.Column("is_operator", sa.Boolean(), nullable=False),
+        sa.Column("is_verified", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("status", sa.String(length=20), server_default="active", nullable=False),
+        sa.Column("totp_sealed", sa.LargeBinary(), nullable=True),
+        sa.Column("totp_since_us", sa.BigInteger(), nullable=True),
+        sa.Column("totp_step", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("created_at_us", sa.BigInteger(), nullable=False),
         sa.Column("modified_at_us", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["account_id"], ["account.id"], name=op.f("fk_user_account_account_id")),
@@ -350,3 +355,97 @@ def upgrade() -> None:
         sa.UniqueConstraint("email_key", name=op.f("uq_user_account_email_key")),
     )
     op.create_index(op.f("ix_user_account_account_id"), "user_account", ["account_id"], unique=False)
+    _people()
+
+
+def _people() -> None:
+    """Who logs in, and who changed what."""
+    op.create_table(
+        "audit",
+        sa.Column("account_id", sa.String(length=36), nullable=False),
+        sa.Column("seq", sa.BigInteger(), nullable=False),
+        sa.Column("at_us", sa.BigInteger(), nullable=False),
+        sa.Column("user_id", sa.String(length=36), nullable=True),
+        sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("ip", sa.String(length=45), nullable=False),
+        sa.Column("via", sa.String(length=10), nullable=False),
+        sa.Column("action", sa.String(length=60), nullable=False),
+        sa.Column("subject", sa.Text(), nullable=False),
+        sa.Column("data", sa.Text(), nullable=False),
+        sa.Column("hash", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint("account_id", "seq", name=op.f("pk_audit")),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "audit_head",
+        sa.Column("account_id", sa.String(length=36), nullable=False),
+        sa.Column("seq", sa.BigInteger(), nullable=False),
+        sa.Column("hash", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint("account_id", name=op.f("pk_audit_head")),
+    )
+    op.create_table(
+        "login_session",
+        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("user_id", sa.String(length=36), nullable=False),
+        sa.Column("kind", sa.String(length=10), nullable=False),
+        sa.Column("ip", sa.String(length=45), nullable=False),
+        sa.Column("agent", sa.String(length=200), nullable=False),
+        sa.Column("created_at_us", sa.BigInteger(), nullable=False),
+        sa.Column("seen_at_us", sa.BigInteger(), nullable=False),
+        sa.Column("ends_at_us", sa.BigInteger(), nullable=False),
+        sa.Column("ended_at_us", sa.BigInteger(), nullable=True),
+        sa.Column("ended_by", sa.String(length=20), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_login_session")),
+    )
+    op.create_index("ix_login_session_ends_at_us", "login_session", ["ends_at_us"], unique=False)
+    op.create_index("ix_login_session_user_id", "login_session", ["user_id", "created_at_us"], unique=False)
+    op.create_table(
+        "login_try",
+        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("client", sa.String(length=49), nullable=False),
+        sa.Column("email_key", sa.Text(), nullable=False),
+        sa.Column("counts_client", sa.Boolean(), nullable=False),
+        sa.Column("is_code", sa.Boolean(), nullable=False),
+        sa.Column("at_us", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_login_try")),
+    )
+    op.create_index("ix_login_try_at_us", "login_try", ["at_us"], unique=False)
+    op.create_index("ix_login_try_client_at_us", "login_try", ["client", "at_us"], unique=False)
+    op.create_index("ix_login_try_email_key_at_us", "login_try", ["email_key", "at_us"], unique=False)
+    op.create_table(
+        "one_time_link",
+        sa.Column("token_hash", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("user_id", sa.String(length=36), nullable=False),
+        sa.Column("purpose", sa.String(length=10), nullable=False),
+        sa.Column("created_at_us", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at_us", sa.BigInteger(), nullable=False),
+        sa.Column("used_at_us", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("token_hash", name=op.f("pk_one_time_link")),
+    )
+    op.create_index("ix_one_time_link_expires_at_us", "one_time_link", ["expires_at_us"], unique=False)
+    op.create_index(op.f("ix_one_time_link_user_id"), "one_time_link", ["user_id"], unique=False)
+    op.create_table(
+        "recovery_code",
+        sa.Column("user_id", sa.String(length=36), nullable=False),
+        sa.Column("code_hash", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("used_at_us", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("user_id", "code_hash", name=op.f("pk_recovery_code")),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "refresh_token",
+        sa.Column("token_hash", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("session_id", sa.String(length=36), nullable=False),
+        sa.Column("created_at_us", sa.BigInteger(), nullable=False),
+        sa.Column("used_at_us", sa.BigInteger(), nullable=True),
+        sa.Column("successor", sa.LargeBinary(), nullable=True),
+        sa.PrimaryKeyConstraint("token_hash", name=op.f("pk_refresh_token")),
+    )
+    op.create_index(op.f("ix_refresh_token_session_id"), "refresh_token", ["session_id"], unique=False)
+    op.create_table(
+        "token_key",
+        sa.Column("id", sa.String(length=22), nullable=False),
+        sa.Column("public_key", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("until_us", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_token_key")),
+    )
