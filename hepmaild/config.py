@@ -217,7 +217,13 @@ class LimitSettings:
 class DeliverySettings:
     """The delivery pool."""
 
-    workers: int = setting(64, "Attempts at the same time.", low=1, high=10_000)
+    workers: int = setting(
+        64,
+        "Attempts at the same time. One that waits for a slow next hop for two seconds is counted apart: there may be "
+        "eight times as many of those.",
+        low=1,
+        high=10_000,
+    )
     relay_wait_s: float = setting(10, "How long a caller waits for the first attempt.", low=0, high=300)
     retry_after_s: tuple[int, ...] = setting(
         (60, 300, 900, 1800, 3600, 7200, 14400),
@@ -317,7 +323,9 @@ class RouteSettings:
     connections: int = setting(
         20, "Connections at once; kind `mx`: to each destination, beginning with two.", low=1, high=10_000
     )
-    messages_per_second: float = setting(0, "No more than this leave by the route in a second; 0: no limit.", low=0)
+    messages_per_second: float = setting(
+        0, "No more than this leave by the route in a second, of each process; 0: no limit.", low=0
+    )
     messages_per_connection: int = setting(100, "Messages sent over one connection before it is closed.", low=1)
     reverse_path: ReversePath = setting(
         ReversePath.SENDER,

@@ -363,6 +363,7 @@ class _Daemon:
             log.warning("restart_needed", sections=",".join(changed))
         self.intake.settings = _intake_settings(settings)
         self.directory.replace_settings(settings.sender)
+        self.pool.take_settings(settings.delivery)
         self.pool.replace_routes([from_settings(route) for route in settings.route])
         self.reaper.plans = settings.plans
         self.http.take_limits(settings.limits)

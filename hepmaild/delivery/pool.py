@@ -341,7 +341,7 @@ class DeliveryPool:
             self._list_place(track.put_back(lane, flight.job, flight.leased))
         needs_more = end is not End.PUT_BACK and track.needs_more(lane)
         track.leave(lane)
-        if not track.is_single:
+        if place.key:  # one of many
             track.retire(place)
             self._list_place(lane.place)
         if (place.kept or track.lost) and not self._kept_something.is_set():

@@ -67,11 +67,6 @@ class Track:
             self._make_only_lane()
 
     @property
-    def is_single(self) -> bool:
-        """Whether there is one lane and one place."""
-        return self._only is not None
-
-    @property
     def _only_place(self) -> Place | None:
         return self._only.place if self._only is not None else None
 

@@ -21,7 +21,7 @@ from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.route import Route
 from hepmaild.lifecycle import Lifecycle
 from tests.delivery.memory_queue import MemoryQueue
-from tests.delivery.peer import Peer
+from tests.delivery.peer import Peer, hang
 from tests.peers.certificates import Certificate, make_certificate
 from tests.peers.programs import find_program, require
 
@@ -48,13 +48,15 @@ async def listening(peer: Peer, host: str = "127.0.0.1") -> AsyncIterator[int]:
         nursery.cancel_scope.cancel()
 
 
-async def deliver(route: Route, *bodies: bytes, attempts: int = 0) -> list[Attempt]:
+async def deliver(
+    route: Route, *bodies: bytes, attempts: int = 0, settings: DeliverySettings | None = None
+) -> list[Attempt]:
     """One attempt for each body on a pool of its own, after which it drains."""
     queue = MemoryQueue(now_us)
     lifecycle = Lifecycle()
     reported: list[Attempt] = []
     pool = DeliveryPool(
-        DeliverySettings(),
+        settings or DeliverySettings(),
         [route],
         queue,
         lifecycle,
@@ -216,6 +218,15 @@ async def test_nobody_listens() -> None:
     assert outcome.result is Result.DEFERRED
     assert "refused" in str(outcome.reply)
     assert attempt.host == ""
+
+
+async def test_an_answer_to_the_dot_that_comes_too_late_is_in_doubt() -> None:
+    peer = Peer(reactions={"DOT": hang})
+    async with listening(peer) as port:
+        route = route_to(port, TlsMode.NONE, host="127.0.0.1")
+        [attempt] = await deliver(route, BODY, settings=DeliverySettings(final_dot_timeout_s=0.2))
+    assert attempt.outcomes[0].result is Result.IN_DOUBT
+    assert len(peer.received) == 1
 
 
 # smtp-sink
