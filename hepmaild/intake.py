@@ -37,7 +37,8 @@ from hepmaild.outbox import FirstAttempt, Outbox
 from hepmaild.prepare import Prepared, Preparer
 from hepmaild.receipts import accepted_event, answer_of, first_receipt, outcome_of_attempt, receipt_from
 from hepmaild.storage import keys, messages
-from hepmaild.storage.accept import Accept, Taken, Twin
+from hepmaild.storage.accept import Accept, Taken, Twin, destinations_of
+from hepmaild.storage.caps import cap_key_of
 from hepmaild.storage.directory import KeyRow
 from hepmaild.storage.store import Store
 from hepmaild.storage.unit import Answer, Answers, Call, Used
@@ -233,13 +234,15 @@ class Intake:
             if isinstance(result, Refusal):
                 return result
             commit_s = trio.current_time() - begun
-            self._meter.accepted(submission.origin.door, len(member.recipients), member.size, commit_s)
+            left_out = len(result.suppressed)
+            recipients = len(member.recipients) - left_out
+            self._meter.accepted(submission.origin.door, recipients, member.size, commit_s, left_out)
             taken = self._hand_over(member, prepared, result)
-            receipt = first_receipt(member)
+            receipt = first_receipt(member, result)
             if waiter is None:
                 pending.answer = receipt
                 return receipt
-            in_vain = self._lifecycle.is_draining and not taken
+            in_vain = result.turn is not None or (self._lifecycle.is_draining and not taken)
             pending.answer = receipt if in_vain else await self._wait(waiter, receipt, member)
             await self._record(member, pending.answer)
             return pending.answer
@@ -253,7 +256,8 @@ class Intake:
 
     def _member(self, submission: Submission, prepared: Prepared) -> Accept:
         plan = policy.plan_of(self.settings.plans, submission.key.plan)
-        route = prepared.sender.route
+        sender = prepared.sender
+        route = sender.route
         word, life_us = self._word(submission, prepared)
         destinations = self._destinations(route, prepared.recipients)
         left = self._left(route, destinations)
@@ -282,6 +286,8 @@ class Intake:
             owner=self._outbox.owner,
             destinations=destinations,
             left=left,
+            cap_key=cap_key_of(sender.account_id, sender.address_key) if sender.daily_cap else "",
+            daily_cap=sender.daily_cap,
         )
         member.answer = answer_of(first_receipt(member), is_final=self._answers_on_commit(submission))
         return member
@@ -334,12 +340,18 @@ class Intake:
 
         No await in here: between the commit and this call nothing may come.
         """
-        self._outbox.accepted(len(set(member.destinations)) or 1)
+        wheres = destinations_of(member, taken)
+        self._outbox.accepted(len(wheres))
+        if taken.turn is not None:
+            self._dispatcher.wake()
+            return False
         # What is in memory may be shared by several jobs; what is large is read piece by piece.
         content = prepared.content if member.content is not None else None
         took = False
         for where in member.leased:
-            if self._dispatcher.offer_nowait(_job(member, where, taken.token, content)):
+            if where not in wheres:
+                self._outbox.nobody_there(member.message_id, where)
+            elif self._dispatcher.offer_nowait(_job(member, where, taken, content)):
                 took = True
             else:
                 self._outbox.doubt_accept(member.message_id, where, taken.token)
@@ -397,10 +409,12 @@ class Intake:
         return Refusal(ErrorKind.IDEMPOTENCY_IN_PROGRESS, text, retry_after_s=5)
 
 
-def _job(member: Accept, destination: str, token: int, content: Content | None) -> Job:
+def _job(member: Accept, destination: str, taken: Taken, content: Content | None) -> Job:
     wheres = member.destinations
     recipients = [
-        JobRecipient(n, r.address) for n, r in enumerate(member.recipients) if not wheres or wheres[n] == destination
+        JobRecipient(n, r.address)
+        for n, r in enumerate(member.recipients)
+        if (not wheres or wheres[n] == destination) and n not in taken.suppressed
     ]
     return Job(
         message_id=member.message_id,
@@ -408,7 +422,7 @@ def _job(member: Accept, destination: str, token: int, content: Content | None) 
         route=member.route,
         reverse_path=member.reverse_path,
         recipients=tuple(recipients),
-        token=token,
+        token=taken.token,
         size=member.size,
         smtputf8=member.smtputf8,
         accepted_at_us=member.at_us,

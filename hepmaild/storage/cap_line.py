@@ -81,7 +81,8 @@ def let_go(conn: Connection, now_us: int) -> int:
     found = lock(conn, [key])[key]
     room = found.daily_cap - used(conn, key, now_us) if found.daily_cap else BATCH
     gone = _let_go(conn, found, min(room, BATCH), now_us) if room > 0 else 0
-    waiting = conn.execute(LAST, {"key": key}).scalar_one_or_none() is not None
+    # Who has expired only waits for a claim to say so.
+    waiting = conn.execute(LAST.where(queue.c.due_at_us > now_us), {"key": key}).scalar_one_or_none() is not None
     conn.execute(SET_NEXT, {"the_key": key, "next": room_at_us(conn, found, now_us) if waiting else None})
     if waiting:
         _set_timers(conn, found, FRONT, now_us, None, 1_000_000)

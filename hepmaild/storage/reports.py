@@ -242,7 +242,9 @@ def _note_departures(conn: Connection, ends: Iterable[_End], finished: Iterable[
         if any(o.result in (_SENT, Result.IN_DOUBT) for o in r.attempt.outcomes)
     ]
     caps.went(conn, went)
-    caps.ended(conn, [(end.cap_key, end.reports[0].message_id) for end in finished if end.cap_key])
+    gone = {message_id for _, message_id, _ in went}
+    ended = [(end.cap_key, end.reports[0].message_id) for end in finished if end.cap_key]
+    caps.ended(conn, [row for row in ended if row[1] not in gone])
 
 
 _SENT = Result.DELIVERED
