@@ -29,7 +29,7 @@ import trio
 
 from hepmaild import __version__
 from hepmaild.census import Census
-from hepmaild.config import Settings
+from hepmaild.config import DAY_S, Settings
 from hepmaild.delivery.lookups import Lookups
 from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.resolver import Resolver
@@ -51,6 +51,7 @@ from hepmaild.signing import SigningKeys
 from hepmaild.smtp.listener import SmtpDoor
 from hepmaild.storage.store import Store, open_store
 from hepmaild.storage.sts import StsTable
+from hepmaild.storage.suppress import Rule
 from hepmaild.storage.unit import UnitRunner, judge
 from hepmaild.threads import Limiters
 from hepmaild.tls import ServerTls
@@ -158,6 +159,7 @@ class _Daemon:
             spool_dir=str(spool_dir),
             meter=meter,
             in_doubt=settings.delivery.in_doubt,
+            rule=_rule(settings),
         )
         self.directory = Directory(store, settings.sender)
         self.signing = SigningKeys(store, Vault(settings.server.state_dir), lambda: self.directory.generation)
@@ -194,7 +196,9 @@ class _Daemon:
             now_us=clock.now_us,
             meter=meter,
         )
-        self.reaper = Reaper(store, self.outbox, settings.plans, clock.now_us)
+        self.reaper = Reaper(
+            store, self.outbox, settings.plans, clock.now_us, senders=settings.sender, wake=self.pool.wake
+        )
         self.smtp = SmtpDoor(
             settings.smtp,
             settings.limits,
@@ -234,6 +238,7 @@ class _Daemon:
         if taken:
             log.warning("leases_taken_back", messages=taken)
         await self.outbox.recount()
+        await self.reaper.take_caps()
         async with trio.open_nursery() as root:
             await root.start(self._obey_signals, root)
             for task in (
@@ -353,6 +358,8 @@ class _Daemon:
                 log.warning("settings_not_reloaded", error=str(error), kept="the previous ones")
             else:
                 self._take_settings(settings)
+                with suppress(StoreUnavailable):  # the reaper tries again
+                    await self.reaper.take_caps()
                 log.info("settings_reloaded")
         self._notifier.ready("serving")
 
@@ -365,7 +372,9 @@ class _Daemon:
         self.directory.replace_settings(settings.sender)
         self.pool.take_settings(settings.delivery)
         self.pool.replace_routes([from_settings(route) for route in settings.route])
+        self.outbox.rule = _rule(settings)
         self.reaper.plans = settings.plans
+        self.reaper.senders = settings.sender
         self.http.take_limits(settings.limits)
 
     async def _hear_announcements(self) -> None:
@@ -400,6 +409,11 @@ def _spare_the_collector() -> None:
 def _make_resolver(lookups: Lookups, store: Store, clock: Clock) -> Resolver:
     policies = StsPolicies(lookups, Fetcher(lookups).fetch, StsTable(store), clock.now_us)
     return Resolver(lookups, policies, random.SystemRandom().random)
+
+
+def _rule(settings: Settings) -> Rule:
+    """When an address that is refused for good is suppressed, and for how long."""
+    return Rule(settings.delivery.suppress_after, int(settings.delivery.suppress_days * DAY_S * 1_000_000))
 
 
 def _intake_settings(settings: Settings) -> IntakeSettings:

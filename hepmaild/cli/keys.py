@@ -212,7 +212,7 @@ def sender() -> None:
     "--daily-cap",
     type=click.IntRange(min=0),
     default=0,
-    help="Messages in any rolling 24 hours; stored, not obeyed yet.",
+    help="Messages in any rolling 24 hours, more wait for their turn; 0: no cap.",
 )
 @click.option("--default", "is_default", is_flag=True, help="Used when a message has no From.")
 @json_option
@@ -220,7 +220,7 @@ def sender() -> None:
 def sender_add(
     settings: Settings, address: str, route: str, email: str | None, daily_cap: int, is_default: bool, as_json: bool
 ) -> None:
-    """Add a sender, or change the one that is there.
+    """Add a sender, or change the one that is there; another daily cap also holds for what waits behind the old one.
 
     \b
     hepmaild sender add shop@example.com --route upstream --account me@example.com --default
@@ -228,7 +228,8 @@ def sender_add(
     known = [known_route.name for known_route in settings.route]
     if route not in known:
         raise CommandFailed(f"there is no route {route!r} in the settings; there are: {', '.join(known) or 'none'}")
-    row = backend.write(settings, backend.KEYS, _put, address, email, route, daily_cap, is_default)
+    # With another daily cap something may be due.
+    row = backend.write(settings, backend.QUEUE, _put, address, email, route, daily_cap, is_default)
     row = {**row, "account": email}
     if as_json:
         print_json(row)

@@ -106,7 +106,6 @@ def claim(
         ids = sorted({m for m, _ in dues})
         locked = conn.execute(_LOCK_DUE, {"ids": ids, "now": now_us})  # others may have been faster with some
         rows = [r for r in locked if (r.message_id, r.destination) in dues and r.expires_at_us > now_us]
-        rows = caps.admit(conn, rows, now_us)
         rows.sort(key=lambda r: dues[r.message_id, r.destination])
         rows = caps.admit(conn, rows, now_us)
     return Claimed(_lease(conn, owner, rows, now_us), expired, ahead, is_complete)
