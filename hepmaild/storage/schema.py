@@ -19,6 +19,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    func,
     text,
 )
 
@@ -251,6 +252,16 @@ ledger = Table(
     sqlite_with_rowid=False,
 )
 Index("ix_ledger_message_id", ledger.c.message_id)
+# For people who look through grants or refunds: without it they would wade through all debits.
+NO_DEBIT = text("reason <> 'debit'")
+Index(
+    "ix_ledger_account_id_reason_seq",
+    ledger.c.account_id,
+    ledger.c.reason,
+    ledger.c.seq,
+    sqlite_where=NO_DEBIT,
+    postgresql_where=NO_DEBIT,
+)
 
 message = Table(
     "message",
@@ -287,6 +298,17 @@ Index(
     postgresql_where=message.c.body_until_us.is_not(None),
 )
 
+# What went wrong or waits for long: few, and looked for by people.  What is sent at once is never in it.
+TROUBLED = text("state NOT IN ('queued', 'sent')")
+Index(
+    "ix_message_account_id_state_accepted_at_us",
+    message.c.account_id,
+    message.c.state,
+    message.c.accepted_at_us,
+    sqlite_where=TROUBLED,
+    postgresql_where=TROUBLED,
+)
+
 recipient = Table(
     "recipient",
     metadata,
@@ -304,6 +326,32 @@ recipient = Table(
     Column("last_reply", Text, nullable=True),
     Column("changed_at_us", BigInteger, nullable=False),
     sqlite_with_rowid=False,
+)
+
+# For people who look for an address.  Not by account: it would cost every message more than it saves a search.
+Index("ix_recipient_lower_address", func.lower(recipient.c.address))
+
+# How many messages of an account were accepted in a minute (span_s 60) or, once all of them are final and a day old,
+# in an hour (3600), and what became of them.  Made from `message` by `tally`, for charts; no message waits for it.
+tally = Table(
+    "tally",
+    metadata,
+    Column("account_id", String(36), primary_key=True),
+    Column("span_s", Integer, primary_key=True),
+    Column("at_us", BigInteger, primary_key=True),  # where the minute or hour begins
+    Column("sent", Integer, nullable=False),
+    Column("waiting", Integer, nullable=False),  # those in doubt not among them
+    Column("in_doubt", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),  # one recipient at least; expired and cancelled ones too
+    Column("recount_at_us", BigInteger, nullable=True),  # when to look again; null: all are final
+    sqlite_with_rowid=False,
+)
+Index("ix_tally_span_s_at_us", tally.c.span_s, tally.c.at_us)
+Index(
+    "ix_tally_recount_at_us",
+    tally.c.recount_at_us,
+    sqlite_where=tally.c.recount_at_us.is_not(None),
+    postgresql_where=tally.c.recount_at_us.is_not(None),
 )
 
 # What waits.  One row for the recipients of a message that share a destination (a domain on routes of kind "mx", ""
@@ -417,6 +465,8 @@ Index("ix_suppression_kept_until_us", suppression.c.kept_until_us)
 Index(
     "ix_suppression_account_id",
     suppression.c.account_id,
+    suppression.c.refused_at_us,
+    suppression.c.address_key,
     sqlite_where=suppression.c.suppressed_until_us.is_not(None),
     postgresql_where=suppression.c.suppressed_until_us.is_not(None),
 )

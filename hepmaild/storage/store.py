@@ -97,6 +97,10 @@ class Store:
         """Have each unit of group commit told: its members, and the seconds from its begin until it was durable."""
         self._writer.on_unit = on_unit
 
+    def watch_commits(self, on_commit: Callable[[], None]) -> None:
+        """Have `on_commit` called behind every commit of this process.  It must be quick and must not raise."""
+        self._writer.on_commit = on_commit
+
     async def read(self, fn: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `fn(conn, *args)` on one read-only snapshot.
 
@@ -131,7 +135,10 @@ class Store:
             return result
         await trio.lowlevel.checkpoint_if_cancelled()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self._timeout_s):
-            return await self._backend.unit(_bound(fn, kwargs), *args)
+            written = await self._backend.unit(_bound(fn, kwargs), *args)
+            if self._writer.on_commit is not None:
+                self._writer.on_commit()
+            return written
         raise StoreUnavailable(f"the store did not answer within {self._timeout_s:g} s")
 
     async def submit(self, member: Any) -> Any:

@@ -113,6 +113,7 @@ class GroupWriter:
         self.members = 0  # committed in them
         self.last_commit_at = -math.inf  # Trio's clock
         self.on_unit: Callable[[int, float], None] | None = None  # told of each: members, seconds; must not raise
+        self.on_commit: Callable[[], None] | None = None  # told of each unit and call that succeeded; must not raise
 
     @property
     def waiting(self) -> int:
@@ -255,6 +256,8 @@ class GroupWriter:
             captured = await outcome.acapture(run, fn, *args)
         if isinstance(captured, outcome.Value):
             self.last_commit_at = trio.current_time()
+            if self.on_commit is not None:
+                self.on_commit()
             return captured
         if captured is None or isinstance(captured.error, trio.Cancelled):
             self.last_commit_at = -math.inf

@@ -51,7 +51,7 @@ APART = ("hepmaild.smtp", "hepmaild.http", "hepmaild.delivery")
 
 _SMTP_PURE = "actions commands content core facts machine replies sasl say state verbs".split()  # noqa: SIM905
 _DELIVERY_PURE = "answers capabilities client dane hops job mta_sts mx outcome reader route tls_policy".split()  # noqa: SIM905
-_STORAGE_USERS = "census directory dkim_watch intake outbox policy prepare reaper receipts signing".split()  # noqa: SIM905
+_STORAGE_USERS = "census directory dkim_watch intake live outbox policy prepare reaper receipts signing".split()  # noqa: SIM905
 
 # The first prefix that fits decides.
 LEVELS: list[tuple[str, int]] = [
@@ -73,6 +73,7 @@ LEVELS: list[tuple[str, int]] = [
         for name in ("lifecycle", "logs", "metrics", "metrics_docs", "passwords", "sdnotify", "threads", "timers", "tls")
     ),
     *((f"hepmaild.{name}", 1) for name in ("config_check", "config_docs", "config_load", "config_read", "key_rules")),
+    ("hepmaild.search_words", 1),
     *((f"hepmaild.{name}", 0) for name in ("config", "errors", "events", "mail")),
     ("hepmaild", 0),
 ]

@@ -123,6 +123,14 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("ix_ledger_message_id", "ledger", ["message_id"], unique=False)
+    op.create_index(
+        "ix_ledger_account_id_reason_seq",
+        "ledger",
+        ["account_id", "reason", "seq"],
+        unique=False,
+        sqlite_where=sa.text("reason <> 'debit'"),
+        postgresql_where=sa.text("reason <> 'debit'"),
+    )
     op.create_table(
         "message",
         sa.Column("id", sa.String(length=16), nullable=False),
@@ -155,6 +163,14 @@ def upgrade() -> None:
         "message",
         ["account_id", "accepted_at_us", "id"],
         unique=False,
+    )
+    op.create_index(
+        "ix_message_account_id_state_accepted_at_us",
+        "message",
+        ["account_id", "state", "accepted_at_us"],
+        unique=False,
+        sqlite_where=sa.text("state NOT IN ('queued', 'sent')"),
+        postgresql_where=sa.text("state NOT IN ('queued', 'sent')"),
     )
     op.create_index(
         "ix_message_body_until_us",
@@ -259,6 +275,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("message_id", "n", name=op.f("pk_recipient")),
         sqlite_with_rowid=False,
     )
+    op.create_index("ix_recipient_lower_address", "recipient", [sa.func.lower(sa.column("address"))], unique=False)
     op.create_table(
         "sender",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
@@ -297,12 +314,34 @@ def upgrade() -> None:
     op.create_index(
         "ix_suppression_account_id",
         "suppression",
-        ["account_id"],
+        ["account_id", "refused_at_us", "address_key"],
         unique=False,
         sqlite_where=sa.text("suppressed_until_us IS NOT NULL"),
         postgresql_where=sa.text("suppressed_until_us IS NOT NULL"),
     )
     op.create_index("ix_suppression_kept_until_us", "suppression", ["kept_until_us"], unique=False)
+    op.create_table(
+        "tally",
+        sa.Column("account_id", sa.String(length=36), nullable=False),
+        sa.Column("span_s", sa.Integer(), nullable=False),
+        sa.Column("at_us", sa.BigInteger(), nullable=False),
+        sa.Column("sent", sa.Integer(), nullable=False),
+        sa.Column("waiting", sa.Integer(), nullable=False),
+        sa.Column("in_doubt", sa.Integer(), nullable=False),
+        sa.Column("failed", sa.Integer(), nullable=False),
+        sa.Column("recount_at_us", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("account_id", "span_s", "at_us", name=op.f("pk_tally")),
+        sqlite_with_rowid=False,
+    )
+    op.create_index(
+        "ix_tally_recount_at_us",
+        "tally",
+        ["recount_at_us"],
+        unique=False,
+        sqlite_where=sa.text("recount_at_us IS NOT NULL"),
+        postgresql_where=sa.text("recount_at_us IS NOT NULL"),
+    )
+    op.create_index("ix_tally_span_s_at_us", "tally", ["span_s", "at_us"], unique=False)
     op.create_table(
         "api_key",
         sa.Column("id", sa.String(length=36), nullable=False),
