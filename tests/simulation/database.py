@@ -132,6 +132,7 @@ class Weather:
 
     def __init__(self, seed: int, plan: StorePlan, until_s: float) -> None:
         self.plan = plan
+        self.mishaps = 0
         self._dice = dice(seed, "store")
         self._until_s = until_s
 
@@ -156,6 +157,7 @@ class Weather:
         x = self._dice.random()
         for name, share in (("fail", plan.fail), ("lose", plan.lose), ("late", plan.late), ("twice", plan.twice)):
             if x < share:
+                self.mishaps += 1
                 return name
             x -= share
         return ""

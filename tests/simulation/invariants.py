@@ -203,7 +203,8 @@ def caps_hold(world: World) -> Iterator[str]:
         for n, k in enumerate(kept):
             inside = {o.message_id for o in kept[n:] if o.at_s < k.at_s + plan.day_s - 0.001}
             if len(inside) > sender.daily_cap:
-                yield f"{len(inside)} messages of {sender.address} left within a day of {k.at_s:.1f} s: {sorted(inside)}"
+                who = f"{sender.address} (cap {sender.daily_cap} in {plan.day_s:.0f} s)"
+                yield f"{len(inside)} messages of {who} left since {k.at_s:.1f} s: {sorted(inside)}"
                 break
 
 
@@ -217,11 +218,8 @@ def caps_let_go(world: World) -> Iterator[str]:
         mine = rows(world, "SELECT id FROM message WHERE sender = ?", sender.address)
         if sender.daily_cap and len(mine) > sender.daily_cap * days:
             continue
-        for r in rows(
-            world,
-            "SELECT r.* FROM recipient r JOIN message m ON m.id = r.message_id WHERE m.sender = ? AND r.state = 'expired'",
-            sender.address,
-        ):
+        sql = "SELECT r.* FROM recipient r JOIN message m ON m.id = r.message_id"
+        for r in rows(world, sql + " WHERE m.sender = ? AND r.state = 'expired'", sender.address):
             if _is_healthy(plan, route, r["destination"]):
                 yield f"{r['message_id']} {r['address']} expired behind a cap that had room"
 
@@ -250,7 +248,8 @@ def nobody_runs_in_circles(world: World) -> Iterator[str]:
     hours = world.settled_s / 3600
     attempts = rows(world, "SELECT count(*) AS n FROM event")[0]["n"]
     lives = 1 + sum(len(deaths) for deaths in world.plan.deaths.values())
-    allowed = 200 + 100 * lives + 900 * hours * world.plan.processes + 30 * attempts
+    an_hour = 1800 if world.plan.reaps else 900
+    allowed = 200 + 100 * lives + an_hour * hours * world.plan.processes + 30 * attempts + 15 * world.weather.mishaps
     if world.units + world.reads > allowed:
         yield f"{world.units} units and {world.reads} reads in {hours:.2f} h with {attempts} events: a busy loop"
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select, update
 from hepmaild.delivery.job import Attempt, Job, Result
 from hepmaild.intake import Intake
 from hepmaild.outbox import Outbox
-from hepmaild.storage.accept import Accept
+from hepmaild.storage.accept import Accept, Taken
 from hepmaild.storage.schema import queue
 from hepmaild.storage.unit import Report, UnitRunner
 from tests.simulation.trace import now_us
@@ -23,6 +23,7 @@ class MarksNothing(Variants):
     """The final dot leaves without a committed mark: a death behind it is forgotten."""
 
     found_as = r"was delivered .* times|never delivered"
+    found_from = 4
 
     class outbox(Outbox):  # noqa: N801
         async def mark_in_doubt(self, job: Job) -> bool:
@@ -31,6 +32,9 @@ class MarksNothing(Variants):
 
 class DoubtsNothing(Variants):
     """No answer to the dot is taken for "not delivered"."""
+
+    found_as = r"was delivered .* times"
+    found_from = 4
 
     class outbox(Outbox):  # noqa: N801
         async def report(self, attempt: Attempt) -> bool:
@@ -47,6 +51,7 @@ class BelievesAnyToken(Variants):
     """A process that lost its lease may report all the same."""
 
     found_as = r"delivered .* times|nothing will ever look|never delivered|refunded|was never finished"
+    found_from = 388
 
     @staticmethod
     def run_unit() -> Callable[[Connection, Sequence[Any]], list[Any]]:
@@ -72,6 +77,7 @@ class ReleasesNothing(Variants):
     """What is given back is not given back."""
 
     found_as = r"orphaned lease|is stuck"
+    found_from = 6
 
     class outbox(Outbox):  # noqa: N801
         async def release(self, job: Job) -> None:
@@ -85,16 +91,67 @@ class ForgetsAccepts(Variants):
     """A commit whose answer was lost is taken for one that did not happen."""
 
     found_as = r"orphaned lease|is stuck"
+    found_from = 6
 
     class outbox(Outbox):  # noqa: N801
         def doubt_accept(self, message_id: str, *_rest: Any) -> None:
             return
 
 
+class ForgetsClaims(Variants):
+    """A claim whose answer was lost is taken for one that did not happen: its leases have no worker."""
+
+    found_as = r"orphaned lease|is stuck"
+    found_from = 12
+
+    class outbox(Outbox):  # noqa: N801
+        async def _settle_uncertain(self) -> None:
+            self._uncertain_claims.clear()
+            await super()._settle_uncertain()
+
+
+class LooksOnce(Variants):
+    """A commit that comes after its caller gave up is not looked for again."""
+
+    found_as = r"orphaned lease|is stuck"
+    found_from = 345
+
+    class outbox(Outbox):  # noqa: N801
+        async def _settle_uncertain(self) -> None:
+            await super()._settle_uncertain()
+            self._uncertain.clear()
+            self._uncertain_claims.clear()
+
+
+class KnowsNoCaps(Variants):
+    """Senders have no caps."""
+
+    found_as = r"\(cap \d+ in"
+    found_from = 2
+
+    class intake(Intake):  # noqa: N801
+        def _member(self, *args: Any) -> Accept:
+            member = super()._member(*args)
+            member.cap_key, member.daily_cap = "", 0
+            return member
+
+
+class SpareNobody(Variants):
+    """Who is suppressed is tried all the same."""
+
+    found_as = r"suppressed|charged"
+    found_from = 110
+
+    class intake(Intake):  # noqa: N801
+        def _hand_over(self, member: Accept, prepared: Any, taken: Taken) -> bool:
+            return super()._hand_over(member, prepared, replace(taken, suppressed={}))
+
+
 class RefundsTwice(Variants):
     """Each refund is booked once more."""
 
     found_as = r"refunded 2 for 1"
+    found_from = 9
 
     @staticmethod
     def run_unit() -> Callable[[Connection, Sequence[Any]], list[Any]]:
@@ -146,6 +203,7 @@ class AcceptsTwice(Variants):
     """A caller's word is forgotten at once."""
 
     found_as = r"was accepted 2 times"
+    found_from = 1
 
     class intake(Intake):  # noqa: N801
         def _word(self, *_args: Any) -> tuple[str | None, int]:
@@ -156,6 +214,7 @@ class SaysSentTooEarly(Variants):
     """What is deferred is reported as delivered."""
 
     found_as = r"was never delivered"
+    found_from = 2
 
     class outbox(Outbox):  # noqa: N801
         async def report(self, attempt: Attempt) -> bool:
@@ -172,6 +231,10 @@ MUTANTS = (
     BelievesAnyToken,
     ReleasesNothing,
     ForgetsAccepts,
+    ForgetsClaims,
+    LooksOnce,
+    KnowsNoCaps,
+    SpareNobody,
     RefundsTwice,
     ChargesNothing,
     NeverRests,

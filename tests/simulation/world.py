@@ -56,6 +56,7 @@ class Variants:
     intake: type[Intake] = Intake
     run_unit: Callable[[], Any] | None = None
     found_as = ""  # a mutation: what the violation says
+    found_from = 0  # and from which seed on to look for it
 
 
 class Process:
