@@ -7,7 +7,9 @@ Hashing takes a tenth of a second of CPU and 64 MiB: inside the daemon call it i
 
 from __future__ import annotations
 
+import base64
 import re
+import secrets
 import unicodedata
 
 import argon2
@@ -75,6 +77,17 @@ def verify_password(kept: str, password: str) -> bool:
         return _HASHER.verify(kept, password)
     except (VerificationError, InvalidHashError):
         return False
+
+
+def decoy() -> str:
+    """A hash that no password fits, to be checked when there is no other: it takes as long."""
+
+    def noise(octets: int) -> str:
+        return base64.b64encode(secrets.token_bytes(octets)).decode("ascii").rstrip("=")
+
+    made = _HASHER
+    parameters = f"m={made.memory_cost},t={made.time_cost},p={made.parallelism}"
+    return f"$argon2id$v=19${parameters}${noise(made.salt_len)}${noise(made.hash_len)}"
 
 
 def needs_rehash(kept: str) -> bool:

@@ -59,23 +59,28 @@ def note(
     facts, never a secret.
     """
     seq, previous = _lock_head(conn, account_id)
-    text = json.dumps(data or {}, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(data or {}, sort_keys=True, separators=(",", ":"))
     row = (
         account_id,
         seq + 1,
         now_us,
         actor.user_id or None,
-        actor.email[:MAX_TEXT],
+        clean(actor.email),
         actor.ip[:45],
         actor.via,
         action,
-        subject[:MAX_TEXT],
+        clean(subject),
         text,
     )
     head = row_hash(previous, row)
     conn.execute(insert(audit).values(**dict(zip(_COLUMNS, row, strict=True)), hash=head))
     conn.execute(update(audit_head).where(audit_head.c.account_id == account_id).values(seq=seq + 1, hash=head))
     return seq + 1
+
+
+def clean(text: str, limit: int = MAX_TEXT) -> str:
+    """What both engines can hold of a text from outside: no NUL, no half characters, not endless."""
+    return text[:limit].replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
 def _lock_head(conn: Connection, account_id: str) -> tuple[int, str]:
@@ -93,7 +98,7 @@ def row_hash(previous: str, row: tuple[Any, ...]) -> str:
     for value in row:
         text = "-" if value is None else f"={value}"
         parts.append(f"{len(text)}:{text}")
-    return hashlib.sha256("|".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
 
 def history(
@@ -143,4 +148,4 @@ def _rows(conn: Connection, account_id: str, piece: int = 5000) -> Iterator[dict
         after = rows[-1]["seq"]
 
 
-__all__ = ["GENESIS", "SERVICE", "Actor", "Fault", "history", "note", "row_hash", "verify"]
+__all__ = ["GENESIS", "SERVICE", "Actor", "Fault", "clean", "history", "note", "row_hash", "verify"]

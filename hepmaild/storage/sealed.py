@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from sqlalchemy import Column, Connection, Table, and_, func, select, update
 
-from hepmaild.storage.schema import dkim_key
+from hepmaild.storage.schema import dkim_key, user
 
-# Table and column.  The row is named by the primary key, in its order.
-COLUMNS: tuple[tuple[Table, Column[bytes]], ...] = ((dkim_key, dkim_key.c.sealed_key),)
+# Table and column, which may be null.  The row is named by the primary key, in its order.
+COLUMNS: tuple[tuple[Table, Column[bytes]], ...] = ((dkim_key, dkim_key.c.sealed_key), (user, user.c.totp_sealed))
 
 
 def heads(conn: Connection, octets: int) -> Counter[bytes]:
@@ -19,7 +19,9 @@ def heads(conn: Connection, octets: int) -> Counter[bytes]:
     found: Counter[bytes] = Counter()
     for table, column in COLUMNS:
         head = func.substr(column, 1, octets).label("head")
-        for row in conn.execute(select(head, func.count()).select_from(table).group_by(head)):
+        for row in conn.execute(
+            select(head, func.count()).select_from(table).where(column.is_not(None)).group_by(head)
+        ):
             found[bytes(row[0])] += row[1]
     return found
 
@@ -29,7 +31,8 @@ def reseal(conn: Connection, fn: Callable[[str, str, tuple[str, ...], bytes], by
     count = 0
     for table, column in COLUMNS:
         keys = list(table.primary_key.columns)
-        for row in conn.execute(select(*keys, column).order_by(*keys).with_for_update()).all():
+        filled = select(*keys, column).where(column.is_not(None))
+        for row in conn.execute(filled.order_by(*keys).with_for_update()).all():
             *names, sealed = row
             value = fn(table.name, column.name, tuple(str(name) for name in names), bytes(sealed))
             this_row = and_(*(key == name for key, name in zip(keys, names, strict=True)))

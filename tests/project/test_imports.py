@@ -51,7 +51,8 @@ APART = ("hepmaild.smtp", "hepmaild.http", "hepmaild.delivery")
 
 _SMTP_PURE = "actions commands content core facts machine replies sasl say state verbs".split()  # noqa: SIM905
 _DELIVERY_PURE = "answers capabilities client dane hops job mta_sts mx outcome reader route tls_policy".split()  # noqa: SIM905
-_STORAGE_USERS = "census directory dkim_watch intake live outbox policy prepare reaper receipts signing".split()  # noqa: SIM905
+_STORAGE_USERS = "census directory dkim_watch intake live outbox policy prepare reaper receipts signing tallier".split()  # noqa: SIM905
+_LOGIN = "login members people second_factor tokens".split()  # noqa: SIM905
 
 # The first prefix that fits decides.
 LEVELS: list[tuple[str, int]] = [
@@ -64,15 +65,28 @@ LEVELS: list[tuple[str, int]] = [
     ("hepmaild.http", 4),
     ("hepmaild.delivery", 4),
     *((f"hepmaild.{name}", 4) for name in ("metrics_listener", "metrics_page")),
-    *((f"hepmaild.{name}", 3) for name in _STORAGE_USERS),
+    *((f"hepmaild.{name}", 3) for name in (*_STORAGE_USERS, *_LOGIN)),
     ("hepmaild.storage", 2),
     ("hepmaild.dkim_keys", 2),
     ("hepmaild.vault", 2),
     *(
         (f"hepmaild.{name}", 2)
-        for name in ("lifecycle", "logs", "metrics", "metrics_docs", "passwords", "sdnotify", "threads", "timers", "tls")
+        for name in (
+            "lifecycle",
+            "logs",
+            "metrics",
+            "metrics_docs",
+            "passwords",
+            "sdnotify",
+            "threads",
+            "timers",
+            "tls",
+        )
     ),
-    *((f"hepmaild.{name}", 1) for name in ("config_check", "config_docs", "config_load", "config_read", "key_rules")),
+    *(
+        (f"hepmaild.{name}", 1)
+        for name in ("config_check", "config_docs", "config_load", "config_read", "key_rules", "totp")
+    ),
     ("hepmaild.search_words", 1),
     *((f"hepmaild.{name}", 0) for name in ("config", "errors", "events", "mail")),
     ("hepmaild", 0),
