@@ -20,6 +20,7 @@ from hepmaild.outbox import Outbox
 from hepmaild.storage import cap_line, caps, prune, sts, suppress
 from hepmaild.storage.sqlite import shrink
 from hepmaild.storage.store import Store
+from hepmaild.tallier import Tallier
 
 log = structlog.get_logger()
 
@@ -53,6 +54,7 @@ class Reaper:
         self.senders = senders
         self._wake = wake
         self._now_us = now_us
+        self._tallier = Tallier(store)
 
     async def run(self) -> None:
         """A round every minute, until cancelled."""
@@ -82,6 +84,7 @@ class Reaper:
             if await self._store.write(shrink) < KEEP_FREE_PAGES:
                 break
         await self._outbox.recount()
+        await self._tallier.round(now_us)
 
     async def take_caps(self) -> None:
         """Have the store know the caps of the settings' senders.  Raises `StoreUnavailable`."""
