@@ -61,6 +61,9 @@ class Dispatcher(Protocol):
     def offer_nowait(self, job: Job) -> bool:
         """Hand a leased job over, one for each destination.  False: no room after all."""
 
+    def left(self, route: str, destinations: Iterable[str]) -> None:
+        """What goes to these destinations was committed without a lease, since they had no room."""
+
     def wake(self) -> None:
         """Something in the store became due."""
 
@@ -357,7 +360,7 @@ class Intake:
                 self._outbox.doubt_accept(member.message_id, where, taken.token)
                 self._dispatcher.wake()
         if member.left:
-            self._dispatcher.wake()
+            self._dispatcher.left(member.route, member.left)
         return took
 
     async def _wait(self, waiter: FirstAttempt, receipt: Receipt, member: Accept) -> Receipt | Refusal:

@@ -120,7 +120,7 @@ class DeliveryPool:
     def capacity_hint(self, route: str, destinations: Sequence[str] = ("",)) -> int:
         """How many more jobs for each of these destinations would be worked on soon: commit no more as leased.
 
-        What is committed as queued instead needs a `wake` after the commit.
+        What is committed as queued instead is told with `left` after the commit.
         """
         track = self._tracks.get(route)
         if track is None or not self._running or self._ready_octets > READY_OCTETS:
@@ -130,8 +130,18 @@ class DeliveryPool:
             return track.hint(destinations[0], now)
         return min((track.hint(destination, now) for destination in destinations), default=0)
 
+    def left(self, route: str, destinations: Iterable[str]) -> None:
+        """A commit left jobs for these destinations queued, since there was no room.
+
+        The store is asked for them when there is: looking at each of them would find nothing, and keep the others from
+        their commits.
+        """
+        track, now = self._tracks.get(route), trio.current_time()
+        if self._scheduler.is_looking or track is None or any(track.note_left(where, now) for where in destinations):
+            self._scheduler.wake()
+
     def wake(self) -> None:
-        """Something may be due: a commit left jobs queued, or somebody asked for a retry."""
+        """Something may be due, such as what somebody asked to be tried again."""
         self._scheduler.wake()
 
     def replace_routes(self, routes: Iterable[Route]) -> None:

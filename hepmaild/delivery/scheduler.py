@@ -23,6 +23,7 @@ CLAIM_LIMIT = 256
 LOOK_AGAIN_S = 60.0
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 10.0
+TOGETHER_S = 0.1  # what falls due within this is claimed together: each claim is a unit, whatever it brings
 SKIPPED_S = 0.5  # something is due but could not be claimed: others hold it
 UNIT_TIMEOUT_S = 60  # the store has its own, shorter one
 
@@ -60,6 +61,7 @@ class Scheduler:
         self._stopped = trio.Event()
         self._sleeps_until_us = 0
         self._backoff_s = 0.0
+        self.is_looking = False  # what it finds may be older than what is committed now
 
     def wake(self) -> None:
         """Look now.  Cheap, and harmless when nothing is there."""
@@ -100,6 +102,7 @@ class Scheduler:
 
     async def _look(self) -> float:
         """Claim what there is room for; how many seconds to sleep then."""
+        self.is_looking = True
         try:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + UNIT_TIMEOUT_S):
                 sleep_s = await self._claim_all()
@@ -107,6 +110,8 @@ class Scheduler:
                 return sleep_s
         except StoreUnavailable:
             pass
+        finally:
+            self.is_looking = False
         self._backoff_s = min(max(2 * self._backoff_s, FIRST_BACKOFF_S), LONGEST_BACKOFF_S)
         log.warning("store_unavailable", doing="claim", again_in_s=self._backoff_s)
         return 0.0
@@ -132,7 +137,7 @@ class Scheduler:
             if due_us is None:
                 return LOOK_AGAIN_S
             due_s = (due_us - self._now_us()) / 1_000_000
-            return min(max(due_s, 0.0 if jobs else SKIPPED_S if due_s <= 0 else 0.001), LOOK_AGAIN_S)
+            return min(max(due_s, 0.0 if jobs else SKIPPED_S if due_s <= 0 else TOGETHER_S), LOOK_AGAIN_S)
 
     def _survey(self, now: float) -> Room:
         found = Room()

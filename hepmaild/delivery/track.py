@@ -401,6 +401,18 @@ class Track:
             return max(0, FIRST_AT_ONCE - waiting)
         return max(0, READY_LANE - waiting)
 
+    def note_left(self, destination: str, now: float) -> bool:
+        """Something for a destination was left to the store.  False: nobody need look for it before there is room, and
+        somebody will then, at the end of the pause or when the lane runs low."""
+        lane = self._only or self.lanes.get(destination)
+        place = lane.place if lane is not None else self.places.get(self.homes.get(destination, f"={destination}"))
+        if place is not None and now < place.paused_until:
+            return False
+        if lane is None or lane.is_running_low():
+            return True
+        lane.is_behind = True
+        return False
+
     def needs_more(self, lane: Lane) -> bool:
         """Whether the store may have more, and there is room for it again."""
         if lane.is_behind and lane.is_running_low():

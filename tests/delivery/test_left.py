@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the intake left to the store is asked for when there is room for it, and not before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+from trio.testing import MockClock
+
+from hepmaild.delivery.job import Result
+from tests.delivery.peer import after
+from tests.delivery.test_pool import smtp, world
+
+
+async def test_a_dead_route_costs_no_claims(autojump_clock: MockClock) -> None:
+    async with world(smtp("good"), smtp("dead")) as w:
+        dead = w.network.peers.pop("dead")
+        for n in range(3):
+            w.pool.offer_nowait(w.queue.add(f"first{n}", route="dead", leased=True))
+        await w.queue.until(lambda: len(w.reported) == 3)
+        claims = w.queue.claims
+        for n in range(100):
+            assert w.pool.capacity_hint("dead") == 0
+            w.queue.add(f"left{n}", route="dead")
+            w.pool.left("dead", [""])
+            await trio.sleep(0.001)
+        assert w.queue.claims == claims
+        w.network.peers["dead"] = dead
+        await w.queue.until(lambda: len(w.queue.outcomes) == 103)
+        assert trio.current_time() < 120
+
+
+async def test_nothing_is_forgotten_when_the_lane_was_full(autojump_clock: MockClock) -> None:
+    async with world(smtp("upstream", connections=1)) as w:
+        w.peer.reactions["DOT"] = after(1, b"250 2.0.0 ok\r\n")
+        count = 0
+        while w.pool.capacity_hint("upstream"):
+            w.pool.offer_nowait(w.queue.add(f"m{count}", leased=True))
+            count += 1
+        await trio.sleep(0.5)
+        for n in range(20):
+            w.queue.add(f"left{n}")
+            w.pool.left("upstream", [""])
+        await w.queue.until(lambda: len(w.reported) == count + 20)
+        assert trio.current_time() < count + 20 + 30  # at once behind the others, not when the pool looks by itself
+        assert all(w.queue.results(f"left{n}") == [Result.DELIVERED] for n in range(20))
+
+
+async def test_what_is_committed_while_a_claim_looks_is_looked_for_again(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        claim = w.queue.claim
+
+        async def slow(limit: int, **kinds: Any) -> Any:
+            jobs = await claim(limit, **kinds)
+            await trio.sleep(1)
+            return jobs
+
+        w.queue.claim = slow  # type: ignore[assignment]
+        w.pool.wake()
+        await trio.sleep(0.5)
+        w.queue.add("late")
+        w.pool.left("upstream", [""])
+        await w.queue.until(lambda: bool(w.reported))
+        assert trio.current_time() < 5
