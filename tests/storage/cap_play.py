@@ -17,7 +17,7 @@ from hepmaild.mail.submission import KeyIdentity, Recipient
 from hepmaild.storage import accounts, cap_line, caps, claim, leases, queue
 from hepmaild.storage import credits as money
 from hepmaild.storage.accept import Accept, Taken
-from hepmaild.storage.schema import NEVER_US, recipient
+from hepmaild.storage.schema import NEVER_US, cap_use, recipient
 from hepmaild.storage.schema import queue as queue_rows
 from hepmaild.storage.suppress import Rule
 from hepmaild.storage.unit import Mark, Report, UnitRunner
@@ -249,6 +249,11 @@ class Play:
                 at_us = cap_line.next_at_us(self.conn)
                 assert at_us is not None
                 assert at_us <= shown.frees_at_us[0]
+        waits_or_left = select(recipient.c.message_id).where(
+            recipient.c.due_at_us.is_not(None) | (recipient.c.state == "sent") | (recipient.c.doubts > 0)
+        )
+        lost = self.conn.execute(select(cap_use.c.message_id).where(cap_use.c.message_id.not_in(waits_or_left))).all()
+        assert lost == [], "a slot that nobody needs was not given back"
         for row in self.conn.execute(select(queue_rows)):
             assert row.due_at_us < NEVER_US or row.owner == "me"
 

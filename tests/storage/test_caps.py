@@ -265,7 +265,7 @@ def memory() -> Iterator[Connection]:
 
 
 @given(st.lists(steps_of(st), min_size=5, max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_whatever_happens_no_window_holds_more_and_the_money_adds_up(steps: list[Step]) -> None:
     with memory() as conn:
         play = Play(conn, Clock())
