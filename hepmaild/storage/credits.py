@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, exists, select, update
 
 from hepmaild.storage.bulk import Bulk, Query, bulk_insert
-from hepmaild.storage.schema import account, ledger, suppression
+from hepmaild.storage.schema import NO_DEBIT, account, ledger, suppression
 
 GENESIS = "0" * 64
 MAX_AMOUNT = 10**15
@@ -174,12 +174,16 @@ def balance(conn: Connection, account_id: str) -> int:
 
 
 def history(
-    conn: Connection, account_id: str, *, limit: int = 1000, before_seq: int | None = None
+    conn: Connection, account_id: str, *, limit: int = 1000, before_seq: int | None = None, reason: str = ""
 ) -> list[dict[str, Any]]:
-    """Ledger rows, newest first; `before_seq` pages on."""
+    """Ledger rows, newest first; `before_seq` pages on.  reason: only those of one ("grant", "debit", "refund")."""
     query = select(ledger).where(ledger.c.account_id == account_id).order_by(ledger.c.seq.desc()).limit(limit)
     if before_seq is not None:
         query = query.where(ledger.c.seq < before_seq)
+    if reason:
+        query = query.where(ledger.c.reason == reason)
+    if reason and reason != "debit":
+        query = query.where(NO_DEBIT)  # as the index says it
     return [dict(r) for r in conn.execute(query).mappings()]
 
 
@@ -192,13 +196,32 @@ class Fault:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A ledger that holds up to here.  is_all: to its end."""
+
+    seq: int = 0
+    total: int = 0
+    head: str = GENESIS
+    is_all: bool = False
+
+
 def verify(conn: Connection, account_id: str) -> Fault | None:
     """Check one account: every row's hash and arithmetic, no gap, and the balance being their sum."""
+    found = verify_on(conn, account_id, Checked())
+    return found if isinstance(found, Fault) else None
+
+
+def verify_on(conn: Connection, account_id: str, behind: Checked, most: int = 2**62) -> Checked | Fault:
+    """Check the `most` rows behind those that were; a large ledger can so be read in many short snapshots."""
     head = conn.execute(
         select(account.c.balance, account.c.ledger_seq, account.c.ledger_head).where(account.c.id == account_id)
     ).one()
-    seq, total, previous = 0, 0, GENESIS
-    for row in _rows(conn, account_id):
+    seq, total, previous = behind.seq, behind.total, behind.head
+    # Also what stands before the first row, where nothing may be.
+    for row in _rows(conn, account_id, after=seq or -(10**9)):
+        if seq - behind.seq >= most:
+            return Checked(seq, total, previous)
         seq += 1
         total += row["amount"]
         if row["seq"] != seq:
@@ -212,12 +235,11 @@ def verify(conn: Connection, account_id: str) -> Fault | None:
         return Fault(account_id, None, f"the account ends at row {head.ledger_seq}, its ledger at row {seq}")
     if total != head.balance:
         return Fault(account_id, None, f"the balance is {head.balance}, the ledger adds up to {total}")
-    return None
+    return Checked(seq, total, previous, is_all=True)
 
 
-def _rows(conn: Connection, account_id: str, piece: int = 5000) -> Iterator[dict[str, Any]]:
+def _rows(conn: Connection, account_id: str, piece: int = 5000, *, after: int = -(10**9)) -> Iterator[dict[str, Any]]:
     """All ledger rows of an account, oldest first, in pieces so that memory stays bounded."""
-    after = -(10**9)
     while True:
         rows = (
             conn.execute(

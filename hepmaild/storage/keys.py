@@ -23,6 +23,14 @@ SECRET_CHARS = 40
 _ALPHABET = string.ascii_letters + string.digits
 
 
+class Refused(ValueError):
+    """A change that cannot be; field: which input it is about ("": none of them)."""
+
+    def __init__(self, text: str, field: str = "") -> None:
+        super().__init__(text)
+        self.field = field
+
+
 def new_secret() -> str:
     """A fresh key from the system's secure random source: 40 of 62 characters, 238 bits."""
     return PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(SECRET_CHARS))
@@ -53,20 +61,17 @@ def mint(
     expires_at_us: int | None,
     now_us: int,
 ) -> dict[str, Any]:
-    """Store a new key; `{"id", "name"}`.  `limit` is how many the account's plan allows."""
-    name = name.strip()
-    if not 1 <= len(name) <= 100 or not name.isprintable():
-        raise ValueError("a key's name has 1 to 100 printable characters")
+    """Store a new key; `{"id", "name"}`.  `limit` is how many the account's plan allows.  Raises `Refused`."""
+    name = _check_name(name)
     if expires_at_us is not None and expires_at_us <= now_us:
-        raise ValueError("the expiry lies in the past: give a date or instant to come")
+        raise Refused("the expiry lies in the past: give a date or instant to come", "expires")
     # Two mints at once must not both be the fifteenth: the account's row is the lock.
     conn.execute(select(account.c.id).where(account.c.id == account_id).with_for_update(key_share=True)).one()
     alive = (api_key.c.account_id == account_id) & (api_key.c.status != "deleted")
     count = conn.execute(select(func.count()).select_from(api_key).where(alive)).scalar_one()
     if count >= limit:
-        raise ValueError(f"the account has {count} API keys, as many as its plan allows: delete one first")
-    if conn.execute(select(api_key.c.id).where(alive, api_key.c.name == name)).first():
-        raise ValueError(f"the account has a key named {name!r} already: choose another name")
+        raise Refused(f"the account has {count} API keys, as many as its plan allows: delete one first")
+    _check_free(conn, account_id, name)
     conn.execute(
         insert(api_key).values(
             id=key_id,
@@ -84,6 +89,70 @@ def mint(
     )
     bump(conn)
     return {"id": key_id, "name": name}
+
+
+def _check_name(name: str) -> str:
+    name = name.strip()
+    if not 1 <= len(name) <= 100 or not name.isprintable():
+        raise Refused("a key's name has 1 to 100 printable characters", "name")
+    return name
+
+
+def _check_free(conn: Connection, account_id: str, name: str, but: str = "") -> None:
+    """The account's row is locked."""
+    here = (api_key.c.account_id == account_id) & (api_key.c.status != "deleted") & (api_key.c.id != but)
+    if conn.execute(select(api_key.c.id).where(here, api_key.c.name == name)).first():
+        raise Refused(f"the account has a key named {name!r} already: choose another name", "name")
+
+
+def of_account(conn: Connection, account_id: str, key_id: str) -> dict[str, Any] | None:
+    """One of the account's keys; None: there is none, it was deleted, or it is somebody else's."""
+    row = (
+        conn.execute(
+            select(api_key).where(
+                api_key.c.id == key_id, api_key.c.account_id == account_id, api_key.c.status != "deleted"
+            )
+        )
+        .mappings()
+        .one_or_none()
+    )
+    return None if row is None else _public(dict(row))
+
+
+def change(
+    conn: Connection,
+    key_id: str,
+    *,
+    name: str,
+    permissions: list[str] | None,
+    senders: list[str] | None,
+    addresses: list[str] | None,
+    expires_at_us: int | None,
+    now_us: int,
+) -> dict[str, list[Any]]:
+    """Another name and other restrictions for a key, whose secret stays; what changed: `{column: [before, after]}`.
+
+    Raises `Refused`.  An expiry in the past may stay, but not be set.
+    """
+    name = _check_name(name)
+    before = _public(_find(conn, key_id))
+    if expires_at_us is not None and expires_at_us <= now_us and expires_at_us != before["expires_at_us"]:
+        raise Refused("the expiry lies in the past: give a date or instant to come", "expires")
+    conn.execute(select(account.c.id).where(account.c.id == before["account_id"]).with_for_update(key_share=True)).one()
+    _check_free(conn, before["account_id"], name, but=key_id)
+    after: dict[str, Any] = {
+        "name": name,
+        "permissions": permissions,
+        "senders": senders,
+        "addresses": addresses,
+        "expires_at_us": expires_at_us,
+    }
+    changed = {column: [before[column], value] for column, value in after.items() if before[column] != value}
+    if changed:
+        stored = {c: _json(v) if c in ("permissions", "senders", "addresses") else v for c, v in after.items()}
+        conn.execute(update(api_key).where(api_key.c.id == key_id).values(**stored))
+        bump(conn)
+    return changed
 
 
 def list_of(conn: Connection, account_id: str) -> list[dict[str, Any]]:

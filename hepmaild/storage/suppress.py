@@ -152,6 +152,34 @@ def list_of(conn: Connection, account_id: str, now_us: int, limit: int = 1000) -
     return [_shown(r) for r in rows]
 
 
+def page(
+    conn: Connection, account_id: str, now_us: int, *, words: str = "", behind: tuple[int, str] | None = None, most: int
+) -> list[dict[str, Any]]:
+    """Suppressed addresses whose text contains `words`, the newest refusal first; as in `list_of`, with `key`.
+
+    behind: when the last one shown was refused, and its key.
+    """
+    query = (
+        select(suppression)
+        .where(
+            suppression.c.account_id == account_id,
+            suppression.c.suppressed_until_us.is_not(None),
+            suppression.c.suppressed_until_us > now_us,
+        )
+        .order_by(suppression.c.refused_at_us.desc(), suppression.c.address_key.desc())
+        .limit(most)
+    )
+    if words:
+        query = query.where(suppression.c.address_key.contains(key_of(words), autoescape=True))
+    if behind is not None:
+        at_us, key = behind
+        query = query.where(
+            suppression.c.refused_at_us <= at_us,
+            (suppression.c.refused_at_us < at_us) | (suppression.c.address_key < key),
+        )
+    return [{**_shown(r), "key": r.address_key} for r in conn.execute(query)]
+
+
 def _shown(r: Any) -> dict[str, Any]:
     return {
         "address": r.address,
