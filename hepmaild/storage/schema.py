@@ -149,14 +149,14 @@ login_try = Table(
     metadata,
     Column("id", String(36), primary_key=True),
     Column("client", String(49), nullable=False),  # an IPv4 address, or the /64 of an IPv6 one
-    Column("email_key", Text, nullable=False),  # "": a refresh
+    Column("email_hash", LargeBinary(32), nullable=False),  # of what was typed; of nothing: a refresh
     Column("counts_client", Boolean, nullable=False),  # false: the client has had a success since
     Column("is_code", Boolean, nullable=False),  # the password was right, the second factor was not
     Column("at_us", BigInteger, nullable=False),
 )
 Index("ix_login_try_client_at_us", login_try.c.client, login_try.c.at_us)
 Index("ix_login_try_at_us", login_try.c.at_us)
-Index("ix_login_try_email_key_at_us", login_try.c.email_key, login_try.c.at_us)
+Index("ix_login_try_email_hash_at_us", login_try.c.email_hash, login_try.c.at_us)
 
 # Who changed what, from where: append-only and hash-chained for each account ("": the service itself), like the ledger.
 audit = Table(
@@ -305,6 +305,7 @@ Index(
     message.c.account_id,
     message.c.state,
     message.c.accepted_at_us,
+    message.c.id,
     sqlite_where=TROUBLED,
     postgresql_where=TROUBLED,
 )

@@ -167,7 +167,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_message_account_id_state_accepted_at_us",
         "message",
-        ["account_id", "state", "accepted_at_us"],
+        ["account_id", "state", "accepted_at_us", "id"],
         unique=False,
         sqlite_where=sa.text("state NOT IN ('queued', 'sent')"),
         postgresql_where=sa.text("state NOT IN ('queued', 'sent')"),
@@ -442,7 +442,7 @@ def _people() -> None:
         "login_try",
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("client", sa.String(length=49), nullable=False),
-        sa.Column("email_key", sa.Text(), nullable=False),
+        sa.Column("email_hash", sa.LargeBinary(length=32), nullable=False),
         sa.Column("counts_client", sa.Boolean(), nullable=False),
         sa.Column("is_code", sa.Boolean(), nullable=False),
         sa.Column("at_us", sa.BigInteger(), nullable=False),
@@ -450,7 +450,7 @@ def _people() -> None:
     )
     op.create_index("ix_login_try_at_us", "login_try", ["at_us"], unique=False)
     op.create_index("ix_login_try_client_at_us", "login_try", ["client", "at_us"], unique=False)
-    op.create_index("ix_login_try_email_key_at_us", "login_try", ["email_key", "at_us"], unique=False)
+    op.create_index("ix_login_try_email_hash_at_us", "login_try", ["email_hash", "at_us"], unique=False)
     op.create_table(
         "one_time_link",
         sa.Column("token_hash", sa.LargeBinary(length=32), nullable=False),
