@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from hepmaild.config import RouteKind, RouteSettings
+from hepmaild.config import InDoubt, RouteKind, RouteSettings
 from hepmaild.errors import Refusal
 from hepmaild.mail.submission import Receipt
 from hepmaild.storage import credits as money
@@ -20,6 +20,7 @@ from tests.simulation.world import World
 WAITING = {"queued", "deferred", "capped", "held"}
 FINAL = {"sent", "failed", "expired", "cancelled"}
 PAUSE_GRACE_S = 10.0  # what is past the mark goes on; the octets of one content are on their way for no longer
+PAUSES_S = 200.0  # of a place after its troubles, with what they add to others
 PROMPT_S = 45.0  # from the commit to a healthy next hop, when nothing else is wrong
 
 
@@ -193,6 +194,32 @@ def _is_healthy(plan: Plan, route: RouteSettings, destination: str) -> bool:
     return found.dns is Dns.GOOD and plan.hops[found.hops[0]].temper is Temper.GOOD
 
 
+def nobody_expires_in_fair_weather(world: World) -> Iterator[str]:
+    """Once all is calm, what still has time for another attempt is delivered, not left until it expires."""
+    plan = world.plan
+    delivery = plan.delivery
+    if plan.day_s:
+        return  # see `caps_let_go`
+    retry_s = 1.1 * delivery.retry_after_s[-1]
+    need_s = plan.calm_s + retry_s + delivery.attempt_timeout_s + 1.25 * delivery.lease_s + PAUSES_S
+    held = {row["message_id"] for row in rows(world, "SELECT message_id FROM event WHERE kind = 'held'")}
+    sql = "SELECT r.*, m.route, m.expires_at_us FROM recipient r JOIN message m ON m.id = r.message_id"
+    routes = {route.name: route for route in plan.routes}
+    for r in rows(world, sql + " WHERE r.state = 'expired'"):
+        if r["message_id"] in held or (r["doubts"] and delivery.in_doubt is InDoubt.HOLD):
+            continue
+        if (r["expires_at_us"] - EPOCH_US) / 1e6 > need_s and _calms_down(plan, routes[r["route"]], r["destination"]):
+            yield f"{r['message_id']} {r['address']} expired, though all was calm since {plan.calm_s} s"
+
+
+def _calms_down(plan: Plan, route: RouteSettings, destination: str) -> bool:
+    """Whether every next hop on the way is well in the end."""
+    hops: tuple[str, ...] = (route.host,)
+    if route.kind is RouteKind.MX:
+        hops = next(d for d in plan.destinations if d.name == destination).hops
+    return all(plan.hops[hop].until_s <= plan.calm_s for hop in hops)
+
+
 def caps_hold(world: World) -> Iterator[str]:
     """In no window of the (shortened) day do more messages of a sender leave than its cap."""
     plan = world.plan
@@ -268,6 +295,7 @@ LOOKS = (
     money_adds_up,
     customers_were_told_the_truth,
     nobody_starves,
+    nobody_expires_in_fair_weather,
     caps_hold,
     caps_let_go,
     the_suppressed_are_left_alone,

@@ -199,6 +199,19 @@ class NeverRests(Variants):
             return now_us()
 
 
+class LooksAwayFromOne(Variants):
+    """What waits on the first route is never claimed."""
+
+    found_as = r"though all was calm"
+    found_from = 7
+
+    class outbox(Outbox):  # noqa: N801
+        async def claim(
+            self, limit: int, *, exclude: Collection[str] = (), full: Collection[tuple[str, str]] = ()
+        ) -> Sequence[Job]:
+            return await super().claim(limit, exclude=(*exclude, "r0"), full=full)
+
+
 class AcceptsTwice(Variants):
     """A caller's word is forgotten at once."""
 
@@ -238,6 +251,7 @@ MUTANTS = (
     RefundsTwice,
     ChargesNothing,
     NeverRests,
+    LooksAwayFromOne,
     AcceptsTwice,
     SaysSentTooEarly,
 )
