@@ -15,8 +15,8 @@ from hepmaild.outbox import Outbox
 from hepmaild.storage.accept import Accept, Taken
 from hepmaild.storage.schema import queue
 from hepmaild.storage.unit import Report, UnitRunner
+from tests.simulation.process import Variants
 from tests.simulation.trace import now_us
-from tests.simulation.world import Variants
 
 
 class MarksNothing(Variants):

@@ -10,8 +10,9 @@ from pathlib import Path
 from tests.simulation import invariants
 from tests.simulation.database import Database, ProcessDied
 from tests.simulation.plan import Plan, make_plan
+from tests.simulation.process import Variants
 from tests.simulation.trace import Trace, Violation
-from tests.simulation.world import Variants, World, run_world
+from tests.simulation.world import World, run_world
 
 SEEDS = Path(__file__).with_name("seeds.txt")
 

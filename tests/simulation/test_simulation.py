@@ -13,8 +13,8 @@ import pytest
 
 from tests.simulation.database import Database
 from tests.simulation.mutants import MUTANTS
+from tests.simulation.process import Variants
 from tests.simulation.runner import kept_seeds, run_seed
-from tests.simulation.world import Variants
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = 10
