@@ -198,6 +198,9 @@ class HttpSettings:
     max_request_bytes: int = setting(
         26_214_400, "The largest request; a larger one is refused before it is read.", low=65_536, high=1024 * MIB
     )
+    gravatar: bool = setting(
+        False, "Whether `/oauth/me` names the user's picture at gravatar.com, which then learns who logs in."
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ from hepmaild.intake import Intake, IntakeSettings
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.metrics import Meter, Metrics, watch_loop
 from hepmaild.outbox import Outbox
+from hepmaild.people import People
 from hepmaild.prepare import Preparer
 from hepmaild.reaper import Reaper
 from hepmaild.sdnotify import Notifier
@@ -208,6 +209,13 @@ class _Daemon:
             lambda: tls.smtp,
             spool_dir=spool_dir,
         )
+        self.people = People(
+            store,
+            Vault(settings.server.state_dir),
+            hashing=limiters.passwords,
+            files=limiters.files,
+            now_us=clock.now_us,
+        )
         self.http = HttpDoor(
             settings.http,
             settings.limits,
@@ -217,6 +225,7 @@ class _Daemon:
             readiness=self.problems,
             spool_dir=spool_dir,
             meter=meter,
+            people=self.people,
         )
 
     async def problems(self) -> list[str]:
@@ -234,6 +243,7 @@ class _Daemon:
 
     async def run(self, on_ready: Callable[[Bound, Store], Awaitable[None]] | None) -> None:
         await self.signing.check()
+        await self.people.start()
         taken = await self.outbox.take_back()
         if taken:
             log.warning("leases_taken_back", messages=taken)
@@ -243,6 +253,7 @@ class _Daemon:
             await root.start(self._obey_signals, root)
             for task in (
                 self.directory.run,
+                self.people.run,
                 self.outbox.run_late_writer,
                 partial(self.outbox.run_heartbeat, self.pool.wake),
                 self.reaper.run,
@@ -381,6 +392,9 @@ class _Daemon:
         """Other processes and the command line: something became due, or everything may have changed."""
         async with self._store.announcements() as topics:
             async for topic in topics:
+                if topic in ("people", "*"):
+                    with suppress(StoreUnavailable):
+                        await self.people.learn()
                 if topic in ("keys", "*"):
                     self.dkim_watch.wake()
                 if topic in ("queue", "*"):

@@ -17,7 +17,7 @@ from hepmaild.config import Plan, SenderSettings
 from hepmaild.errors import StoreUnavailable
 from hepmaild.mail.address import key_of
 from hepmaild.outbox import Outbox
-from hepmaild.storage import cap_line, caps, prune, sts, suppress
+from hepmaild.storage import cap_line, caps, links, prune, sessions, sts, suppress, tries
 from hepmaild.storage.sqlite import shrink
 from hepmaild.storage.store import Store
 from hepmaild.tallier import Tallier
@@ -78,6 +78,8 @@ class Reaper:
         await self._all(cap_line.prune, now_us)
         await self._all(suppress.prune, now_us)
         await self._all(sts.prune, now_us)
+        for prune_people in (sessions.prune, tries.prune, links.prune):
+            await self._all(prune_people, now_us)
         for name, plan in self.plans.items():
             await self._all(prune.finished_messages, name, now_us - plan.log_days * DAY_US)
         for _ in range(SHRINK_STEPS):

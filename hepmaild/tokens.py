@@ -13,6 +13,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +23,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from hepmaild.errors import StoreUnavailable
 from hepmaild.storage import sessions
 from hepmaild.storage.store import Store
 
+TOPIC = "people"
 ISSUER = "hepmaild"
 ALGORITHM = "EdDSA"
 ACCESS_S = 900
@@ -72,6 +75,8 @@ class Tokens:
         await self._store.write(sessions.publish_key, key_id, octets, until_us)
         self._public[key_id] = (private.public_key(), until_us)
         self._own = _Key(key_id, made_at_us, private)
+        with suppress(StoreUnavailable):  # a hint: who has not heard it learns it by the generation
+            await self._store.announce(TOPIC)
 
     async def load(self) -> None:
         """Read everybody's public keys.  Raises `StoreUnavailable`."""

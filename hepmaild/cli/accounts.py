@@ -12,7 +12,7 @@ import click
 from hepmaild.cli import backend
 from hepmaild.cli.common import EMAIL, PLAN, json_option, with_settings
 from hepmaild.cli.output import CommandFailed, print_json, print_pairs, print_table
-from hepmaild.config import STANDARD_PLAN, Settings
+from hepmaild.config import STANDARD_PLAN, Settings, parse_address
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -43,23 +43,102 @@ def account_add(
     \b
     hepmaild account add me@example.com --credits 1000
     """
-    from hepmaild.storage import accounts
-
-    made = backend.write(
+    made, token = backend.write(
         settings,
         backend.KEYS,
-        accounts.create,
+        _add,
+        email,
+        plan,
+        _read_password(email, from_stdin=True) if password_stdin else None,
+        operator,
+        granted,
+        wants_link=not password_stdin and not as_json,
+    )
+    _show(made, as_json)
+    if token is not None:
+        _show_link(settings, email, token)
+
+
+def _add(
+    conn: Connection,
+    email: str,
+    plan: str,
+    password_hash: str | None,
+    is_operator: bool,
+    granted: int,
+    *,
+    wants_link: bool,
+) -> tuple[dict[str, Any], str | None]:
+    from hepmaild.storage import accounts, links
+
+    user_id = str(uuid.uuid4())
+    made = accounts.create(
+        conn,
         account_id=str(uuid.uuid4()),
-        user_id=str(uuid.uuid4()),
+        user_id=user_id,
         email=email,
         plan=plan,
-        password_hash=_read_password(email, from_stdin=True) if password_stdin else None,
-        is_operator=operator,
+        password_hash=password_hash,
+        is_operator=is_operator,
         credits_granted=granted,
         granted_by=backend.operator_name(),
         now_us=backend.now_us(),
     )
-    _show(made, as_json)
+    token = None
+    if wants_link:
+        token = links.new_token()
+        links.make(conn, token=token, user_id=user_id, purpose=links.SIGN_IN, now_us=backend.now_us())
+    data = {"plan": plan, "credits": granted, "operator": is_operator}
+    backend.note(conn, made["id"], "account.add", email, data)
+    return made, token
+
+
+def _show_link(settings: Settings, email: str, token: str) -> None:
+    from hepmaild.people import link_url
+
+    click.echo(f"\n{email} signs in once, within 24 hours, and chooses a password, at\n")
+    click.echo(f"  {link_url(dashboard_url(settings), token)}\n")
+    click.echo("Give it to nobody else.", err=True)
+
+
+def dashboard_url(settings: Settings) -> str:
+    """How people reach the dashboard: `http.public_url`, else the name of this server and its first HTTPS port."""
+    if settings.http.public_url:
+        return settings.http.public_url
+    port = next((parse_address(address)[1] for address in settings.http.listen), 443)
+    return f"https://{settings.server.hostname}" + ("" if port in (0, 443) else f":{port}")
+
+
+@account.command("link")
+@click.argument("email", type=EMAIL)
+@click.option("--drop-second-factor", is_flag=True, help="Also turn the second factor off: its device is lost.")
+@json_option
+@with_settings
+def account_link(settings: Settings, email: str, drop_second_factor: bool, as_json: bool) -> None:
+    """Make a link by which the user EMAIL signs in once and chooses a new password.
+
+    The password there is stays good until the link is used; a link made before stops working.
+
+    \b
+    hepmaild account link me@example.com
+    """
+    from hepmaild.people import link_url
+
+    token = backend.write(settings, backend.PEOPLE, _link, email, drop_second_factor)
+    if as_json:
+        print_json({"email": email, "link": link_url(dashboard_url(settings), token)})
+    else:
+        _show_link(settings, email, token)
+
+
+def _link(conn: Connection, email: str, drop_second_factor: bool) -> str:
+    from hepmaild.members import reset_by_link
+    from hepmaild.storage import links, users
+
+    token = links.new_token()
+    user = users.find(conn, email)
+    reset_by_link(conn, backend.actor(), user.user_id, token, drop_second_factor, backend.now_us())
+    return token
 
 
 @account.command("list")
@@ -93,9 +172,7 @@ def account_show(settings: Settings, email: str, as_json: bool) -> None:
 @with_settings
 def account_suspend(settings: Settings, email: str, as_json: bool) -> None:
     """Refuse everything from this account from now on, on both doors."""
-    from hepmaild.storage import accounts
-
-    _show(backend.write(settings, backend.KEYS, accounts.set_status, email, "suspended"), as_json)
+    _show(backend.write(settings, backend.KEYS, _set_status, email, "suspended"), as_json)
 
 
 @account.command("resume")
@@ -104,9 +181,15 @@ def account_suspend(settings: Settings, email: str, as_json: bool) -> None:
 @with_settings
 def account_resume(settings: Settings, email: str, as_json: bool) -> None:
     """Let a suspended account send again."""
+    _show(backend.write(settings, backend.KEYS, _set_status, email, "active"), as_json)
+
+
+def _set_status(conn: Connection, email: str, status: str) -> dict[str, Any]:
     from hepmaild.storage import accounts
 
-    _show(backend.write(settings, backend.KEYS, accounts.set_status, email, "active"), as_json)
+    changed = accounts.set_status(conn, email, status, backend.now_us())
+    backend.note(conn, changed["id"], "account.resume" if status == "active" else "account.suspend", email)
+    return changed
 
 
 @account.command("password")
@@ -115,20 +198,25 @@ def account_resume(settings: Settings, email: str, as_json: bool) -> None:
 @json_option
 @with_settings
 def account_password(settings: Settings, email: str, password_stdin: bool, as_json: bool) -> None:
-    """Give the account's owner another password.
+    """Give a user, such as the account's owner, another password; that signs them out everywhere.
 
     \b
     hepmaild account password me@example.com
     pass show hepmaild | hepmaild account password me@example.com --password-stdin
     """
+    from hepmaild.storage import users
+
+    backend.read(settings, users.find, email)
+    kept = _read_password(email, from_stdin=password_stdin)
+    _show(backend.write(settings, backend.PEOPLE, _set_password, email, kept), as_json)
+
+
+def _set_password(conn: Connection, email: str, password_hash: str) -> dict[str, Any]:
     from hepmaild.storage import accounts
 
-    backend.read(settings, accounts.find, email)
-    kept = _read_password(email, from_stdin=password_stdin)
-    _show(
-        backend.write(settings, backend.KEYS, accounts.set_password, email, kept, backend.now_us()),
-        as_json,
-    )
+    found = accounts.set_password(conn, email, password_hash, backend.now_us())
+    backend.note(conn, found["id"], "user.password", email, {"by": "operator"})
+    return found
 
 
 @account.command("plan")
@@ -138,9 +226,16 @@ def account_password(settings: Settings, email: str, password_stdin: bool, as_js
 @with_settings
 def account_plan(settings: Settings, email: str, plan: str, as_json: bool) -> None:
     """Put the account on another plan."""
+    _show(backend.write(settings, backend.KEYS, _set_plan, email, plan), as_json)
+
+
+def _set_plan(conn: Connection, email: str, plan: str) -> dict[str, Any]:
     from hepmaild.storage import accounts
 
-    _show(backend.write(settings, backend.KEYS, accounts.set_plan, email, plan), as_json)
+    before = accounts.find(conn, email)
+    changed = accounts.set_plan(conn, email, plan)
+    backend.note(conn, changed["id"], "account.plan", email, {"from": before["plan"], "to": plan})
+    return changed
 
 
 def _show(row: dict[str, Any], as_json: bool) -> None:
@@ -196,9 +291,11 @@ def _grant(conn: Connection, email: str, amount: int, note: str | None) -> int:
     from hepmaild.storage import credits as money
 
     found = accounts.find(conn, email)
-    return money.grant(
+    balance = money.grant(
         conn, found["id"], amount, granted_by=backend.operator_name(), note=note, now_us=backend.now_us()
     )
+    backend.note(conn, found["id"], "credits.grant", email, {"amount": amount, "note": note, "balance": balance})
+    return balance
 
 
 @credits.command("show")

@@ -16,11 +16,15 @@ from hepmaild.config import Migrate, Settings
 from hepmaild.errors import StoreUnavailable
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from hepmaild.storage.audit import Actor
     from hepmaild.storage.store import Store
 
 T = TypeVar("T")
 
 KEYS = "keys"  # keys, accounts, senders, plans changed
+PEOPLE = "people"  # users, their sessions
 QUEUE = "queue"  # something became due
 
 
@@ -35,6 +39,20 @@ def operator_name() -> str:
         return f"command line ({getpass.getuser()})"
     except (KeyError, OSError):
         return "command line"
+
+
+def actor() -> Actor:
+    """Who runs this command, for the audit log."""
+    from hepmaild.storage.audit import Actor
+
+    return Actor("", operator_name(), "", "cli")
+
+
+def note(conn: Connection, account_id: str, action: str, subject: str, data: dict[str, Any] | None = None) -> None:
+    """Write a change into the account's audit log ("": the service's); the last thing in its unit."""
+    from hepmaild.storage import audit
+
+    audit.note(conn, account_id=account_id, actor=actor(), action=action, subject=subject, data=data, now_us=now_us())
 
 
 def read(settings: Settings, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:

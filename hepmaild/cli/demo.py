@@ -40,6 +40,7 @@ ACCOUNT = "demo@example.com"
 SENDER = "noreply@example.com"
 CREDITS = 1000
 KEY_NAME = "demo"
+LINK_LIFE_US = 10 * 365 * 86_400_000_000  # while it runs
 SETTINGS_NAME = "hepmaild.toml"
 _EVERYWHERE = {"::": "::1", "0.0.0.0": "127.0.0.1"}  # noqa: S104  # what to write in a URL for them
 
@@ -79,7 +80,7 @@ def demo(folder: Path, smtp: str, smtps: str, https: str) -> None:
     (settings.server.state_dir / SETTINGS_NAME).write_text(settings_file(settings))
 
     async def on_ready(bound: Bound, store: Store) -> None:
-        click.echo(welcome(settings, bound, await _prepare(settings, store)))
+        click.echo(welcome(settings, bound, *await _prepare(settings, store)))
 
     run_daemon(Invocation(preset=settings), on_ready, reload=False)
 
@@ -145,9 +146,9 @@ def _reachable(address: str) -> str:
     return format_address(_EVERYWHERE.get(host, host), port)
 
 
-async def _prepare(settings: Settings, store: Store) -> str:
-    """Make the account and the key where they are missing; the key."""
-    from hepmaild.storage import keys
+async def _prepare(settings: Settings, store: Store) -> tuple[str, str]:
+    """Make the account and the key where they are missing; the key, and the token of a fresh sign-in link."""
+    from hepmaild.storage import keys, links
     from hepmaild.tls import write_private
 
     file = settings.server.state_dir / "demo.key"
@@ -157,7 +158,18 @@ async def _prepare(settings: Settings, store: Store) -> str:
         # Written first: were it written last, a crash in between would leave a key that nobody knows.
         write_private(file, f"{secret}\n".encode())
     await store.write(_make_account_and_key, settings, secret)
-    return secret
+    token = links.new_token()
+    await store.write(_make_link, token)
+    return secret, token
+
+
+def _make_link(conn: Connection, token: str) -> None:
+    """A link that works until the next start makes another one."""
+    from hepmaild.members import reset_by_link
+    from hepmaild.storage import users
+
+    user = users.find(conn, ACCOUNT)
+    reset_by_link(conn, backend.actor(), user.user_id, token, False, backend.now_us(), life_us=LINK_LIFE_US)
 
 
 def _make_account_and_key(conn: Connection, settings: Settings, secret: str) -> None:
@@ -186,8 +198,10 @@ def _make_account_and_key(conn: Connection, settings: Settings, secret: str) -> 
         keys.rotate(conn, lost["id"], secret)
 
 
-def welcome(settings: Settings, bound: Bound, key: str) -> str:
+def welcome(settings: Settings, bound: Bound, key: str, link_token: str) -> str:
     """What to do now, with lines that work as they are when pasted."""
+    from hepmaild.people import link_url
+
     https, smtp = _reachable(bound.https[0]), _reachable(bound.starttls[0])
     smtps = _reachable(bound.implicit_tls[0])
     api = f"https://{https}/api/v1/email/send"
@@ -201,7 +215,8 @@ def welcome(settings: Settings, bound: Bound, key: str) -> str:
     return f"""
 hepmaild demo is ready.  No mail leaves: every message becomes a file in {settings.server.state_dir / "sandbox"}
 
-  dashboard  https://{https}/
+  dashboard  {link_url(f"https://{https}", link_token)}
+             (signs you in once, as {ACCOUNT}, and asks for a password; afterwards https://{https}/)
   API        {api}
   SMTP       {smtp} (STARTTLS), {smtps} (TLS)
   key        {key}

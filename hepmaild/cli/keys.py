@@ -99,7 +99,7 @@ def mint(
 
     found = accounts.find(conn, email)
     plan = settings.plans.get(found["plan"]) or settings.plans[STANDARD_PLAN]
-    return keys.mint(
+    made = keys.mint(
         conn,
         account_id=found["id"],
         key_id=str(uuid.uuid4()),
@@ -112,6 +112,9 @@ def mint(
         expires_at_us=expires_at_us,
         now_us=backend.now_us(),
     )
+    data = {"key": made["id"], "permissions": permissions, "senders": senders, "addresses": addresses}
+    backend.note(conn, found["id"], "key.mint", made["name"], {**data, "expires_at_us": expires_at_us})
+    return made
 
 
 def _show_secret(row: dict[str, Any], as_json: bool) -> None:
@@ -158,14 +161,32 @@ def key_rotate(settings: Settings, key_id: str, as_json: bool) -> None:
     from hepmaild.storage import keys
 
     secret = keys.new_secret()
-    made = backend.write(settings, backend.KEYS, keys.rotate, key_id, secret)
+    made = backend.write(settings, backend.KEYS, _rotate, key_id, secret)
     _show_secret({**made, "key": secret}, as_json)
 
 
-def _set_status(settings: Settings, key_id: str, status: str, as_json: bool) -> None:
+def _rotate(conn: Connection, key_id: str, secret: str) -> dict[str, Any]:
     from hepmaild.storage import keys
 
-    changed = backend.write(settings, backend.KEYS, keys.set_status, key_id, status)
+    made = keys.rotate(conn, key_id, secret)
+    backend.note(conn, keys.account_of(conn, key_id), "key.rotate", made["name"], {"key": key_id})
+    return made
+
+
+_VERBS = {"active": "enable", "disabled": "disable", "deleted": "delete"}
+
+
+def _change_status(conn: Connection, key_id: str, status: str) -> dict[str, Any]:
+    from hepmaild.storage import keys
+
+    account_id = keys.account_of(conn, key_id)
+    changed = keys.set_status(conn, key_id, status)
+    backend.note(conn, account_id, f"key.{_VERBS[status]}", changed["name"], {"key": key_id})
+    return changed
+
+
+def _set_status(settings: Settings, key_id: str, status: str, as_json: bool) -> None:
+    changed = backend.write(settings, backend.KEYS, _change_status, key_id, status)
     if as_json:
         print_json(changed)
     else:
@@ -243,7 +264,9 @@ def _put(
     from hepmaild.storage import senders
 
     owner = _owner(conn, email)
-    return senders.put(conn, address=address, account_id=owner, route=route, daily_cap=daily_cap, is_default=is_default)
+    row = senders.put(conn, address=address, account_id=owner, route=route, daily_cap=daily_cap, is_default=is_default)
+    backend.note(conn, owner, "sender.put", address, {"route": route, "daily_cap": daily_cap, "default": is_default})
+    return row
 
 
 def _owner(conn: Connection, email: str | None) -> str:
@@ -291,4 +314,6 @@ def sender_remove(settings: Settings, address: str, email: str | None, as_json: 
 def _remove(conn: Connection, address: str, email: str | None) -> None:
     from hepmaild.storage import senders
 
-    senders.remove(conn, address=address, account_id=_owner(conn, email))
+    owner = _owner(conn, email)
+    senders.remove(conn, address=address, account_id=owner)
+    backend.note(conn, owner, "sender.remove", address)

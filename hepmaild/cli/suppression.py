@@ -61,7 +61,10 @@ def suppression_lift(settings: Settings, email: str, address: str, as_json: bool
 def _lift(conn: Connection, email: str, address: str) -> dict[str, Any]:
     from hepmaild.storage import suppress
 
-    return suppress.lift(conn, _account_id(conn, email), address, backend.now_us())
+    account_id = _account_id(conn, email)
+    done = suppress.lift(conn, account_id, address, backend.now_us())
+    backend.note(conn, account_id, "suppression.lift", address)
+    return done
 
 
 @suppression.command("add")
@@ -91,7 +94,10 @@ def _add(conn: Connection, email: str, address: str, for_us: int, reason: str) -
     from hepmaild.storage import suppress
 
     now_us = backend.now_us()
-    return suppress.add(conn, _account_id(conn, email), address, until_us=now_us + for_us, reason=reason, now_us=now_us)
+    account_id = _account_id(conn, email)
+    done = suppress.add(conn, account_id, address, until_us=now_us + for_us, reason=reason, now_us=now_us)
+    backend.note(conn, account_id, "suppression.add", address, {"reason": reason, "until_us": now_us + for_us})
+    return done
 
 
 def _account_id(conn: Connection, email: str) -> str:

@@ -27,6 +27,7 @@ from hepmaild.http.call import Call, open_call
 from hepmaild.http.compat import HttpConnection, Request
 from hepmaild.http.errors import finish, json_response, refuse
 from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies
+from hepmaild.http.oauth import LoginDesk, oauth_blueprint
 from hepmaild.http.send import SendDesk, send_blueprint
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.metrics import Meter
@@ -84,7 +85,7 @@ class App(QuartTrio):
         note(
             "http_request",
             method=request.method[:16],
-            path=request.path[:200],
+            path=_loggable(request.path),
             status=response.status_code,
             code=call.code or None,
             peer=str(call.client_ip),
@@ -126,7 +127,7 @@ class App(QuartTrio):
         except HTTPException as error:
             return _http_error(error, call, self.surroundings.max_request)
         except Exception:  # the HTTP boundary (design.md section 8)
-            log.exception("http_request_crashed", method=request.method[:16], path=request.path[:200])
+            log.exception("http_request_crashed", method=request.method[:16], path=_loggable(request.path))
             text = f"Something went wrong on our side; nothing was charged. Name request {call.request_id} to support."
             return refuse(Refusal(ErrorKind.INTERNAL, text), call)
 
@@ -152,6 +153,11 @@ class App(QuartTrio):
         if request.query_string:
             target += "?" + quote(request.query_string, safe="/?~!$&'()*+,;=:@-._%")
         return Response("", status=308, headers={"Location": target})
+
+
+def _loggable(path: str) -> str:
+    """A path without what signs somebody in."""
+    return "/link/…" if path.startswith("/link/") else path[:200]
 
 
 def _named_by(host: str, port: int) -> str:
@@ -198,9 +204,11 @@ def health_blueprint(readiness: Readiness) -> Blueprint:
     return blueprint
 
 
-def build_app(surroundings: Surroundings, desk: SendDesk, readiness: Readiness) -> App:
-    """The application, complete."""
+def build_app(surroundings: Surroundings, desk: SendDesk, readiness: Readiness, login: LoginDesk | None = None) -> App:
+    """The application, complete.  login: where people can log in."""
     app = App(surroundings)
     app.register_blueprint(send_blueprint(desk))
     app.register_blueprint(health_blueprint(readiness))
+    if login is not None:
+        app.register_blueprint(oauth_blueprint(login))
     return app

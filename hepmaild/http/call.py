@@ -14,6 +14,7 @@ from hepmaild.http.limits import Address, TrustedProxies, client_of
 from hepmaild.mail.submission import RateState
 
 API_PREFIXES = ("/api/", "/v1/", "/oauth/")
+LOGIN_PREFIX = "/oauth/"
 STATE_KEY = "hepmaild.connection"
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -44,7 +45,7 @@ class Call:
 
     client_ip: after trusted proxies.  is_https: all the way from the client.  is_api: answered in JSON.  rate: set once
     the key is valid.  by_proxy: the connection is a proxy's, so the request counts as its client's connection.
-    code: the API code of a refusal, for the log.
+    code: the API code of a refusal, for the log.  is_login: refusals have numbers (login-api.md).
     """
 
     request_id: str
@@ -57,6 +58,7 @@ class Call:
     code: str = ""
     key_id: str = ""
     closes: bool = field(default=False)
+    is_login: bool = False
 
     @property
     def client(self) -> str:
@@ -83,4 +85,6 @@ def open_call(request: Request, proxies: TrustedProxies) -> Call:
         said = headers.get("X-Forwarded-Proto", "")
         if said:
             is_https = said.rpartition(",")[2].strip().lower() == "https"
-    return Call(request_id, client_ip, is_https, is_api_path(request.path), by_proxy, connection)
+    call = Call(request_id, client_ip, is_https, is_api_path(request.path), by_proxy, connection)
+    call.is_login = request.path.startswith(LOGIN_PREFIX)
+    return call

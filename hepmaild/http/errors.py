@@ -12,6 +12,8 @@ from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.http.call import Call
 
 DEFAULT_RETRY_AFTER_S = {429: 1, 503: 5}
+# login-api.md has numbers: the HTTP status and two digits, of which others than 01 stand here.
+LOGIN_CODES = {ErrorKind.INVALID_JSON: 40002, ErrorKind.TOO_MANY_CONNECTIONS: 42902}
 
 
 def json_response(status: int, body: dict[str, Any]) -> Response:
@@ -32,7 +34,10 @@ def refuse(refusal: Refusal, call: Call) -> Response:
     if refusal.field is None or not text.startswith(refusal.field):
         text = text[:1].upper() + text[1:]
     body: dict[str, Any] = {"ok": False, "error": text, "code": call.code}
-    if refusal.field is not None:
+    if call.is_login:
+        number = LOGIN_CODES.get(refusal.kind, status * 100 + 1)
+        call.code, body = str(number), {"code": number, "message": text}
+    elif refusal.field is not None:
         body["field"] = refusal.field
     body.update(refusal.extra)
     response = json_response(status, body)

@@ -27,10 +27,12 @@ from hepmaild.config import HttpSettings, LimitSettings
 from hepmaild.http.app import App, Readiness, Surroundings, build_app
 from hepmaild.http.connection import Connection
 from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies
+from hepmaild.http.oauth import LoginDesk
 from hepmaild.http.send import SendDesk
 from hepmaild.intake import Intake
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.metrics import Meter
+from hepmaild.people import People
 
 log = structlog.get_logger()
 
@@ -52,7 +54,7 @@ class HttpDoor:
 
     ssl_context: offers h2 and http/1.1 by ALPN; whoever made it may load another certificate into it at any time.
     readiness: why no new mail can be taken, empty when it can.  spool_dir: for large request bodies; None: the
-    system's folder for temporary files.
+    system's folder for temporary files.  people: who may log in; None: nobody.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class HttpDoor:
         spool_dir: Path | None = None,
         timeouts: Timeouts | None = None,
         meter: Meter | None = None,
+        people: People | None = None,
     ) -> None:
         self._settings = settings
+        self._people = people
         self._meter = meter or Meter()
         self._lifecycle = lifecycle
         self._ssl_context = ssl_context
@@ -102,7 +106,10 @@ class HttpDoor:
             self._timeouts,
             self._meter,
         )
-        return build_app(surroundings, self._desk, self._readiness)
+        login = None
+        if self._people is not None:
+            login = LoginDesk(self._people, self._desk.files, self._timeouts, self._settings.gravatar)
+        return build_app(surroundings, self._desk, self._readiness, login)
 
     async def run(self, *, task_status: trio.TaskStatus[BoundHttp] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until `lifecycle.draining`, then let running requests end, for at most `Timeouts.grace_s`.

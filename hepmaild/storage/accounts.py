@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 
 from hepmaild.storage import credits as money
+from hepmaild.storage import sessions, users
 from hepmaild.storage.directory import bump
 from hepmaild.storage.schema import account, user
 
@@ -77,10 +78,12 @@ def list_all(conn: Connection) -> list[dict[str, Any]]:
     return [_public(dict(r)) for r in rows]
 
 
-def set_status(conn: Connection, email: str, status: str) -> dict[str, Any]:
-    """Suspend or resume; obeyed by the next MAIL or request of every process."""
+def set_status(conn: Connection, email: str, status: str, now_us: int) -> dict[str, Any]:
+    """Suspend or resume; obeyed by the next MAIL or request of every process.  Suspended, its users are signed out."""
     found = find(conn, email)
     conn.execute(update(account).where(account.c.id == found["id"]).values(status=status))
+    if status != "active":
+        sessions.end_of_account(conn, found["id"], by="suspended", now_us=now_us)
     bump(conn)
     return {**found, "status": status}
 
@@ -94,14 +97,18 @@ def set_plan(conn: Connection, email: str, plan: str) -> dict[str, Any]:
 
 
 def set_password(conn: Connection, email: str, password_hash: str, now_us: int) -> dict[str, Any]:
-    """Give the account's owner another password."""
-    found = find(conn, email)
-    conn.execute(
-        update(user)
-        .where(user.c.account_id == found["id"], user.c.email_key == email.casefold())
-        .values(password_hash=password_hash, modified_at_us=now_us)
-    )
-    return found
+    """Give a user (such as the account's owner) another password, which signs them out everywhere; their account."""
+    found = users.find(conn, email)
+    users.set_password(conn, found.user_id, password_hash, now_us)
+    return by_id(conn, found.account_id)
+
+
+def by_id(conn: Connection, account_id: str) -> dict[str, Any]:
+    """The account with this id."""
+    row = conn.execute(select(account).where(account.c.id == account_id)).mappings().one_or_none()
+    if row is None:
+        raise ValueError("there is no such account")
+    return _public(dict(row))
 
 
 def _public(row: dict[str, Any]) -> dict[str, Any]:

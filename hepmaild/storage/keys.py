@@ -165,6 +165,11 @@ def list_of(conn: Connection, account_id: str) -> list[dict[str, Any]]:
     return [_public(dict(r)) for r in rows]
 
 
+def account_of(conn: Connection, key_id: str) -> str:
+    """Whose key it is."""
+    return str(_find(conn, key_id)["account_id"])
+
+
 def rotate(conn: Connection, key_id: str, secret: str) -> dict[str, Any]:
     """A new secret for a key; the old one stops at once."""
     found = _find(conn, key_id)

@@ -2,11 +2,13 @@
 """Tries to log in, counted by all processes together (contract: login-api.md, `42901`).
 
 A try is written down before the password is looked at, as if it had failed, and taken back if it was right: so however
-many are made at once, no more than the limit are ever looked at.
+many are made at once, no more than the limit are ever looked at.  What was typed as an e-mail address is kept hashed:
+now and then it is a password or a key.
 """
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 
 from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
@@ -25,7 +27,7 @@ BATCH = 500
 def wait_us(conn: Connection, client: str, email_key: str, now_us: int) -> int:
     """How long until this client may try this e-mail address; 0: now."""
     by_client = login_try.c.client == client
-    by_email = login_try.c.email_key == email_key
+    by_email = login_try.c.email_hash == _hash(email_key)
     return max(
         _until_room(conn, by_client & by_email, PER_EMAIL, now_us),
         _until_room(conn, by_client & login_try.c.counts_client, PER_CLIENT, now_us),
@@ -75,13 +77,13 @@ def wrong_code(conn: Connection, try_id: str) -> None:
 def succeed(conn: Connection, *, client: str, email_key: str) -> None:
     """Start both counts anew.  Tries at other e-mail addresses go on counting for those."""
     by_client = login_try.c.client == client
-    conn.execute(delete(login_try).where(by_client, login_try.c.email_key == email_key))
+    conn.execute(delete(login_try).where(by_client, login_try.c.email_hash == _hash(email_key)))
     conn.execute(update(login_try).where(by_client, login_try.c.counts_client).values(counts_client=False))
 
 
 def forget(conn: Connection, email_key: str) -> None:
     """The operator made a way in for this address: what was tried before does not stand in it."""
-    conn.execute(delete(login_try).where(login_try.c.email_key == email_key))
+    conn.execute(delete(login_try).where(login_try.c.email_hash == _hash(email_key)))
 
 
 def prune(conn: Connection, now_us: int) -> int:
@@ -93,10 +95,14 @@ def prune(conn: Connection, now_us: int) -> int:
     return len(ids)
 
 
+def _hash(email_key: str) -> bytes:
+    return hashlib.sha256(email_key.encode("utf-8", "surrogatepass")).digest()
+
+
 def _insert(conn: Connection, try_id: str, client: str, email_key: str, now_us: int) -> None:
     conn.execute(
         insert(login_try).values(
-            id=try_id, client=client, email_key=email_key, counts_client=True, is_code=False, at_us=now_us
+            id=try_id, client=client, email_hash=_hash(email_key), counts_client=True, is_code=False, at_us=now_us
         )
     )
 
