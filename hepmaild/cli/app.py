@@ -13,7 +13,7 @@ import click
 import structlog
 
 from hepmaild import __version__, logs
-from hepmaild.cli import accounts, demo, dkim, keys, queue, secrets, service, suppression
+from hepmaild.cli import accounts, demo, dkim, keys, queue, secrets, service, suppression, users
 from hepmaild.cli.common import Invocation
 from hepmaild.cli.output import CommandFailed, clean
 from hepmaild.config_load import SettingsError
@@ -54,6 +54,8 @@ for command in (
     service.db,
     accounts.account,
     accounts.credits,
+    users.user,
+    users.audit,
     keys.key,
     keys.sender,
     service.route,

@@ -116,6 +116,12 @@ def history(
     return [{**row, "data": json.loads(row["data"])} for row in conn.execute(query).mappings()]
 
 
+def chains(conn: Connection) -> list[str]:
+    """The accounts that have an audit log, or have lost its rows or its head."""
+    heads = select(audit_head.c.account_id)
+    return sorted(conn.execute(heads.union(select(audit.c.account_id))).scalars())
+
+
 def verify(conn: Connection, account_id: str) -> Fault | None:
     """Check one account's chain: every hash, no gap, and its head; None: it holds."""
     head = conn.execute(
@@ -148,4 +154,4 @@ def _rows(conn: Connection, account_id: str, piece: int = 5000) -> Iterator[dict
         after = rows[-1]["seq"]
 
 
-__all__ = ["GENESIS", "SERVICE", "Actor", "Fault", "clean", "history", "note", "row_hash", "verify"]
+__all__ = ["GENESIS", "SERVICE", "Actor", "Fault", "chains", "clean", "history", "note", "row_hash", "verify"]

@@ -167,6 +167,12 @@ def set_scope(conn: Connection, account_id: str, user_id: str, scope: str, now_u
     return found
 
 
+def set_operator(conn: Connection, user_id: str, is_operator: bool, now_us: int) -> None:
+    """Make a user an operator of the service, or no longer."""
+    conn.execute(update(user).where(user.c.id == user_id).values(is_operator=is_operator, modified_at_us=now_us))
+    sessions.bump(conn)
+
+
 def set_names(conn: Connection, account_id: str, user_id: str, first_name: str, surname: str, now_us: int) -> None:
     """What a user is called."""
     names = {"first_name": first_name.strip(), "surname": surname.strip()}
