@@ -39,9 +39,11 @@ from hepmaild.delivery.sts_policies import StsPolicies
 from hepmaild.directory import Directory
 from hepmaild.dkim_watch import DkimWatch
 from hepmaild.errors import StoreUnavailable
+from hepmaild.http.dashboard.frame import Dashboard
 from hepmaild.http.server import BoundHttp, HttpDoor
 from hepmaild.intake import Intake, IntakeSettings
 from hepmaild.lifecycle import Lifecycle
+from hepmaild.live import LiveHub
 from hepmaild.metrics import Meter, Metrics, watch_loop
 from hepmaild.outbox import Outbox
 from hepmaild.people import People
@@ -145,7 +147,10 @@ class _Daemon:
         self._notifier = notifier
         self._reload = reload
         self._clock = clock
+        self._shown = settings  # on pages: as they were last read
         self.lifecycle = Lifecycle()
+        self.hub = LiveHub(store)
+        store.watch_commits(self.hub.committed)
         self._metrics = Metrics() if settings.metrics.listen else None
         meter = self._metrics or Meter()
         limiters = Limiters()
@@ -226,6 +231,26 @@ class _Daemon:
             spool_dir=spool_dir,
             meter=meter,
             people=self.people,
+            dashboard=self._make_dashboard(limiters),
+        )
+
+    def _make_dashboard(self, limiters: Limiters) -> Dashboard:
+        """What pages need.  extras: what single groups of pages know beside the store."""
+        return Dashboard(
+            self._store,
+            self.people,
+            settings=lambda: self._shown,
+            now_us=self._clock.now_us,
+            public_url=lambda: self._shown.http.public_url.rstrip("/"),
+            extras={
+                "live": self.hub,
+                "lifecycle": self.lifecycle,
+                "pool": self.pool,
+                "outbox": self.outbox,
+                "lookups": self.lookups,
+                "directory": self.directory,
+                "files": limiters.files,
+            },
         )
 
     async def problems(self) -> list[str]:
@@ -254,6 +279,7 @@ class _Daemon:
             for task in (
                 self.directory.run,
                 self.people.run,
+                self.hub.run,
                 self.outbox.run_late_writer,
                 partial(self.outbox.run_heartbeat, self.pool.wake),
                 self.reaper.run,
@@ -387,6 +413,7 @@ class _Daemon:
         self.reaper.plans = settings.plans
         self.reaper.senders = settings.sender
         self.http.take_limits(settings.limits)
+        self._shown = settings
 
     async def _hear_announcements(self) -> None:
         """Other processes and the command line: something became due, or everything may have changed."""

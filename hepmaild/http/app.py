@@ -25,6 +25,8 @@ from hepmaild.errors import ErrorKind, Refusal, RefusedError, StoreUnavailable
 from hepmaild.http.body import too_large
 from hepmaild.http.call import Call, open_call
 from hepmaild.http.compat import HttpConnection, Request
+from hepmaild.http.dashboard.frame import Dashboard, plain_page
+from hepmaild.http.dashboard.mount import mount
 from hepmaild.http.errors import finish, json_response, refuse
 from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies
 from hepmaild.http.oauth import LoginDesk, oauth_blueprint
@@ -63,9 +65,10 @@ class App(QuartTrio):
     asgi_http_class = HttpConnection
     request_class = Request
 
-    def __init__(self, surroundings: Surroundings) -> None:
+    def __init__(self, surroundings: Surroundings, dashboard: Dashboard | None = None) -> None:
         super().__init__("hepmaild.http", static_folder=None)
         self.surroundings = surroundings
+        self.dashboard = dashboard
         self.config["PROPAGATE_EXCEPTIONS"] = True  # to the boundary below
         self.config["MAX_CONTENT_LENGTH"] = surroundings.max_request
         self.url_map.strict_slashes = True
@@ -120,16 +123,32 @@ class App(QuartTrio):
                 return refuse(Refusal(ErrorKind.TOO_MANY_CONNECTIONS, text, retry_after_s=1), call)
             return await super().handle_request(request)
         except RefusedError as error:
-            return refuse(error.refusal, call)
+            return self._refuse(error.refusal, call)
         except StoreUnavailable:
             text = "The service cannot store anything at the moment; try again soon. Nothing was charged."
-            return refuse(Refusal(ErrorKind.UNAVAILABLE, text, retry_after_s=5), call)
+            return self._refuse(Refusal(ErrorKind.UNAVAILABLE, text, retry_after_s=5), call)
         except HTTPException as error:
+            if self.dashboard is not None and not call.is_api and not isinstance(error, RequestEntityTooLarge):
+                return _problem_page(self.dashboard, error, call)
             return _http_error(error, call, self.surroundings.max_request)
         except Exception:  # the HTTP boundary (design.md section 8)
             log.exception("http_request_crashed", method=request.method[:16], path=_loggable(request.path))
             text = f"Something went wrong on our side; nothing was charged. Name request {call.request_id} to support."
-            return refuse(Refusal(ErrorKind.INTERNAL, text), call)
+            return self._refuse(Refusal(ErrorKind.INTERNAL, text), call)
+
+    def _refuse(self, refusal: Refusal, call: Call) -> Any:
+        """In JSON for programs, as a page for people."""
+        response = refuse(refusal, call)
+        if self.dashboard is None or call.is_api:
+            return response
+        text, status = refusal.message[:1].upper() + refusal.message[1:], response.status_code
+        title = "Try again soon" if status in (429, 503) else "That did not work"
+        page = plain_page(
+            self.dashboard, "problem.html", status=status, title=title, text=text, request_id=call.request_id
+        )
+        if "Retry-After" in response.headers:
+            page.headers["Retry-After"] = response.headers["Retry-After"]
+        return page
 
     async def handle_http_exception(self, error: Any) -> Any:
         """Leave it to the boundary."""
@@ -186,6 +205,27 @@ def _http_error(error: HTTPException, call: Call, max_request: int) -> Any:
     return Response("There is no such page.\n", status=404, content_type="text/plain; charset=utf-8")
 
 
+_PROBLEMS = {
+    403: ("You may not do that", "Your role in this account does not allow it."),
+    404: ("There is no such page", "It may have been deleted, or the address is not quite right."),
+    405: ("That does not work here", "This address is not for that kind of request."),
+}
+
+
+def _problem_page(dashboard: Dashboard, error: HTTPException, call: Call) -> Any:
+    """What the framework or a page found, for people.  A page's own words are shown; the framework's are not."""
+    status = error.code or 400
+    title, text = _PROBLEMS.get(status, ("That did not work", "The browser sent something that we do not understand."))
+    said = error.description or ""
+    if said and said != type(error).description:
+        text = said
+    call.code = error.name.upper().replace(" ", "_")
+    page = plain_page(dashboard, "problem.html", status=status, title=title, text=text, request_id=call.request_id)
+    if isinstance(error, MethodNotAllowed):
+        page.headers["Allow"] = ", ".join(sorted(set(error.valid_methods or ()) - {"OPTIONS"}))
+    return page
+
+
 def health_blueprint(readiness: Readiness) -> Blueprint:
     """`/healthz`: the process answers.  `/readyz`: it can take mail; 503 with the reasons when it cannot."""
     blueprint = Blueprint("health", __name__)
@@ -204,11 +244,19 @@ def health_blueprint(readiness: Readiness) -> Blueprint:
     return blueprint
 
 
-def build_app(surroundings: Surroundings, desk: SendDesk, readiness: Readiness, login: LoginDesk | None = None) -> App:
-    """The application, complete.  login: where people can log in."""
-    app = App(surroundings)
+def build_app(
+    surroundings: Surroundings,
+    desk: SendDesk,
+    readiness: Readiness,
+    login: LoginDesk | None = None,
+    dashboard: Dashboard | None = None,
+) -> App:
+    """The application, complete.  login: where programs can log in.  dashboard: what pages need; None: no pages."""
+    app = App(surroundings, dashboard)
     app.register_blueprint(send_blueprint(desk))
     app.register_blueprint(health_blueprint(readiness))
     if login is not None:
         app.register_blueprint(oauth_blueprint(login))
+    if dashboard is not None:
+        mount(app, dashboard)
     return app

@@ -26,6 +26,7 @@ from hypercorn.utils import wrap_app
 from hepmaild.config import HttpSettings, LimitSettings
 from hepmaild.http.app import App, Readiness, Surroundings, build_app
 from hepmaild.http.connection import Connection
+from hepmaild.http.dashboard.frame import Dashboard
 from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies
 from hepmaild.http.oauth import LoginDesk
 from hepmaild.http.send import SendDesk
@@ -55,6 +56,7 @@ class HttpDoor:
     ssl_context: offers h2 and http/1.1 by ALPN; whoever made it may load another certificate into it at any time.
     readiness: why no new mail can be taken, empty when it can.  spool_dir: for large request bodies; None: the
     system's folder for temporary files.  people: who may log in; None: nobody.
+    dashboard: what pages need; None: there are none.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class HttpDoor:
         timeouts: Timeouts | None = None,
         meter: Meter | None = None,
         people: People | None = None,
+        dashboard: Dashboard | None = None,
     ) -> None:
         self._settings = settings
+        self._dashboard = dashboard
         self._people = people
         self._meter = meter or Meter()
         self._lifecycle = lifecycle
@@ -109,7 +113,7 @@ class HttpDoor:
         login = None
         if self._people is not None:
             login = LoginDesk(self._people, self._desk.files, self._timeouts, self._settings.gravatar)
-        return build_app(surroundings, self._desk, self._readiness, login)
+        return build_app(surroundings, self._desk, self._readiness, login, self._dashboard)
 
     async def run(self, *, task_status: trio.TaskStatus[BoundHttp] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until `lifecycle.draining`, then let running requests end, for at most `Timeouts.grace_s`.
@@ -248,4 +252,5 @@ def _library_config(timeouts: Timeouts) -> Config:
     config.h2_max_header_list_size = MAX_HEADER_OCTETS
     config.h2_max_concurrent_streams = MAX_STREAMS
     config.max_app_queue_size = 2
+    config.websocket_max_message_size = 4 << 10  # pages only listen
     return config

@@ -19,7 +19,7 @@ from hepmaild.search_words import TEXT, Search, Term
 from hepmaild.storage.schema import TROUBLED, message, recipient
 
 PAGE = 50
-STRETCH = 10_000  # messages that one page looks through at most
+STRETCH = 5_000  # messages that one page looks through at most
 MANY = 2_000  # an address with more messages than that is common: it is found by going through the newest
 SHOWN_RECIPIENTS = 3
 AT_ONCE = 500

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every group of pages, mounted.  A group is a module with `pages(dashboard)`; a new one adds its line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hepmaild.http.dashboard import sign_in
+from hepmaild.http.dashboard.frame import Dashboard
+from hepmaild.http.live import LiveDoor
+
+GROUPS: tuple[Any, ...] = ()
+
+
+def mount(app: Any, dashboard: Dashboard) -> None:
+    """Register what the dashboard consists of."""
+    app.register_blueprint(dashboard.assets.blueprint())
+    app.register_blueprint(sign_in.pages(dashboard))
+    for group in GROUPS:
+        app.register_blueprint(group.pages(dashboard).blueprint)
+    hub, lifecycle = dashboard.extras.get("live"), dashboard.extras.get("lifecycle")
+    if hub is not None and lifecycle is not None:
+        app.register_blueprint(LiveDoor(dashboard, hub, lifecycle).blueprint())
