@@ -105,17 +105,17 @@ def _check_free(conn: Connection, account_id: str, name: str, but: str = "") -> 
         raise Refused(f"the account has a key named {name!r} already: choose another name", "name")
 
 
-def of_account(conn: Connection, account_id: str, key_id: str) -> dict[str, Any] | None:
-    """One of the account's keys; None: there is none, it was deleted, or it is somebody else's."""
-    row = (
-        conn.execute(
-            select(api_key).where(
-                api_key.c.id == key_id, api_key.c.account_id == account_id, api_key.c.status != "deleted"
-            )
-        )
-        .mappings()
-        .one_or_none()
+def of_account(conn: Connection, account_id: str, key_id: str, *, is_to_change: bool = False) -> dict[str, Any] | None:
+    """One of the account's keys; None: there is none, it was deleted, or it is somebody else's.
+
+    is_to_change: locked until the unit ends.
+    """
+    query = select(api_key).where(
+        api_key.c.id == key_id, api_key.c.account_id == account_id, api_key.c.status != "deleted"
     )
+    if is_to_change:
+        query = query.with_for_update(key_share=True)
+    row = conn.execute(query).mappings().one_or_none()
     return None if row is None else _public(dict(row))
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from hepmaild.http.dashboard import sign_in
+from hepmaild.http.dashboard import addresses, credits, keys, overview, places, sign_in, suppressions
 from hepmaild.http.dashboard.frame import Dashboard
 from hepmaild.http.live import LiveDoor
 
-GROUPS: tuple[Any, ...] = ()
+GROUPS: tuple[Any, ...] = (overview, keys, addresses, credits, suppressions, places)
 
 
 def mount(app: Any, dashboard: Dashboard) -> None:

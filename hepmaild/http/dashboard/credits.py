@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Credits: the ledger, page by page, and whether it holds."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlencode
+
+import trio
+from quart.wrappers import Response
+
+from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
+from hepmaild.storage import credits as ledger
+from hepmaild.storage.credits import Checked, Fault
+
+ROWS = 50
+REASONS = {"": "All", "debit": "Debits", "refund": "Refunds", "grant": "Grants"}
+PIECE = 10_000  # rows that are checked on one snapshot
+
+
+def pages(dashboard: Dashboard) -> Pages:
+    """`/credits` and its verification.  One ledger is verified at a time: it is work for a whole core."""
+    group = Pages("credits", dashboard)
+    turns = trio.CapacityLimiter(1)
+
+    @group.get("/credits")
+    async def show(visit: Visit) -> Response:
+        return await _page(visit, None)
+
+    @group.post("/credits/verify", needs="read_only")
+    async def verify(visit: Visit, _form: Form) -> Response:
+        async with turns:
+            return await _page(visit, await _verify(visit))
+
+    return group
+
+
+async def _verify(visit: Visit) -> Checked | Fault:
+    """A piece at a time, so that no snapshot is held long and nothing else waits behind it.  Cancel-safe."""
+    found: Checked | Fault = Checked()
+    while isinstance(found, Checked) and not found.is_all:
+        found = await visit.store.read(ledger.verify_on, visit.account_id, found, PIECE)
+    return found
+
+
+async def _page(visit: Visit, verified: Checked | Fault | None) -> Response:
+    reason = visit.arg("reason")
+    reason = reason if reason in REASONS else ""
+    text = visit.arg("before")
+    before = int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+    rows = await visit.store.read(ledger.history, visit.account_id, limit=ROWS + 1, before_seq=before, reason=reason)
+    shown = rows[:ROWS]
+    return await visit.render(
+        "credits/list.html",
+        rows=shown,
+        reason=reason,
+        reasons=REASONS,
+        first="" if before is None else _link(reason),
+        older=_link(reason, before=shown[-1]["seq"]) if len(rows) > ROWS else "",
+        verified=verified,
+        fault=verified if isinstance(verified, Fault) else None,
+    )
+
+
+def _link(reason: str, **more: Any) -> str:
+    query = {**({"reason": reason} if reason else {}), **more}
+    return "/credits" + ("?" + urlencode(query) if query else "")

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lines to paste: how an account's own programs send by this service.  Pure."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+
+from hepmaild.config import Settings, parse_address
+
+NO_KEY = "YOUR_API_KEY"
+SEND_PATH = "/api/v1/email/send"
+SUBMISSION_PORT = 587
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    """name: of the tool.  text: to paste.  where: to which file, "": into a shell."""
+
+    name: str
+    text: str
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How this service is reached.  is_self_made: its certificate is, so that clients must be told to take it."""
+
+    url: str
+    host: str
+    port: int
+    is_self_made: bool
+
+
+def place_of(settings: Settings, public_url: str) -> Place:
+    """As the settings say."""
+    port = parse_address(settings.smtp.starttls[0])[1] if settings.smtp.starttls else 0
+    return Place(
+        public_url.rstrip("/"), settings.server.hostname, port or SUBMISSION_PORT, not settings.tls.certificate
+    )
+
+
+def make_snippets(place: Place, sender: str, key: str = NO_KEY, to: str = "you@example.com") -> list[Snippet]:
+    """curl, swaks, nodemailer, Django, Laravel, Postfix, with everything filled in."""
+    return [
+        Snippet("curl", _curl(place, sender, key, to)),
+        Snippet("swaks", _swaks(place, sender, key, to)),
+        Snippet("nodemailer", _nodemailer(place, sender, key, to), "send.mjs"),
+        Snippet("Django", _django(place, sender, key), "settings.py"),
+        Snippet("Laravel", _laravel(place, sender, key), ".env"),
+        Snippet("Postfix", _postfix(place, key), "main.cf"),
+    ]
+
+
+def _curl(place: Place, sender: str, key: str, to: str) -> str:
+    body = json.dumps({"from": sender, "to": to, "subject": "Hello", "text": "It works."})
+    insecure = " --insecure" if place.is_self_made else ""
+    return (
+        f"curl -sS{insecure} {shlex.quote(place.url + SEND_PATH)} \\\n"
+        f"  -H {shlex.quote('Authorization: Bearer ' + key)} \\\n"
+        f"  -H 'Content-Type: application/json' \\\n"
+        f"  -d {shlex.quote(body)}"
+    )
+
+
+def _swaks(place: Place, sender: str, key: str, to: str) -> str:
+    return (
+        f"swaks --server {shlex.quote(place.host)} --port {place.port} --tls \\\n"
+        f"  --auth PLAIN --auth-user api --auth-password {shlex.quote(key)} \\\n"
+        f"  --from {shlex.quote(sender)} --to {shlex.quote(to)} --header 'Subject: Hello'"
+    )
+
+
+def _nodemailer(place: Place, sender: str, key: str, to: str) -> str:
+    options = [
+        f"host: {json.dumps(place.host)}",
+        f"port: {place.port}",
+        "requireTLS: true",
+        f'auth: {{ user: "api", pass: {json.dumps(key)} }}',
+    ]
+    if place.is_self_made:
+        options.append("tls: { rejectUnauthorized: false }")
+    inside = ",\n  ".join(options)
+    mail = f'from: {json.dumps(sender)}, to: {json.dumps(to)},\n  subject: "Hello", text: "It works."'
+    return (
+        'import nodemailer from "nodemailer";\n'
+        f"const mail = nodemailer.createTransport({{\n  {inside}\n}});\n"
+        f"console.log((await mail.sendMail({{\n  {mail}\n}})).response);"
+    )
+
+
+def _django(place: Place, sender: str, key: str) -> str:
+    return (
+        f"EMAIL_HOST = {json.dumps(place.host)}\nEMAIL_PORT = {place.port}\nEMAIL_USE_TLS = True\n"
+        f'EMAIL_HOST_USER = "api"\nEMAIL_HOST_PASSWORD = {json.dumps(key)}\n'
+        f"DEFAULT_FROM_EMAIL = {json.dumps(sender)}"
+    )
+
+
+def _laravel(place: Place, sender: str, key: str) -> str:
+    return (
+        f"MAIL_MAILER=smtp\nMAIL_HOST={place.host}\nMAIL_PORT={place.port}\n"
+        f'MAIL_USERNAME=api\nMAIL_PASSWORD={key}\nMAIL_FROM_ADDRESS="{sender}"'
+    )
+
+
+def _postfix(place: Place, key: str) -> str:
+    relay = f"[{place.host}]:{place.port}"
+    return (
+        f"relayhost = {relay}\nsmtp_tls_security_level = encrypt\nsmtp_sasl_auth_enable = yes\n"
+        f"smtp_sasl_security_options = noanonymous\n"
+        f"smtp_sasl_password_maps = inline:{{ {{ {relay} = api:{key} }} }}"
+    )
