@@ -41,17 +41,22 @@ def job_of(member: Accept, destination: str, token: int = 1) -> Job:
     )
 
 
-def report_on(job: Job, now_us: int, *results: Result, due_us: int | None = None, hold: bool = False) -> Report:
-    """What became of a job: one result for each recipient, or one for all.  hold: doubt is not retried."""
+def report_on(
+    job: Job, now_us: int, *results: Result, due_us: int | None = None, hold: bool = False, spread_us: int = 0
+) -> Report:
+    """What became of a job: one result for each recipient, or one for all.  hold: doubt is not retried.  spread_us:
+    between the due times of two recipients."""
     every = results if len(results) == len(job.recipients) else results * len(job.recipients)
     outcomes = tuple(
         Outcome(
             r.recipient_id,
             result,
             Reply(250, "2.0.0", "said"),
-            (due_us or now_us + HOUR_US) if result in WAITS and not (hold and result is Result.IN_DOUBT) else None,
+            (due_us or now_us + HOUR_US) + n * spread_us
+            if result in WAITS and not (hold and result is Result.IN_DOUBT)
+            else None,
         )
-        for r, result in zip(job.recipients, every, strict=True)
+        for n, (r, result) in enumerate(zip(job.recipients, every, strict=True))
     )
     attempt = Attempt(job, now_us, now_us, "next.example[192.0.2.1]:25", "", "", (), outcomes)
     return Report(attempt, job.destination, job.account_id, "{}", 0)

@@ -201,9 +201,10 @@ class Play:
 
     def _report(self, attempted: Attempted, step: Step) -> Report:
         results = list(Result)
-        each = [results[(step.c + n) % 4] for n in range(len(attempted.job.recipients))]
+        each = [results[(step.c + n * (step.b % 2)) % 4] for n in range(len(attempted.job.recipients))]
         due_us = self.clock.us + (step.b % 5) * HOUR_US
-        return report_on(attempted.job, self.clock.us, *each, due_us=due_us, hold=self.in_doubt is InDoubt.HOLD)
+        holds = self.in_doubt is InDoubt.HOLD
+        return report_on(attempted.job, self.clock.us, *each, due_us=due_us, hold=holds, spread_us=HOUR_US)
 
     def _reported(self, report: Report) -> None:
         for o in report.attempt.outcomes:
