@@ -35,10 +35,12 @@ class Place:
 
 def place_of(settings: Settings, public_url: str) -> Place:
     """As the settings say."""
+    host = settings.server.hostname
     port = parse_address(settings.smtp.starttls[0])[1] if settings.smtp.starttls else 0
-    return Place(
-        public_url.rstrip("/"), settings.server.hostname, port or SUBMISSION_PORT, not settings.tls.certificate
-    )
+    if not public_url:
+        https = parse_address(settings.http.listen[0])[1] if settings.http.listen else 0
+        public_url = f"https://{host}" + (f":{https}" if https not in (0, 443) else "")
+    return Place(public_url.rstrip("/"), host, port or SUBMISSION_PORT, not settings.tls.certificate)
 
 
 def make_snippets(place: Place, sender: str, key: str = NO_KEY, to: str = "you@example.com") -> list[Snippet]:
