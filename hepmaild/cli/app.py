@@ -13,7 +13,7 @@ import click
 import structlog
 
 from hepmaild import __version__, logs
-from hepmaild.cli import accounts, demo, dkim, keys, queue, secrets, service, suppression, users
+from hepmaild.cli import accounts, demo, dkim, doctor, keys, queue, secrets, service, suppression, users
 from hepmaild.cli.common import Invocation
 from hepmaild.cli.output import CommandFailed, clean
 from hepmaild.config_load import SettingsError
@@ -51,6 +51,7 @@ for command in (
     service.serve,
     demo.demo,
     service.check_config,
+    doctor.doctor,
     service.db,
     accounts.account,
     accounts.credits,

@@ -14,13 +14,11 @@ import trio
 from hepmaild.cli import backend
 from hepmaild.cli.common import Invocation, json_option, with_settings
 from hepmaild.cli.output import CommandFailed, clean, print_json, print_pairs, print_table
-from hepmaild.config import RouteKind, RouteSettings, Settings, TlsMode
+from hepmaild.config import RouteKind, Settings
 
 if TYPE_CHECKING:
     from hepmaild.daemon import Bound
     from hepmaild.storage.store import Store
-
-ROUTE_TEST_S = 60.0
 
 
 @click.command()
@@ -166,11 +164,13 @@ def route() -> None:
 @with_settings
 def route_list(settings: Settings, as_json: bool) -> None:
     """All routes, and who uses them."""
+    from hepmaild.route_test import next_hop
+
     rows = [
         {
             "name": r.name,
             "kind": str(r.kind),
-            "next_hop": _next_hop(r),
+            "next_hop": next_hop(r),
             "tls": str(r.tls) if r.kind is RouteKind.SMTP else None,
             "username": r.username or None,
             "connections": r.connections,
@@ -185,14 +185,6 @@ def route_list(settings: Settings, as_json: bool) -> None:
         print_table(rows, columns, empty="no route: add a [[route]] to the settings")
 
 
-def _next_hop(settings: RouteSettings) -> str | None:
-    from hepmaild.delivery.route import from_settings
-
-    if settings.kind is RouteKind.SANDBOX:
-        return settings.directory or "sandbox"
-    return from_settings(settings).address if settings.kind is RouteKind.SMTP else None
-
-
 @route.command("test")
 @click.argument("name")
 @json_option
@@ -202,11 +194,13 @@ def route_test(settings: Settings, name: str, as_json: bool) -> None:
 
     Exit status 1 when one of them fails.  Sends no mail.
     """
+    from hepmaild.route_test import try_route
+
     chosen = next((r for r in settings.route if r.name == name), None)
     if chosen is None:
         known = ", ".join(r.name for r in settings.route) or "none"
         raise CommandFailed(f"there is no route {name!r} in the settings; there are: {known}")
-    report = trio.run(_try_route, settings, chosen)
+    report = trio.run(try_route, settings, chosen, backend.now_us)
     if as_json:
         print_json(report)
     else:
@@ -218,54 +212,6 @@ def route_test(settings: Settings, name: str, as_json: bool) -> None:
         print_pairs({name: value for name, value in report.items() if name != "steps"})
     if not report["ok"]:
         raise CommandFailed(f"route {name}: {clean(report['error'])}")
-
-
-async def _try_route(settings: Settings, chosen: RouteSettings) -> dict[str, Any]:
-    """What `route test` finds: {"ok", "error", "route", "next_hop", "tls", "steps"}."""
-    from hepmaild.delivery.connections import Connection, Patience, connect_tcp, make_tls_context
-    from hepmaild.delivery.route import from_settings
-    from hepmaild.events import Transcript
-
-    found: dict[str, Any] = {
-        "ok": True,
-        "error": None,
-        "route": chosen.name,
-        "next_hop": _next_hop(chosen),
-        "tls": None,
-        "steps": [],
-    }
-    if chosen.kind is RouteKind.SANDBOX:
-        return {**found, **_try_folder(settings.server.state_dir / (chosen.directory or "sandbox"))}
-    if chosen.kind is RouteKind.MX:
-        return {**found, "ok": False, "error": "routes of kind mx have no next hop of their own to test"}
-    target, transcript = from_settings(chosen), Transcript()
-    context = None if chosen.tls is TlsMode.NONE else make_tls_context(target)
-    connection = Connection(target, settings.server.hostname, connect_tcp, chosen.tls, transcript)
-    error: str | None = f"no answer within {ROUTE_TEST_S:g} s, while: {connection.stage}"
-    with trio.move_on_after(ROUTE_TEST_S) as scope:
-        failure = await connection.open(context, Patience(scope, scope.deadline), backend.now_us)
-        error = None if failure is None else _describe(failure)
-    steps = transcript.snapshot()
-    with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-        await connection.quit(backend.now_us)
-    tls = f"{connection.tls_version} {connection.tls_cipher}".strip() or None
-    return {**found, "ok": error is None, "error": error, "tls": tls, "steps": steps}
-
-
-def _describe(failure: Any) -> str:
-    said = f" {failure.reply}" if failure.reply is not None else ""
-    return f"{failure.stage}: {failure.text or ''}{said}".strip()
-
-
-def _try_folder(folder: Path) -> dict[str, Any]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".hepmaild-route-test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        return {"ok": False, "error": f"{folder}: {error.strerror}", "next_hop": str(folder)}
-    return {"next_hop": str(folder)}
 
 
 @click.command()

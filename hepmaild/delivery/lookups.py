@@ -19,6 +19,7 @@ import dns.name
 import dns.nameserver
 import dns.rdatatype
 import dns.resolver
+import dns.reversename
 import trio
 from dns.rdatatype import RdataType
 
@@ -80,6 +81,12 @@ class Lookups:
     async def txt(self, name: str) -> Answer[str] | Failed:
         """TXT records, the strings of each joined, UTF-8 with replacements."""
         return await self._ask(name, RdataType.TXT, lambda r: b"".join(r.strings).decode("utf-8", "replace"))
+
+    async def ptr(self, address: str) -> Answer[str] | Failed:
+        """The names of an IP address."""
+        return await self._ask(
+            dns.reversename.from_address(address).to_text(), RdataType.PTR, lambda r: _text(r.target)
+        )
 
     async def lookup_txt(self, name: str) -> tuple[str, ...] | Failed:
         """The texts of the TXT records of a name, sorted; empty when there are none."""

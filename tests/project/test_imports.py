@@ -28,6 +28,7 @@ LONG_FUNCTIONS = {"hepmaild/daemon.py": 90, "hepmaild/storage/migrations": 400}
 BLIND_EXCEPTS = {
     "hepmaild.daemon": 1,  # the HTTP server is a library's: it is started again
     "hepmaild.delivery.attempt": 2,  # the attempt; and the report of its crash, should that crash too
+    "hepmaild.doctor.checks": 1,  # a check that crashes must not hide the others
     "hepmaild.http.app": 2,  # the handler, of requests and of websockets
     "hepmaild.http.connection": 1,  # one connection of the web server, which must not end the others
     "hepmaild.metrics_listener": 1,  # figures that cannot be shown must not end the mail
@@ -64,7 +65,7 @@ LEVELS: list[tuple[str, int]] = [
     ("hepmaild.smtp", 4),
     ("hepmaild.http", 4),
     ("hepmaild.delivery", 4),
-    *((f"hepmaild.{name}", 4) for name in ("metrics_listener", "metrics_page")),
+    *((f"hepmaild.{name}", 4) for name in ("doctor", "metrics_listener", "metrics_page", "operations", "route_test")),
     *((f"hepmaild.{name}", 3) for name in (*_STORAGE_USERS, *_LOGIN)),
     ("hepmaild.storage", 2),
     ("hepmaild.dkim_keys", 2),
