@@ -110,6 +110,7 @@ class Outbox:
         self._waiting_callers: dict[str, FirstAttempt] = {}
         self._uncertain: dict[tuple[str, str], _Uncertain] = {}
         self._uncertain_claims: list[int] = []
+        self._claimed_at_us = 0
         self._forsaken: dict[tuple[str, str], int] = {}
         self._paused: frozenset[tuple[str, str]] = frozenset()
         self._cursors: Mapping[str, str] = {}
@@ -216,7 +217,8 @@ class Outbox:
         return jobs
 
     async def _claim(self, limit: int, exclude: Collection[str], full: Collection[tuple[str, str]]) -> Claimed:
-        now_us = self._now_us()
+        # No two claims have the same instant: by it the leases of one are known.
+        now_us = self._claimed_at_us = max(self._now_us(), self._claimed_at_us + 1)
         self._uncertain_claims.append(now_us)  # until there is an answer
         arguments = (self._body_keep_us, tuple(exclude), tuple(full), self._cursors)
         claimed = await self._store.write(queue_claim.claim, self.owner, now_us, limit, *arguments)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hepmaild queue …` on a queue with something in it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from hepmaild.config import DatabaseSettings
+from hepmaild.storage import accounts
+from hepmaild.storage.store import open_store
+from hepmaild.storage.unit import UnitRunner
+from tests.storage.mx_books import fill
+
+NOW_US = time.time_ns() // 1000
+HOUR_US = 3_600_000_000
+FIRST, SECOND, THIRD = (f"{n:016x}" for n in (1, 2, 3))
+
+
+@pytest.fixture
+def filled(cli: Any, tmp_path: Path) -> Any:
+    """Two messages on a route of kind mx, deferred for an hour, and one on the sandbox."""
+    cli.config.write_text(cli.config.read_text() + '[[route]]\nname = "direct"\nkind = "mx"\n')
+
+    async def main() -> None:
+        runner = UnitRunner(lambda: NOW_US)
+        async with open_store(DatabaseSettings(), tmp_path / "state", runner, exclusive=False) as store:
+            await store.upgrade()
+            await store.write(
+                accounts.create,
+                account_id="account-1",
+                user_id="user-1",
+                email="o@example.com",
+                plan="standard",
+                password_hash=None,
+                is_operator=False,
+                credits_granted=10,
+                granted_by="a test",
+                now_us=NOW_US,
+            )
+            await store.write(fill, "direct", {"a.example": 1, "b.example": 1}, NOW_US, NOW_US + HOUR_US)
+            await store.write(fill, "box", {"": 1}, NOW_US)
+
+    trio.run(main)
+    return cli
+
+
+def test_figures_and_lists(filled: Any) -> None:
+    stats = filled.json("queue", "stats")
+    assert stats["by_state"] == {"queued": 3, "deferred": 0, "capped": 0, "held": 0}
+    assert stats["by_route"] == {"box": 1, "direct": 2}
+    assert stats["by_destination"] == {"a.example": 1, "b.example": 1, "one.example": 1}
+    assert stats["oldest_at"].endswith("Z")
+    text = filled.ok("queue", "stats")
+    assert "a.example" in text
+    assert "one.example" in text
+    assert [row["message_id"] for row in filled.json("queue", "list")] == [THIRD, FIRST, SECOND]
+    assert [row["message_id"] for row in filled.json("queue", "list", "--route", "direct", "--limit", "1")] == [FIRST]
+    (row,) = filled.json("queue", "list", "--destination", "B.example", "--state", "queued")
+    assert row["recipient"] == "u0@b.example"
+    assert filled.json("queue", "list", "--state", "held") == []
+    assert "no route 'x'" in filled.refused("queue", "list", "--route", "x")
+    assert "is not a domain" in filled.refused("queue", "list", "--destination", "a b", status=2)
+
+
+def test_hold_and_release(filled: Any) -> None:
+    assert filled.json("queue", "hold", FIRST)["held"] == 1
+    assert "is held already" in filled.refused("queue", "hold", FIRST)
+    assert f"`hepmaild queue release {FIRST}`" in filled.refused("queue", "retry", FIRST)
+    assert filled.json("queue", "show", FIRST)["state"] == "held"
+    assert filled.json("queue", "release", FIRST)["released"] == 1
+    assert "is not held" in filled.refused("queue", "release", FIRST)
+    filled.ok("queue", "hold", FIRST)
+    filled.ok("queue", "hold", SECOND)
+    assert filled.json("queue", "release", "--destination", "b.example") == {"messages": 1, "recipients": 1}
+    assert "released: 1 recipients of 1 messages" in filled.ok("queue", "release", "--route", "direct")
+    assert "not both" in filled.refused("queue", "release", FIRST, "--route", "direct", status=2)
+    assert "--route or --destination" in filled.refused("queue", "release", status=2)
+
+
+def test_retry_of_one_and_of_many(filled: Any) -> None:
+    assert "is due now" in filled.ok("queue", "retry", FIRST)
+    assert filled.json("queue", "retry", "--route", "direct") == {"messages": 1, "recipients": 1}
+    assert filled.json("queue", "retry", "--route", "direct") == {"messages": 0, "recipients": 0}
+
+
+def test_pause_and_resume(filled: Any) -> None:
+    paused = filled.json("queue", "pause", "--route", "direct", "--destination", "A.example", "--note", "asked to")
+    assert (paused["destination"], paused["note"]) == ("a.example", "asked to")
+    assert "route direct is paused" in filled.ok("queue", "pause", "--route", "direct")
+    assert "pause the whole route" in filled.refused("queue", "pause", "--route", "box", "--destination", "a.example")
+    assert "no route 'x'" in filled.refused("queue", "pause", "--route", "x")
+    stats = filled.json("queue", "stats")
+    assert {(p["route"], p["destination"]) for p in stats["paused"]} == {("direct", ""), ("direct", "a.example")}
+    assert {r["route"]: r["paused"] for r in stats["routes"]} == {"box": False, "direct": True}
+    said = filled.ok("queue", "resume", "--route", "direct")
+    assert "destination a.example of route direct is still paused" in said
+    assert filled.json("queue", "resume", "--route", "direct", "--destination", "a.example")["still_paused"] == []
+    assert "is not paused" in filled.refused("queue", "resume", "--route", "direct")
+
+
+def test_cancel_refunds(filled: Any) -> None:
+    assert filled.json("queue", "cancel", FIRST)["refunded"] == 1
+    assert "is final" in filled.refused("queue", "hold", FIRST)
+    assert filled.json("credits", "show", "o@example.com")["balance"] == 11

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The outbox: what callers wait for, leases that nobody heard of, pauses that are obeyed at once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from hepmaild.delivery.job import Outcome, Result
+from hepmaild.errors import StoreUnavailable
+from hepmaild.outbox import FirstAttempt, Outbox
+from hepmaild.storage import claim as claims
+from hepmaild.storage import queue
+from hepmaild.storage.store import Store
+from tests.storage.books import Books, open_books
+from tests.storage.conftest import Opener
+from tests.storage.mx_books import fill, job_of, mx_accept, report_on
+
+
+@pytest.fixture
+async def books(opener: Opener) -> AsyncIterator[Books]:
+    async with open_books(opener) as opened:
+        yield opened
+
+
+def outbox_of(books: Books, store: Any = None, **changes: Any) -> Outbox:
+    settings: dict[str, Any] = {"owner": "me", "lease_s": 60, "body_days": 0, "spool_dir": None, **changes}
+    return Outbox(store or books.store, now_us=books.clock.now_us, **settings)
+
+
+class Flaky:
+    """A store whose answer to some writes is lost, after they were committed."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.lose: list[Callable[..., Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def write(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = await self._store.write(fn, *args, **kwargs)
+        if fn in self.lose:
+            self.lose.remove(fn)
+            raise StoreUnavailable("the answer was lost")
+        return result
+
+
+def outcome(n: int, result: Result = Result.DELIVERED) -> Outcome:
+    return Outcome(n, result, None)
+
+
+async def test_a_caller_waits_for_every_destination_once() -> None:
+    waiter = FirstAttempt(["x.example", "y.example", "z.example"])
+    waiter.hear("y.example", (outcome(1),))
+    waiter.hear("y.example", (outcome(1, Result.FAILED),))  # a second attempt is no news
+    waiter.hear("elsewhere.example", (outcome(7),))
+    assert not waiter.done.is_set()
+    waiter.hear("x.example", (outcome(0), outcome(2)))
+    waiter.hear("z.example")
+    assert waiter.done.is_set()
+    assert [(o.recipient_id, o.result) for o in waiter.outcomes] == [(n, Result.DELIVERED) for n in range(3)]
+
+
+async def test_reports_and_releases_reach_the_caller(books: Books) -> None:
+    outbox = outbox_of(books)
+    member = mx_accept(books, "a@x.example", "b@y.example")
+    waiter = outbox.expect(member.message_id, member.destinations)
+    await books.store.submit(member)
+    outbox.accepted(2)
+    report = report_on(job_of(member, "x.example"), books.clock.us, Result.IN_DOUBT, hold=True)
+    assert await outbox.report(report.attempt)
+    assert outbox.backlog == 2  # held is not gone
+    assert not waiter.done.is_set()
+    await outbox.release(job_of(member, "y.example"))
+    assert waiter.done.is_set()
+    assert [o.result for o in waiter.outcomes] == [Result.IN_DOUBT]
+    (job,) = await outbox.claim(10)
+    assert await outbox.report(report_on(job, books.clock.us, Result.DELIVERED).attempt)
+    assert outbox.backlog == 1
+
+
+async def test_one_claim_looks_at_all_destinations(books: Books) -> None:
+    """The ring is longer than one unit visits; only its last destination has something to do."""
+    later = books.clock.us + 3_600_000_000
+    await books.store.write(fill, "mx", {"aa.example": 600}, books.clock.us)
+    await books.store.write(fill, "mx", {f"d{n:04}.example": 1 for n in range(700)}, books.clock.us, later)
+    await books.store.write(fill, "mx", {"zz.example": 1}, books.clock.us)
+    full = {("mx", "aa.example")}
+    outbox = outbox_of(books)
+    assert [job.destination for job in await outbox.claim(5, full=full)] == ["zz.example"]
+    assert await outbox.claim(5, full=full) == []
+    lease_ends_us = later if books.store.is_sqlite else books.clock.us + 60_000_000
+    assert await outbox.next_due_at_us(full=full) == min(later, lease_ends_us)
+
+
+async def test_leases_of_a_claim_whose_answer_was_lost_are_found(books: Books) -> None:
+    store = Flaky(books.store)
+    outbox = outbox_of(books, store)
+    await books.store.write(fill, "up", {"": 3}, books.clock.us)
+    store.lose.append(claims.claim)
+    with pytest.raises(StoreUnavailable):
+        await outbox.claim(2)
+    soon = await outbox.next_due_at_us()
+    assert soon is not None
+    assert soon <= books.clock.us + 1_000_000
+    books.clock.us += 1_000_000
+    jobs = await outbox.claim(10)
+    assert sorted(job.token for job in jobs) == [2, 4, 4]
+    books.clock.us += 61_000_000
+    assert await outbox.claim(10) == []
+    soon = await outbox.next_due_at_us()
+    assert soon is None or soon > books.clock.us + 2_000_000  # nothing is uncertain any more
+
+
+async def test_what_a_claim_brought_before_the_store_failed_is_kept(books: Books) -> None:
+    store = Flaky(books.store)
+    outbox = outbox_of(books, store)
+    later = books.clock.us + 3_600_000_000
+    await books.store.write(fill, "mx", {"aa.example": 600}, books.clock.us)
+    await books.store.write(fill, "mx", {f"d{n:04}.example": 1 for n in range(700)}, books.clock.us, later)
+    await books.store.write(fill, "mx", {"b.example": 1, "zz.example": 1}, books.clock.us)
+    done = 0
+
+    async def second_fails(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal done
+        done += fn is claims.claim
+        if fn is claims.claim and done == 2:
+            raise StoreUnavailable("no")
+        return await books.store.write(fn, *args, **kwargs)
+
+    store.write = second_fails  # type: ignore[method-assign]
+    full = {("mx", "aa.example")}
+    assert [job.destination for job in await outbox.claim(5, full=full)] == ["b.example"]
+    assert [job.destination for job in await outbox.claim(5, full=full)] == ["zz.example"]
+
+
+async def test_an_accept_whose_answer_was_lost_leaves_soon(books: Books) -> None:
+    outbox = outbox_of(books)
+    member = mx_accept(books, "a@x.example", "b@y.example", left=("y.example",))
+    await books.store.submit(member)
+    outbox.doubt_accept(member.message_id, "x.example", 1)
+    jobs = await outbox.claim(10)
+    assert {job.destination: job.token for job in jobs} == {"x.example": 3, "y.example": 2}
+    held = await outbox.mark_in_doubt(jobs[0])
+    assert held
+
+
+async def test_a_pause_is_known_at_once(books: Books) -> None:
+    outbox = outbox_of(books)
+    await books.store.write(queue.pause_route, "mx", "x.example", "", books.clock.us)
+    await books.store.write(queue.pause_route, "up", "", "", books.clock.us)
+    assert not outbox.is_paused("up", "")
+    await outbox.recount()
+    assert outbox.is_paused("up", "")
+    assert outbox.is_paused("mx", "x.example")
+    assert not outbox.is_paused("mx", "y.example")
+    await books.store.write(queue.resume, "up", "")
+    await outbox.recount()
+    assert not outbox.is_paused("up", "")
+
+
+async def test_expiry_needs_no_claim(books: Books) -> None:
+    outbox = outbox_of(books)
+    member = mx_accept(books, "a@x.example", owner=None)
+    await books.store.submit(member)
+    books.clock.us = member.expires_at_us
+    await outbox.expire()
+    assert await books.store.read(queue.count_waiting) == 0
