@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, HTTPScope
 from quart.utils import encode_headers
 from quart.wrappers import Request as QuartRequest
+from quart.wrappers import Response
 from quart.wrappers.response import DataBody
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
@@ -72,6 +74,15 @@ class Body(TrioBody):
         return self.is_complete
 
 
+class Stream(Response):
+    """An answer of any length, made while it is sent.  pieces: cancelled when the client goes away."""
+
+    def __init__(self, pieces: AsyncGenerator[bytes, None], **options: Any) -> None:
+        super().__init__(b"", **options)
+        self.headers.pop("Content-Length", None)
+        self.pieces = pieces
+
+
 class Request(TrioRequest):
     """A request with a `Body` of ours."""
 
@@ -120,6 +131,10 @@ class HttpConnection(TrioASGIHTTPConnection):
         response = await self.app.handle_request(request)
         body: Any = request.body
         timeouts = self.app.surroundings.timeouts
+        if isinstance(response, Stream):
+            await self._send_stream(send, response, timeouts.send_s)
+            nursery.cancel_scope.cancel()
+            return
         with trio.move_on_after(timeouts.send_s + timeouts.linger_s, shield=True):
             if not body.is_complete:
                 await self._send_response(_Lingering(send, body, timeouts.linger_s), response)
@@ -128,6 +143,25 @@ class HttpConnection(TrioASGIHTTPConnection):
             else:
                 await self._send_response(send, response)
         nursery.cancel_scope.cancel()
+
+    async def _send_stream(self, send: ASGISendCallable, response: Stream, send_s: float) -> None:
+        """Piece by piece, as fast as the client takes them; one that takes none for `send_s` is left."""
+        start: Any = {
+            "type": "http.response.start",
+            "status": response.status_code,
+            "headers": encode_headers(response.headers),
+        }
+        async with aclosing(response.pieces) as pieces:
+            await send(start)
+            async for piece in pieces:
+                more: Any = {"type": "http.response.body", "body": piece, "more_body": True}
+                with trio.move_on_after(send_s) as sending:
+                    await send(more)
+                if sending.cancelled_caught:
+                    return
+        end: Any = {"type": "http.response.body", "body": b"", "more_body": False}
+        with trio.move_on_after(send_s, shield=True):
+            await send(end)
 
     async def _send_whole(self, send: ASGISendCallable, response: Any) -> None:
         """An answer whose octets are all there: one piece for TLS and TCP instead of two."""

@@ -85,10 +85,11 @@ def find(
     before: Place | None = None,
     after: Place | None = None,
     limit: int = PAGE,
+    shown: int = SHOWN_RECIPIENTS,
 ) -> Found:
     """A page of the messages that fit: those older than `before`, or the ones next newer than `after`.
 
-    account_id None: of all accounts (the operator's).
+    account_id None: of all accounts (the operator's).  shown: so many recipients of each.
     """
     going_up = after is not None and before is None
     start = after if going_up else before
@@ -107,7 +108,7 @@ def find(
     is_full = len(rows) > limit
     rows = rows[:limit]
     onward = _place(rows[-1]) if is_full else end
-    lines = _lines(conn, rows[::-1] if going_up else rows)
+    lines = _lines(conn, rows[::-1] if going_up else rows, shown)
     until_us = end.at_us if end is not None and not is_full else None
     if going_up:
         return Found(lines, _place_of(lines[-1]) if lines else start, onward, until_us)
@@ -311,14 +312,14 @@ def _has_text(conn: Connection, term: Term) -> ColumnElement[bool]:
     return or_(*parts)
 
 
-def _lines(conn: Connection, rows: Sequence[Any]) -> list[dict[str, Any]]:
+def _lines(conn: Connection, rows: Sequence[Any], shown: int = SHOWN_RECIPIENTS) -> list[dict[str, Any]]:
     """What a line shows; instants in µs, ms: until the last recipient was final."""
     addresses: dict[str, list[str]] = {row.id: [] for row in rows}
     ids = list(addresses)
     for n in range(0, len(ids), AT_ONCE):
         for message_id, address in conn.execute(
             select(recipient.c.message_id, recipient.c.address)
-            .where(recipient.c.message_id.in_(ids[n : n + AT_ONCE]), recipient.c.n < SHOWN_RECIPIENTS)
+            .where(recipient.c.message_id.in_(ids[n : n + AT_ONCE]), recipient.c.n < shown)
             .order_by(recipient.c.message_id, recipient.c.n)
         ):
             addresses[message_id].append(address)

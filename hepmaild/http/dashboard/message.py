@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of one message: what happened to it, what it is, and its content as long as that is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import trio
+from quart.wrappers import Response
+from werkzeug.exceptions import NotFound
+
+from hepmaild.http.compat import Stream
+from hepmaild.http.dashboard import timeline
+from hepmaild.http.dashboard.frame import HEADERS, Dashboard, Form, Pages, Visit
+from hepmaild.http.dashboard.parts import Parts, disposition, take_apart
+from hepmaild.mail.content import Content
+from hepmaild.mail.ids import is_message_id
+from hepmaild.storage import live as live_rows
+from hepmaild.storage import message_page as rows
+
+TABS = ("html", "text", "headers", "attachments")
+IN_THREAD_OCTETS = 64 << 10
+# The HTML of a message: a document of its own that may show itself and pictures it brought, and do nothing.
+FRAME_POLICY = (
+    "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'; "
+    "frame-ancestors 'self'"
+)
+DAY_US = 86_400_000_000
+
+
+def pages(dashboard: Dashboard) -> Pages:
+    """`/logs/ID` and what belongs to it."""
+    group = Pages("message", dashboard)
+    _mount_page(group, dashboard)
+    _mount_content(group, dashboard)
+    _mount_deeds(group, dashboard)
+    return group
+
+
+def _mount_page(group: Pages, dashboard: Dashboard) -> None:
+    @group.get("/logs/<message_id>")
+    async def message(visit: Visit, message_id: str) -> Response:
+        seq, found = await visit.store.read(_look, visit.account_id, _id(message_id))
+        if found is None:
+            return visit.not_found()
+        tab = visit.arg("tab")
+        parts = await _parts(dashboard, visit, message_id) if found["has_body"] else None
+        if tab not in TABS:
+            tab = "html" if parts and parts.html else "text"
+        addresses = {r["n"]: r["address"] for r in found["recipient_rows"]}
+        return await visit.render(
+            "logs/message.html",
+            m=found,
+            seq=seq,
+            groups=timeline.groups(found["events"], addresses),
+            parts=parts,
+            tab=tab,
+            tabs=TABS,
+            curl=_curl(dashboard, found, parts),
+        )
+
+
+def _look(conn: Any, account_id: str, message_id: str) -> tuple[int, dict[str, Any] | None]:
+    return live_rows.resume_point(conn), rows.page(conn, account_id, message_id)
+
+
+def _id(text: str) -> str:
+    if not is_message_id(text):
+        raise NotFound
+    return text
+
+
+async def _content(visit: Visit, message_id: str) -> Content:
+    content = await visit.store.read(rows.content, visit.account_id, _id(message_id))
+    if content is None:
+        raise NotFound("The content of this message is not kept any more.")
+    return content
+
+
+async def _parts(dashboard: Dashboard, visit: Visit, message_id: str) -> Parts:
+    """Taken apart; in a thread when that takes long.  Cancelled, the thread ends by itself and is not waited for."""
+    content = await _content(visit, message_id)
+    if not content.is_spooled and content.size <= IN_THREAD_OCTETS:
+        return take_apart(content.data)
+
+    def work() -> Parts:
+        return take_apart(b"".join(content.chunks()))
+
+    return await trio.to_thread.run_sync(
+        work, abandon_on_cancel=True, limiter=dashboard.extras.get("files") or trio.CapacityLimiter(1)
+    )
+
+
+def _curl(dashboard: Dashboard, found: dict[str, Any], parts: Parts | None) -> str:
+    """The command that sends the same again."""
+    to = [r["address"] for r in found["recipient_rows"] if r["kind"] == "to"] or [
+        r["address"] for r in found["recipient_rows"]
+    ]
+    fields: dict[str, Any] = {"to": to if len(to) > 1 else "".join(to), "from": found["sender"]}
+    fields |= {"subject": found["subject"], "text": (parts.text if parts else None) or "…"}
+    body = json.dumps(fields, ensure_ascii=False).replace("'", "'\\''")
+    base = dashboard.public_url() or "https://localhost"
+    return (
+        f"curl {base}/api/v1/email/send \\\n  -H 'Authorization: Bearer YOUR-API-KEY' \\\n"
+        f"  -H 'Content-Type: application/json' \\\n  -d '{body}'"
+    )
+
+
+def _mount_content(group: Pages, dashboard: Dashboard) -> None:
+    @group.get("/logs/<message_id>/html")
+    async def html(visit: Visit, message_id: str) -> Response:
+        parts = await _parts(dashboard, visit, message_id)
+        if parts.html is None:
+            raise NotFound("This message has no HTML.")
+        response = Response(parts.html, content_type="text/html; charset=utf-8")
+        response.headers.update(HEADERS)
+        response.headers["Content-Security-Policy"] = FRAME_POLICY
+        response.headers["X-Frame-Options"] = "SAMEORIGIN"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        response.headers["X-DNS-Prefetch-Control"] = "off"
+        return response
+
+    @group.get("/logs/<message_id>/raw")
+    async def raw(visit: Visit, message_id: str) -> Response:
+        content = await _content(visit, message_id)
+        return _download(Stream(_chunks(content)), f"{message_id}.eml", "message/rfc822")
+
+    @group.get("/logs/<message_id>/attachments/<int:n>")
+    async def attachment(visit: Visit, message_id: str, n: int) -> Response:
+        parts = await _parts(dashboard, visit, message_id)
+        found = next((a for a in parts.attachments if a.n == n), None)
+        if found is None:
+            raise NotFound("This message has no such attachment.")
+        # Never as what it says it is: the browser is to save it, not to show it.
+        return _download(Response(found.octets), found.name, "application/octet-stream")
+
+
+def _download(response: Response, name: str, content_type: str) -> Response:
+    response.headers.update(HEADERS)
+    response.headers["Content-Type"] = content_type
+    response.headers["Content-Disposition"] = disposition(name)
+    response.headers["Content-Security-Policy"] = "sandbox; default-src 'none'"
+    return response
+
+
+async def _chunks(content: Content) -> AsyncGenerator[bytes, None]:
+    """A spool is read piece by piece, each a matter of the page cache."""
+    try:
+        for chunk in content.chunks():
+            yield chunk
+    finally:
+        content.close()
+
+
+def _mount_deeds(group: Pages, dashboard: Dashboard) -> None:
+    @group.post("/logs/<message_id>/retry")
+    async def retry(visit: Visit, form: Form, message_id: str) -> Response:
+        del form
+        call = {"actor": visit.actor, "now_us": dashboard.now_us()}
+        return await _do(visit, message_id, "It is tried again now.", rows.retry, call)
+
+    @group.post("/logs/<message_id>/cancel")
+    async def cancel(visit: Visit, form: Form, message_id: str) -> Response:
+        del form
+        keep_us = int(dashboard.settings().delivery.body_days * DAY_US)
+        call = {"actor": visit.actor, "now_us": dashboard.now_us(), "body_keep_us": keep_us}
+        return await _do(visit, message_id, "Cancelled; what had not left was refunded.", rows.cancel, call)
+
+
+async def _do(visit: Visit, message_id: str, notice: str, deed: Any, call: dict[str, Any]) -> Response:
+    """A change of the queue: audited in the same unit, told to whoever works on it."""
+
+    def run(conn: Any) -> Any:
+        try:
+            return deed(conn, visit.account_id, _id(message_id), **call)
+        except ValueError as error:
+            return error
+
+    done = await visit.store.write(run)
+    if done is None:
+        return visit.not_found()
+    if isinstance(done, ValueError):
+        notice = f"{str(done)[:1].upper()}{str(done)[1:]}."
+    else:
+        pool = visit.dashboard.extras.get("pool")
+        if pool is not None:
+            pool.wake()
+        await visit.store.announce("queue")
+    return visit.redirect(f"/logs/{message_id}", notice)

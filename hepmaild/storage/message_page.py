@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One message of an account, for its page; and what people may do with it there.  None: the account has no such one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sqlalchemy import Connection, exists, select
+
+from hepmaild.mail.content import Content
+from hepmaild.storage import audit, messages
+from hepmaild.storage import queue as queue_rows
+from hepmaild.storage.audit import Actor
+from hepmaild.storage.schema import body, event, ledger, message, queue, recipient
+
+MAX_RECIPIENTS = 200
+MAX_EVENTS = 300
+
+
+def page(conn: Connection, account_id: str, message_id: str) -> dict[str, Any] | None:
+    """Everything that the page shows; instants in µs.  Of very many recipients and events the first, and how many."""
+    head = conn.execute(select(message).where(message.c.id == message_id, message.c.account_id == account_id)).first()
+    if head is None:
+        return None
+    rows = conn.execute(
+        select(recipient).where(recipient.c.message_id == message_id).order_by(recipient.c.n).limit(MAX_RECIPIENTS)
+    ).all()
+    newest_first = select(event).where(event.c.message_id == message_id).order_by(event.c.seq.desc())
+    oldest = select(event).where(event.c.message_id == message_id).order_by(event.c.seq).limit(20)
+    found = {e.seq: e for e in [*conn.execute(newest_first.limit(MAX_EVENTS)), *conn.execute(oldest)]}
+    money = conn.execute(select(ledger).where(ledger.c.message_id == message_id).order_by(ledger.c.seq)).all()
+    waits = conn.execute(
+        select(queue.c.destination, queue.c.due_at_us, queue.c.owner, queue.c.marked).where(
+            queue.c.message_id == message_id
+        )
+    ).all()
+    dues = [r.due_at_us for r in rows if r.due_at_us is not None and r.state in ("queued", "deferred")]
+    return {
+        **head._asdict(),
+        "recipient_rows": [
+            {
+                "n": r.n,
+                "address": r.address,
+                "kind": r.kind,
+                "state": r.state,
+                "attempts": r.attempts,
+                "doubts": r.doubts,
+                "due_at_us": None if r.state == "held" else r.due_at_us,
+                "last_reply": r.last_reply,
+            }
+            for r in rows
+        ],
+        "events": [{"seq": e.seq, "at": e.at_us, "kind": e.kind, "data": json.loads(e.data)} for e in _sorted(found)],
+        "money": [{"at_us": r.at_us, "amount": r.amount, "reason": r.reason} for r in money],
+        "has_body": conn.execute(select(exists().where(body.c.message_id == message_id))).scalar_one(),
+        "is_under_way": any(w.owner is not None for w in waits),
+        "waits": bool(waits),
+        "due_at_us": min(dues, default=None),
+    }
+
+
+def _sorted(found: dict[int, Any]) -> list[Any]:
+    return [found[seq] for seq in sorted(found)]
+
+
+def content(conn: Connection, account_id: str, message_id: str, spool_dir: str | None = None) -> Content | None:
+    """The content, as long as it is kept."""
+    if not _is_theirs(conn, account_id, message_id):
+        return None
+    return messages.load_content(conn, message_id, spool_dir)
+
+
+def _is_theirs(conn: Connection, account_id: str, message_id: str) -> bool:
+    found = conn.execute(select(message.c.id).where(message.c.id == message_id, message.c.account_id == account_id))
+    return found.first() is not None
+
+
+def cancel(
+    conn: Connection, account_id: str, message_id: str, *, actor: Actor, now_us: int, body_keep_us: int
+) -> dict[str, Any] | None:
+    """As `queue.cancel`; raises its ValueErrors."""
+    if not _is_theirs(conn, account_id, message_id):
+        return None
+    done = queue_rows.cancel(conn, message_id, now_us, body_keep_us)
+    _note(conn, account_id, message_id, actor, "message.cancel", {"refunded": done["refunded"]}, now_us)
+    return done
+
+
+def retry(conn: Connection, account_id: str, message_id: str, *, actor: Actor, now_us: int) -> dict[str, Any] | None:
+    """As `queue.retry`; raises its ValueErrors."""
+    if not _is_theirs(conn, account_id, message_id):
+        return None
+    done = queue_rows.retry(conn, message_id, now_us)
+    _note(conn, account_id, message_id, actor, "message.retry", {"recipients": done["recipients"]}, now_us)
+    return done
+
+
+def _note(
+    conn: Connection, account_id: str, message_id: str, actor: Actor, action: str, data: dict[str, Any], now_us: int
+) -> None:
+    audit.note(conn, account_id=account_id, actor=actor, action=action, subject=message_id, data=data, now_us=now_us)
