@@ -42,6 +42,13 @@ def _arguments() -> argparse.Namespace:
     drain.add_argument("--connections", type=int, default=100)
     drain.add_argument("--rounds", type=int, default=1)
     drain.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
+    backlog = commands.add_parser("backlog", help="accepting, memory and claims with a million that waits")
+    backlog.add_argument("--waiting", type=int, default=1_000_000)
+    backlog.add_argument("--messages", type=int, default=3000, help="in each run")
+    backlog.add_argument("--connections", type=int, default=20)
+    backlog.add_argument("--rounds", type=int, default=5)
+    backlog.add_argument("--size", type=int, default=1024, help="octets of each waiting message")
+    backlog.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
     profile = commands.add_parser("profile", help="where the daemon's time goes, by function and by thread")
     profile.add_argument("--connections", type=int, default=20)
     profile.add_argument("--messages", type=int, default=3000)
@@ -91,6 +98,12 @@ def main() -> int:
             from bench import drain
 
             return drain.run(options.backlog, options.connections, options.messages, options.rounds, options.database)
+        elif options.command == "backlog":
+            from bench import backlog
+
+            return backlog.run(
+                options.waiting, options.messages, options.connections, options.rounds, options.size, options.database
+            )
         elif options.command == "profile":
             from bench import where
 

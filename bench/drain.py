@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast a backlog drains: mail is taken while the next hop is down, then the next hop comes up.
 
-The backlog is made through the real door, with the same load generator, TLS, AUTH, debit and fsync as any mail.  What it
-is compared with is the rate from acceptance to the sink of the same daemon in the same run: the load generator sends as
-fast as it gets replies, and the next hop works.  Both are measured with nothing else going on.
+The backlog is made through the real door, with the same load generator, TLS, AUTH, debit and fsync as any mail.  What
+it is compared with is the rate from acceptance to the sink of the same daemon in the same run: the load generator
+sends as fast as it gets replies, and the next hop works.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def _daemon(**options: Any) -> Iterator[Server]:
             yield server
 
 
-def _settled(pid: int) -> dict[str, float]:
+def settled(pid: int) -> dict[str, float]:
     """The memory once it has stopped changing."""
     last = tree_memory(pid)
     changed_at = time.monotonic()
@@ -63,7 +63,7 @@ def _settled(pid: int) -> dict[str, float]:
 def idle(_binary: Path) -> dict[str, float]:
     """Freshly started, nobody there."""
     with _daemon() as server:
-        return _settled(server.pid)
+        return settled(server.pid)
 
 
 def sessions(binary: Path) -> dict[str, float]:
@@ -73,7 +73,7 @@ def sessions(binary: Path) -> dict[str, float]:
         with open_generator(
             binary, server.port, load, user="api", password=server.password, prefix="idle", hold_only=True
         ):
-            return _settled(server.pid)
+            return settled(server.pid)
 
 
 def large(binary: Path) -> dict[str, float]:
@@ -98,9 +98,9 @@ def waiting(binary: Path, count: int) -> dict[str, float]:
     changes = {"route": [dead_hop], "delivery": {"retry_after_s": [86400]}}
     with _daemon(changes=changes) as server:
         _send(binary, server, 500, "warm")
-        before = _settled(server.pid)
+        before = settled(server.pid)
         _send(binary, server, count, "waiting")
-        after = _settled(server.pid)
+        after = settled(server.pid)
     return {
         "rss": after["rss"] - before["rss"],
         "pss": after["pss"] - before["pss"],

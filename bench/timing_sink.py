@@ -15,6 +15,7 @@ import re
 import resource
 import signal
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 _SENT = re.compile(rb"\r\nX-Sent-At-Us: (\d+)\r\n", re.IGNORECASE)
@@ -90,13 +91,11 @@ class Sink(asyncio.Protocol):
         os.write(self._log, b"".join(lines))
 
 
-async def serve(options: argparse.Namespace) -> None:
+async def serve(log: int, addresses: Sequence[str], defers: Collection[str]) -> None:
     """Listen until SIGTERM."""
-    log = os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     loop = asyncio.get_running_loop()
-    defers = set(Path(options.defer).read_text().split()) if options.defer else set()
     servers = []
-    for address in Path(options.addresses).read_text().split():
+    for address in addresses:
         host, _, port = address.rpartition(":")
         slow = address in defers
         servers.append(
@@ -120,7 +119,9 @@ def main() -> None:
     options = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    asyncio.run(serve(options))
+    log = os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    defers = set(Path(options.defer).read_text().split()) if options.defer else set()
+    asyncio.run(serve(log, Path(options.addresses).read_text().split(), defers))
 
 
 if __name__ == "__main__":
