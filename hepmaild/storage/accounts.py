@@ -10,7 +10,8 @@ from sqlalchemy import Connection, insert, select, update
 from hepmaild.storage import credits as money
 from hepmaild.storage import sessions, users
 from hepmaild.storage.directory import bump
-from hepmaild.storage.schema import account, user
+from hepmaild.storage.schema import account
+from hepmaild.storage.schema_people import user
 
 
 def create(

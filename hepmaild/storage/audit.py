@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from hepmaild.storage.schema import audit, audit_head
+from hepmaild.storage.schema_people import audit, audit_head
 
 GENESIS = "0" * 64
 SERVICE = ""  # the chain of what concerns no single account

@@ -8,7 +8,7 @@ import secrets
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from hepmaild.storage.schema import one_time_link
+from hepmaild.storage.schema_people import one_time_link
 
 LIFE_US = 86_400_000_000
 BATCH = 500

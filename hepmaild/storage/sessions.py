@@ -17,7 +17,8 @@ from typing import Any
 from sqlalchemy import BigInteger, Connection, cast, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from hepmaild.storage.schema import counter, login_session, refresh_token, token_key, user
+from hepmaild.storage.schema import counter
+from hepmaild.storage.schema_people import login_session, refresh_token, token_key, user
 
 LIFE_US = 30 * 86_400_000_000  # of a session, from the login
 GRACE_US = 30_000_000  # so long the tabs of a browser may present the same token

@@ -14,7 +14,8 @@ import zlib
 from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 from sqlalchemy.dialects import postgresql
 
-from hepmaild.storage.schema import counter, login_try
+from hepmaild.storage.schema import counter
+from hepmaild.storage.schema_people import login_try
 
 WINDOW_US = 900_000_000
 PER_EMAIL = 5  # from one client

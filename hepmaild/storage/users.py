@@ -15,7 +15,8 @@ from typing import Any
 from sqlalchemy import Connection, Select, delete, func, insert, select, update
 
 from hepmaild.storage import sessions
-from hepmaild.storage.schema import account, login_session, one_time_link, recovery_code, refresh_token, user
+from hepmaild.storage.schema import account
+from hepmaild.storage.schema_people import login_session, one_time_link, recovery_code, refresh_token, user
 
 OWNER = "owner"
 SCOPES = ("read_only", "admin", OWNER)
