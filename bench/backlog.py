@@ -279,9 +279,10 @@ def open_side(name: str, certificate: Any, database: str, count: int, size_octet
         yield Side(name, daemon, relaying, accepting)
 
 
-def _interleaved(
-    binary: Path, sides: list[Side], loads: dict[str, Load], rounds: int
-) -> dict[str, dict[str, list[Run]]]:
+Runs = dict[str, dict[str, list[Run]]]
+
+
+def _interleaved(binary: Path, sides: list[Side], loads: dict[str, Load], rounds: int) -> Runs:
     """By what is done, by side."""
     runs: Runs = {what: {side.name: [] for side in sides} for what in loads}
     for number in range(-1, rounds):
