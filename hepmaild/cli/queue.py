@@ -299,10 +299,19 @@ def log() -> None:
 @log.command("tail")
 @click.option("--account", "email", type=EMAIL, help="Only this account's.")
 @click.option("--limit", "-n", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most so many.")
+@click.option("--follow", "-f", "follows", is_flag=True, help="Go on with what happens, until interrupted.")
 @json_option
 @with_settings
-def log_tail(settings: Settings, email: str | None, limit: int, as_json: bool) -> None:
-    """The newest messages, the newest last; with --json one object a line."""
+def log_tail(settings: Settings, email: str | None, limit: int, follows: bool, as_json: bool) -> None:
+    """The newest messages, the newest last; with --json one object a line.
+
+    With --follow a new line for every new message and every change of one, as the running daemon tells them.
+    """
+    if follows:
+        from hepmaild.cli.follow import follow
+
+        follow(settings, email, limit, print_json if as_json else _print_line)
+        return
     rows = backend.read(settings, _tail, email, limit)
     if as_json:
         for row in rows:
@@ -310,6 +319,15 @@ def log_tail(settings: Settings, email: str | None, limit: int, as_json: bool) -
     else:
         columns = ("at", "message_id", "state", "door", "sender", "recipients", "subject", "ms")
         print_table(rows, columns, empty="nothing was sent yet")
+
+
+def _print_line(row: Mapping[str, Any]) -> None:
+    """A line of `--follow`: what comes next is not known, so columns have fixed places."""
+    more = f" +{row['more']}" if row["more"] else ""
+    click.echo(
+        f"{instant(row['at'])[:19].replace('T', ' ')}  {row['message_id']}  {clean(row['state']):<9}  {row['door']:<4}  "
+        f"{clean(row['sender'])}  {clean(row['recipients'])}{more}  {clean(row['subject'])}"
+    )
 
 
 def _tail(conn: Connection, email: str | None, limit: int) -> list[dict[str, Any]]:

@@ -155,7 +155,7 @@ def _outbound(event: Mapping[str, Any], data: Mapping[str, Any], number: int, ad
         ("for", str(data.get("destination") or "")),
     ]
     steps = _steps(data.get("steps") or (), speaker="us", begun_us=begun)
-    title = f"Us → {host or 'sandbox'}" + (f", attempt {number}" if number > 1 else "")
+    title = f"Us → {host or _way(data)}" + (f", attempt {number}" if number > 1 else "")
     group = Group("out", f"a{event['seq']}", title, begun, [f for f in facts if f[1]], steps)
     endings: dict[tuple[str, str, int | None], Ending] = {}
     for o in data.get("outcomes") or ():
@@ -166,6 +166,11 @@ def _outbound(event: Mapping[str, Any], data: Mapping[str, Any], number: int, ad
     if any(e.result == "in_doubt" for e in group.endings):
         group.note = IN_DOUBT
     return group
+
+
+def _way(data: Mapping[str, Any]) -> str:
+    """Where there was no connection."""
+    return str(data.get("destination") or "") or f"route {data.get('route', '')}"
 
 
 def _tls(data: Mapping[str, Any]) -> str:

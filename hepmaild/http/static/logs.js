@@ -126,7 +126,7 @@ async function refresh() {
 
 pill.addEventListener("click", release);
 addEventListener("scroll", () => { if (held.size && isNewest && !missed && scrollY === 0 && !isReading()) release(); }, { passive: true });
-connect({ query: log.dataset.q ? { q: log.dataset.q } : {}, seq: Number(log.dataset.seq), onFrame, onResync });
+if (log.dataset.live === "yes") connect({ query: log.dataset.q ? { q: log.dataset.q } : {}, seq: Number(log.dataset.seq), onFrame, onResync });
 
 // A click anywhere on a line opens it; the link in it is what keyboards and screen readers use.
 body.addEventListener("click", (event) => {
