@@ -252,12 +252,20 @@ class Track:
             standing = place.standing
             if not place.can_start(now):
                 place.listed = False
+                self._recall()
             elif standing and self.unstalled[standing] >= self.most(standing):
                 self.held[standing].append(place)  # it stays `listed`: `free` puts it back
             else:
                 place.listed = False
                 return place
         return None
+
+    def _recall(self) -> None:
+        """A place left the line without starting anything: what it leaves unused is for one that was held back."""
+        for standing in (Standing.FRESH, Standing.TROUBLED):
+            held = self.held[standing]
+            if held and self.unstalled[standing] < self.most(standing):
+                self.line.append(held.popleft())
 
     def most(self, standing: Standing) -> int:
         """How many workers the places of a standing may hold together."""
