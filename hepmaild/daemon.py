@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import structlog
 import trio
@@ -38,6 +39,7 @@ from hepmaild.delivery.sts_fetch import Fetcher
 from hepmaild.delivery.sts_policies import StsPolicies
 from hepmaild.directory import Directory
 from hepmaild.dkim_watch import DkimWatch
+from hepmaild.doctor.ports import bound_ports
 from hepmaild.errors import StoreUnavailable
 from hepmaild.http.dashboard.frame import Dashboard
 from hepmaild.http.server import BoundHttp, HttpDoor
@@ -45,6 +47,7 @@ from hepmaild.intake import Intake, IntakeSettings
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.live import LiveHub
 from hepmaild.metrics import Meter, Metrics, watch_loop
+from hepmaild.operations import Insides, Operations
 from hepmaild.outbox import Outbox
 from hepmaild.people import People
 from hepmaild.prepare import Preparer
@@ -156,17 +159,7 @@ class _Daemon:
         limiters = Limiters()
         spool_dir = settings.server.state_dir / "spool"
         spool_dir.mkdir(exist_ok=True, mode=0o700)
-        self.outbox = Outbox(
-            store,
-            owner=f"{os.getpid()}-{secrets.token_hex(8)}",
-            now_us=clock.now_us,
-            lease_s=settings.delivery.lease_s,
-            body_days=settings.delivery.body_days,
-            spool_dir=str(spool_dir),
-            meter=meter,
-            in_doubt=settings.delivery.in_doubt,
-            rule=_rule(settings),
-        )
+        self.outbox = self._make_outbox(spool_dir, meter)
         self.directory = Directory(store, settings.sender)
         self.signing = SigningKeys(store, Vault(settings.server.state_dir), lambda: self.directory.generation)
         self.lookups = Lookups(settings.dns)
@@ -184,24 +177,9 @@ class _Daemon:
             drain_timeout_s=settings.server.drain_timeout_s,
             resolve_for=self.resolver.for_route,
             on_reported=meter.reported if self._metrics is not None else None,
+            is_paused=self.outbox.is_paused,
         )
-        self.intake = Intake(
-            _intake_settings(settings),
-            store=store,
-            directory=self.directory,
-            outbox=self.outbox,
-            dispatcher=self.pool,
-            preparer=Preparer(
-                hostname=settings.server.hostname,
-                spool_dir=spool_dir,
-                limiter=limiters.files,
-                now_us=clock.now_us,
-                signing=self.signing,
-            ),
-            lifecycle=self.lifecycle,
-            now_us=clock.now_us,
-            meter=meter,
-        )
+        self.intake = self._make_intake(spool_dir, limiters, meter)
         self.reaper = Reaper(
             store, self.outbox, settings.plans, clock.now_us, senders=settings.sender, wake=self.pool.wake
         )
@@ -221,6 +199,7 @@ class _Daemon:
             files=limiters.files,
             now_us=clock.now_us,
         )
+        self.operations = self._make_operations()
         self.http = HttpDoor(
             settings.http,
             settings.limits,
@@ -232,6 +211,53 @@ class _Daemon:
             meter=meter,
             people=self.people,
             dashboard=self._make_dashboard(limiters),
+        )
+
+    def _make_operations(self) -> Operations:
+        insides = Insides(
+            pool=self.pool,
+            sessions=lambda: self.smtp.sessions,
+            connections=lambda: self.http.connections,
+            backlog=lambda: self.outbox.backlog,
+            readers=lambda: self.hub.readers,
+            is_draining=lambda: self.lifecycle.is_draining,
+            recount=self.outbox.recount,
+            metrics=self._metrics,
+        )
+        return Operations(self._store, lambda: self._shown, self.lookups, self._clock.now_us, insides)
+
+    def _make_outbox(self, spool_dir: Path, meter: Meter) -> Outbox:
+        settings = self._settings
+        return Outbox(
+            self._store,
+            owner=f"{os.getpid()}-{secrets.token_hex(8)}",
+            now_us=self._clock.now_us,
+            lease_s=settings.delivery.lease_s,
+            body_days=settings.delivery.body_days,
+            spool_dir=str(spool_dir),
+            meter=meter,
+            in_doubt=settings.delivery.in_doubt,
+            rule=_rule(settings),
+        )
+
+    def _make_intake(self, spool_dir: Path, limiters: Limiters, meter: Meter) -> Intake:
+        settings = self._settings
+        return Intake(
+            _intake_settings(settings),
+            store=self._store,
+            directory=self.directory,
+            outbox=self.outbox,
+            dispatcher=self.pool,
+            preparer=Preparer(
+                hostname=settings.server.hostname,
+                spool_dir=spool_dir,
+                limiter=limiters.files,
+                now_us=self._clock.now_us,
+                signing=self.signing,
+            ),
+            lifecycle=self.lifecycle,
+            now_us=self._clock.now_us,
+            meter=meter,
         )
 
     def _make_dashboard(self, limiters: Limiters) -> Dashboard:
@@ -248,6 +274,7 @@ class _Daemon:
                 "pool": self.pool,
                 "outbox": self.outbox,
                 "lookups": self.lookups,
+                "operations": self.operations,
                 "directory": self.directory,
                 "files": limiters.files,
             },
@@ -285,6 +312,7 @@ class _Daemon:
                 self.reaper.run,
                 self._tls.watch,
                 self.dkim_watch.run,
+                self.operations.run,
                 self._hear_announcements,
                 self._feed_watchdog,
             ):
@@ -336,6 +364,9 @@ class _Daemon:
                 https=tuple(http.https),
                 plain_http=tuple(http.plain),
                 metrics=metrics,
+            )
+            self.operations.bound = bound_ports(
+                bound.starttls, bound.implicit_tls, bound.https, bound.plain_http, bound.metrics
             )
             _spare_the_collector()
             self.lifecycle.ready.set()

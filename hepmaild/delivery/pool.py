@@ -21,7 +21,7 @@ import trio
 from hepmaild.config import DeliverySettings
 from hepmaild.delivery.alarms import Alarms
 from hepmaild.delivery.attempt import Runner
-from hepmaild.delivery.connections import Connect, Connection, connect_tcp
+from hepmaild.delivery.connections import Connect, Connection, close_all, connect_tcp
 from hepmaild.delivery.flight import End, Flight, Joined
 from hepmaild.delivery.hops import Resolve
 from hepmaild.delivery.job import Attempt, Job, Queue
@@ -48,8 +48,8 @@ class DeliveryPool:
     settings, routes: see config.  queue: the store.  hostname: for EHLO.  state_dir: what sandbox directories are
     relative to.  drain_timeout_s: how long a drain may take.  now_us: Unix microseconds.  random: [0, 1).
     connect: how to reach a next hop.  on_reported: called after each durable report; must not raise.
-    resolve: who finds the hosts of destinations, for all routes of kind `mx`; resolve_for: for one of them, where they
-    look things up differently.  Without either their mail is deferred.
+    resolve: who finds the hosts of destinations; resolve_for: for one route of kind `mx`.  Without either: deferred.
+    is_paused: whether nobody is to work on a (route, destination) now; what stands ready for it is given back.
     """
 
     def __init__(
@@ -68,8 +68,10 @@ class DeliveryPool:
         resolve: Resolve | None = None,
         resolve_for: Callable[[Route], Resolve] | None = None,
         on_reported: Callable[[Attempt], None] | None = None,
+        is_paused: Callable[[str, str], bool] = lambda *_: False,
     ) -> None:
         self._settings = settings
+        self._is_paused = is_paused
         self._queue = queue
         self._lifecycle = lifecycle
         self._drain_timeout_s = drain_timeout_s
@@ -88,9 +90,9 @@ class DeliveryPool:
             join=self._join,
             on_reported=self._reported,
         )
-        self._scheduler = Scheduler(queue, tracks=self._all_tracks, take=self._take, now_us=now_us)
-        self._alarms = Alarms()
         self._tracks: dict[str, Track] = {}
+        self._scheduler = Scheduler(queue, tracks=self._tracks.values, take=self._take, now_us=now_us)
+        self._alarms = Alarms()
         self._runnable: deque[Track] = deque()
         self._parked = trio.lowlevel.ParkingLot()
         self._workers: trio.Nursery | None = None
@@ -223,12 +225,9 @@ class DeliveryPool:
                 for track in self._tracks.values():
                     for place in track.places.values():
                         track.lost += place.kept
-                    await _close_all(track.lost, self._now_us)
+                    await close_all(track.lost, self._now_us)
 
     # Ready work
-
-    def _all_tracks(self) -> Iterable[Track]:
-        return self._tracks.values()
 
     def _push(self, track: Track, job: Job) -> None:
         place = track.push(job, trio.current_time())
@@ -318,9 +317,10 @@ class DeliveryPool:
 
     async def _do(self, flight: Flight) -> End:
         job = flight.job
-        stands_s = trio.current_time() - flight.leased
-        if stands_s > self._settings.attempt_timeout_s / 2 or job.expires_at_us <= flight.started_at_us:
-            await self._release(job)  # too long to be sure of its lease; or the next claim finds it expired
+        is_late = trio.current_time() - flight.leased > self._settings.attempt_timeout_s / 2
+        if is_late or job.expires_at_us <= flight.started_at_us or self._is_paused(job.route, job.destination):
+            # Too long to be sure of its lease; or the next claim finds it expired; or nobody is to work on it now.
+            await self._release(job)
             self._scheduler.wake()
             return End.NEITHER
         end = await self._runner.attempt(flight)
@@ -446,7 +446,7 @@ class DeliveryPool:
                     track.retire(place)
                     if place.kept:
                         self._kept_something.set()
-            await _close_all(old, self._now_us)
+            await close_all(old, self._now_us)
 
     # The end
 
@@ -492,10 +492,3 @@ class DeliveryPool:
         except StoreUnavailable:
             log.warning("attempt_forsaken", message_id=job.message_id, route=job.route)
             self._queue.forsake(job)
-
-
-async def _close_all(connections: Sequence[Connection], now_us: Callable[[], int]) -> None:
-    """Say QUIT on all of them, at once: each takes a few seconds at most."""
-    async with trio.open_nursery() as nursery:
-        for connection in connections:
-            nursery.start_soon(connection.quit, now_us)

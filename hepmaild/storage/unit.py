@@ -2,7 +2,8 @@
 """The unit of group commit: what arrived together is decided one by one and committed together.
 
 A unit locks in one order (keys, accounts, queue rows, caps), decides each member on its own in the order of arrival,
-collects the rows to write, and writes each table once.  A member that is refused leaves nothing behind and fails nobody else.
+collects the rows to write, and writes each table once.  A member that is refused leaves nothing behind and fails
+nobody else.
 """
 
 from __future__ import annotations
