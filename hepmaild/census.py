@@ -68,6 +68,10 @@ class Figure(Generic[T]):
         self.value = None
         self._next_at = 0.0
 
+    def expire(self) -> None:
+        """The next question is worth a read; until then the value is what it was."""
+        self._next_at = 0.0
+
     async def ask(self, until: float) -> bool:
         """Have it read if that is due, and wait for a read under way, at most `until`.  False: it still runs."""
         if trio.current_time() >= self._next_at:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import trio
@@ -35,6 +36,14 @@ def ports_of(settings: Settings) -> list[Port]:
         ("metrics", settings.metrics.listen),
     )
     return [Port(address, door) for door, addresses in doors for address in addresses]
+
+
+def bound_ports(
+    starttls: Sequence[str], implicit: Sequence[str], https: Sequence[str], http: Sequence[str], metrics: Sequence[str]
+) -> tuple[Port, ...]:
+    """What a daemon listens on, by door."""
+    doors = {"starttls": starttls, "implicit": implicit, "https": https, "http": http, "metrics": metrics}
+    return tuple(Port(address, door) for door, addresses in doors.items() for address in addresses)
 
 
 async def port(settings: Settings, which: Port, leaf: bytes | None, *, is_daemon: bool) -> list[Check]:
