@@ -318,6 +318,17 @@ def _disable(conn: Connection, viewer: Viewer, actor: Actor, now_us: int) -> Non
     _note(conn, viewer.account_id, actor, "second_factor.off", viewer.email, now_us)
 
 
+def end_factor(conn: Connection, viewer: Viewer, actor: Actor, seen: UserRow, try_id: str, now_us: int) -> bool:
+    """Turn the second factor off for whoever gave the right password; False: it is another one by now."""
+    user = users.locked(conn, viewer.account_id, viewer.user_id)
+    if user.password_hash != seen.password_hash:
+        return False
+    tries.take_back(conn, try_id)
+    if users.end_totp(conn, viewer.user_id, now_us):
+        _note(conn, viewer.account_id, actor, "second_factor.off", viewer.email, now_us, {"by": "password"})
+    return True
+
+
 def _replace_codes(conn: Connection, viewer: Viewer, actor: Actor, now_us: int, hashes: list[bytes]) -> None:
     users.replace_recovery_codes(conn, viewer.user_id, hashes)
     _note(conn, viewer.account_id, actor, "second_factor.codes", viewer.email, now_us)

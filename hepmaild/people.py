@@ -42,7 +42,7 @@ from hepmaild.login import (
     bad_password,
     too_many,
 )
-from hepmaild.members import Members
+from hepmaild.members import Members, end_factor
 from hepmaild.policy import client_of
 from hepmaild.second_factor import SecondFactor
 from hepmaild.storage import audit, grants, links, sessions, tries, users
@@ -69,8 +69,9 @@ LINK_PATH = "/link/"
 class People:
     """`start` before the first question; `run` renews the signing key, until cancelled.
 
-    hashing: how many passwords are worked on at once.  files: for the vault.  Every method raises `StoreUnavailable`
-    when the store fails; cancelled before its commit a method changes nothing.
+    hashing: how many passwords are worked on at once.  files: for the vault.  turn_wait_s: how long a login may wait
+    for others.  Every method raises `StoreUnavailable` when the store fails; cancelled before its commit it changes
+    nothing.
     """
 
     def __init__(
@@ -81,8 +82,10 @@ class People:
         hashing: trio.CapacityLimiter,
         files: trio.CapacityLimiter,
         now_us: Callable[[], int],
+        turn_wait_s: float = TURN_WAIT_S,
     ) -> None:
         self._store = store
+        self._turn_wait_s = turn_wait_s
         self._hashing = hashing
         self._now_us = now_us
         self._tokens = Tokens(store, now_us)
@@ -305,6 +308,26 @@ class People:
         )
         return WRONG_OLD_PASSWORD if isinstance(granted, str) else self._token_set(granted, token)
 
+    async def drop_second_factor(self, viewer: Viewer, actor: Actor, password: str) -> LoginRefusal | None:
+        """Turn the viewer's own second factor off by the password: for whoever lost the app and the recovery codes.
+
+        A wrong password counts as a try to log in.
+        """
+        proof = Proof(str(uuid.uuid4()), client_of(actor.ip), _email_key(viewer.email))
+        async with self._turn() as has_turn:
+            if not has_turn:
+                return BUSY
+            wait_us = await self._store.write(
+                tries.begin, try_id=proof.try_id, client=proof.client, email_key=proof.email_key, now_us=self._now_us()
+            )
+            if wait_us:
+                return too_many(wait_us)
+            found = await self._store.read(users.by_id, viewer.user_id)
+            if found is None or not await self._is_password(found, password):
+                return WRONG_OLD_PASSWORD
+        is_off = await self._store.write(end_factor, viewer, actor, found, proof.try_id, self._now_us())
+        return None if is_off else WRONG_OLD_PASSWORD
+
     # -- one-time links
 
     async def open_link(self, token: str, *, ip: str, agent: str) -> Link | None:
@@ -371,7 +394,7 @@ class People:
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[bool]:
         """Wait for one of the turns, not for ever."""
-        with trio.move_on_after(TURN_WAIT_S) as scope:
+        with trio.move_on_after(self._turn_wait_s) as scope:
             await self._turns.acquire()
         if scope.cancelled_caught:
             yield False

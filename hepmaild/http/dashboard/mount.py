@@ -5,12 +5,38 @@ from __future__ import annotations
 
 from typing import Any
 
-from hepmaild.http.dashboard import addresses, export, keys, logs, message, overview, places, sign_in, suppressions
+from hepmaild.http.dashboard import (
+    addresses,
+    audit,
+    export,
+    keys,
+    logs,
+    message,
+    overview,
+    places,
+    security,
+    sign_in,
+    suppressions,
+    users,
+)
 from hepmaild.http.dashboard import credits as credit
 from hepmaild.http.dashboard.frame import Dashboard
 from hepmaild.http.live import LiveDoor
 
-GROUPS: tuple[Any, ...] = (overview, keys, addresses, credit, suppressions, places, logs, message, export)
+GROUPS: tuple[Any, ...] = (
+    overview,
+    keys,
+    addresses,
+    credit,
+    suppressions,
+    places,
+    logs,
+    message,
+    export,
+    security,
+    users,
+    audit,
+)
 
 
 def mount(app: Any, dashboard: Dashboard) -> None:
