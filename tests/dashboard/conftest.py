@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.dashboard.site import Visitor, link_of, sign_in
+from tests.dashboard.visitor import Visitor, link_of, sign_in
 from tests.peers import postgres
 from tests.peers.daemon import ACCOUNT, Daemon, open_daemon
 from tests.peers.sink import CaptureSink, capture_sink

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tests.dashboard.conftest import Site
-from tests.dashboard.site import words
+from tests.dashboard.visitor import words
 from tests.peers.daemon import SENDER, post
 
 NEW = {"permission": ["smtp", "http", "templates", "own_smtp"]}

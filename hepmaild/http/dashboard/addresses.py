@@ -6,6 +6,7 @@ DNS is asked when somebody presses the button, never by looking at the page.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -117,8 +118,13 @@ async def _page(visit: Visit, addresses: list[Address], *, checked: str = "", ch
 def _mechanism(settings: Settings, route: RouteSettings | None) -> str:
     """What in SPF lets our mail through: who hands it to the world."""
     if route is not None and route.kind is RouteKind.SMTP and route.host:
-        return f"a:{route.host.lower()}"
-    return f"a:{settings.server.hostname.lower()}"
+        host = route.host.lower().strip("[]")
+    else:
+        host = settings.server.hostname.lower()
+    try:
+        return f"ip{ipaddress.ip_address(host).version}:{host}"
+    except ValueError:
+        return f"a:{host}"
 
 
 async def run_checks(lookup_txt: LookupTxt, domain: str, mechanism: str, keys: Sequence[dict[str, Any]]) -> list[Check]:

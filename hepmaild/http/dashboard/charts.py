@@ -36,7 +36,7 @@ class View:
 VIEWS = {
     "hour": View("hour", "Last hour", "minute", MINUTE_US, 60, "%H:%M", 15),
     "day": View("day", "Last day", "hour", HOUR_US, 24, "%H:%M", 6),
-    "month": View("month", "Last 30 days", "day", DAY_US, 30, "%d %b", 7),
+    "month": View("month", "Last 30 days", "day", DAY_US, 30, "%d %b", 6),
 }
 
 

@@ -31,7 +31,9 @@ class Visitor:
         assert response.status_code == status, f"{path}: {response.status_code} {words(response.text)[:500]}"
         return response.text
 
-    def post(self, path: str, fields: Fields | None = None, *, page: str = "/", token: str | None = None) -> httpx.Response:
+    def post(
+        self, path: str, fields: Fields | None = None, *, page: str = "/", token: str | None = None
+    ) -> httpx.Response:
         """Send a form as the browser does that loaded `page`."""
         if token is None:
             token = csrf_of(self.client.get(page).text)
