@@ -12,6 +12,10 @@ from hepmaild.http.dashboard import (
     keys,
     logs,
     message,
+    operator_accounts,
+    operator_health,
+    operator_queue,
+    operator_routes,
     overview,
     places,
     security,
@@ -36,6 +40,10 @@ GROUPS: tuple[Any, ...] = (
     security,
     users,
     audit,
+    operator_accounts,
+    operator_queue,
+    operator_routes,
+    operator_health,
 )
 
 
