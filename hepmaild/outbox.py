@@ -223,7 +223,7 @@ class Outbox:
         arguments = (self._body_keep_us, tuple(exclude), tuple(full), self._cursors)
         claimed = await self._store.write(queue_claim.claim, self.owner, now_us, limit, *arguments)
         self._uncertain_claims.remove(now_us)
-        self._cursors = claimed.cursors
+        self._cursors, self._paused = claimed.cursors, claimed.paused
         self._note_expired(claimed.expired)
         return claimed
 

@@ -30,13 +30,14 @@ class Claimed:
     """What one claim brought: jobs to attempt, and how many recipients expired on the way.
 
     cursors: where the next claim goes on, by route.  is_complete: no due row was left unseen (unless the limit was
-    reached); otherwise claim again.
+    reached); otherwise claim again.  paused: what is so, as (route, destination or "").
     """
 
     jobs: list[Job]
     expired: int
     cursors: Mapping[str, str]
     is_complete: bool
+    paused: frozenset[tuple[str, str]]
 
 
 # Said so that no index is used for it: rows that are known are found by their key, whatever the planner thinks.
@@ -99,7 +100,8 @@ def claim(
 ) -> Claimed:
     """Lease up to `most` due rows; see the module, and `delivery.job.Queue.claim`.  What has expired is ended, too."""
     expired = expire(conn, now_us, body_keep_us)
-    found, ahead, is_complete = ring.look(conn, now_us, most, ring.what_is_shut(conn, exclude, full), cursors or {})
+    shut = ring.what_is_shut(conn, exclude, full)
+    found, ahead, is_complete = ring.look(conn, now_us, most, shut, cursors or {})
     dues = {(f.message_id, f.destination): f.due_at_us for f in found}
     rows = []
     if dues:
@@ -108,7 +110,7 @@ def claim(
         rows = [r for r in locked if (r.message_id, r.destination) in dues and r.expires_at_us > now_us]
         rows.sort(key=lambda r: dues[r.message_id, r.destination])
         rows = caps.admit(conn, rows, now_us)
-    return Claimed(_lease(conn, owner, rows, now_us), expired, ahead, is_complete)
+    return Claimed(_lease(conn, owner, rows, now_us), expired, ahead, is_complete, shut.paused)
 
 
 def _lease(conn: Connection, owner: str, rows: list[Any], now_us: int) -> list[Job]:

@@ -132,15 +132,18 @@ _PAUSED = select(pause.c.route, pause.c.destination)
 
 @dataclass(frozen=True, slots=True)
 class Shut:
-    """What nobody is to work on now."""
+    """What nobody is to work on now; of that, what somebody paused, as (route, destination or "")."""
 
     routes: set[str]
     wheres: set[tuple[str, str]]
+    paused: frozenset[tuple[str, str]]
 
 
 def what_is_shut(conn: Connection, exclude: Collection[str], full: Collection[tuple[str, str]]) -> Shut:
-    shut = Shut(set(exclude), set(full))
-    for route, destination in conn.execute(_PAUSED):
+    """What the caller has no room for, and what is paused."""
+    paused = frozenset((route, destination) for route, destination in conn.execute(_PAUSED))
+    shut = Shut(set(exclude), set(full), paused)
+    for route, destination in paused:
         if destination:
             shut.wheres.add((route, destination))
         else:

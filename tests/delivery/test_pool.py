@@ -57,6 +57,7 @@ async def world(
     setup: Callable[[MemoryQueue], None] | None = None,
     state_dir: Path = Path("/nonexistent"),
     resolve: Resolve | None = None,
+    is_paused: Callable[[str, str], bool] = lambda *_: False,
 ) -> AsyncIterator[World]:
     """A running pool with a well-behaved peer for each host of a route; ended by its drain."""
     routes = routes or (smtp("upstream"),)
@@ -80,6 +81,7 @@ async def world(
             connect=network.connect,
             resolve=resolve,
             on_reported=reported.append,
+            is_paused=is_paused,
         )
         done = trio.Event()
 
@@ -200,6 +202,18 @@ async def test_without_the_lease_the_dot_stays_here(autojump_clock: MockClock) -
         assert w.peer.received == []
         assert w.peer.open_now == 0
         assert w.reported == []
+
+
+async def test_what_was_paused_is_given_back_untried(autojump_clock: MockClock) -> None:
+    paused: set[tuple[str, str]] = set()
+    async with world(is_paused=lambda route, destination: (route, destination) in paused) as w:
+        paused.add(("upstream", ""))
+        w.pool.offer_nowait(w.queue.add("m1", leased=True, due_us=now_us() + 60_000_000))
+        await w.queue.until(lambda: bool(w.queue.released))
+        assert (w.queue.released, w.network.dials) == (["m1"], 0)
+        paused.clear()
+        await w.queue.until(lambda: bool(w.reported))
+        assert w.queue.results("m1") == [Result.DELIVERED]
 
 
 @pytest.mark.parametrize("size", [100, 200_000])
