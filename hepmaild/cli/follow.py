@@ -71,7 +71,7 @@ class Follower:
         context = ssl.create_default_context(cafile=str(self._certificate))
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         context.check_hostname = False  # it is this certificate, whatever it is for
-        headers = [("Authorization", f"Bearer {shown}".encode("ascii"))]
+        headers = [(b"Authorization", f"Bearer {shown}".encode("ascii"))]
         with trio.fail_after(CONNECT_S) as connecting:
             async with open_websocket(
                 self._host,

@@ -324,8 +324,9 @@ def log_tail(settings: Settings, email: str | None, limit: int, follows: bool, a
 def _print_line(row: Mapping[str, Any]) -> None:
     """A line of `--follow`: what comes next is not known, so columns have fixed places."""
     more = f" +{row['more']}" if row["more"] else ""
+    at = instant(row["at"])[:19].replace("T", " ")
     click.echo(
-        f"{instant(row['at'])[:19].replace('T', ' ')}  {row['message_id']}  {clean(row['state']):<9}  {row['door']:<4}  "
+        f"{at}  {row['message_id']}  {clean(row['state']):<9}  {row['door']:<4}  "
         f"{clean(row['sender'])}  {clean(row['recipients'])}{more}  {clean(row['subject'])}"
     )
 

@@ -307,7 +307,7 @@ def _has_text(conn: Connection, term: Term) -> ColumnElement[bool]:
     if value.isascii() and not any(ch.isspace() for ch in value):
         parts += [
             message.c.id.startswith(value.lower(), autoescape=True),
-            _contains(conn, message.c.header_message_id, value.strip("<>") or value),
+            _contains(conn, message.c.header_message_id, value),
         ]
     return or_(*parts)
 
