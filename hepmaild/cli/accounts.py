@@ -362,7 +362,7 @@ def credits_verify(settings: Settings, as_json: bool) -> None:
             _progress(f"{number} of {len(rows)} accounts")
         return len(rows), faults
 
-    accounts_checked, faults = backend.with_store(settings, check_all)
+    accounts_checked, faults = backend.with_store(settings, check_all, patience_s=backend.LOOK_S)
     if as_json:
         print_json({"ok": not faults, "accounts": accounts_checked, "faults": faults})
     elif not faults:

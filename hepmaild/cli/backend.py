@@ -7,6 +7,7 @@ import getpass
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
@@ -26,6 +27,8 @@ T = TypeVar("T")
 KEYS = "keys"  # keys, accounts, senders, plans changed
 PEOPLE = "people"  # users, their sessions
 QUEUE = "queue"  # something became due
+# A look at everything (a queue of a million, a ledger as long) takes longer than the daemon may wait for its store.
+LOOK_S = 300.0
 
 
 def now_us() -> int:
@@ -56,8 +59,8 @@ def note(conn: Connection, account_id: str, action: str, subject: str, data: dic
 
 
 def read(settings: Settings, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Run `fn(conn, …)` on a snapshot; a ValueError of `fn` is a refusal."""
-    return with_store(settings, lambda store: store.read(refusing(fn), *args, **kwargs))
+    """Run `fn(conn, …)` on a snapshot; a ValueError of `fn` is a refusal.  It may take `LOOK_S`."""
+    return with_store(settings, lambda store: store.read(refusing(fn), *args, **kwargs), patience_s=LOOK_S)
 
 
 def write(settings: Settings, topic: str, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -77,16 +80,22 @@ async def tell(store: Store, topic: str) -> None:
         await store.announce(topic)
 
 
-def with_store(settings: Settings, fn: Callable[[Store], Awaitable[T]], *, upgrade: bool = True) -> T:
-    """Run an async function with the open store.  upgrade: first bring the schema up to date, or refuse to."""
+def with_store(
+    settings: Settings, fn: Callable[[Store], Awaitable[T]], *, upgrade: bool = True, patience_s: float = 0
+) -> T:
+    """Run an async function with the open store.  upgrade: first bring the schema up to date, or refuse to.
+
+    patience_s: how long a unit may take, if that is longer than the settings say.
+    """
+    database = settings.database
+    if patience_s > database.unit_timeout_s:
+        database = replace(database, unit_timeout_s=patience_s)
 
     async def main() -> T:
         from hepmaild.storage.store import open_store
         from hepmaild.storage.unit import UnitRunner
 
-        async with open_store(
-            settings.database, settings.server.state_dir, UnitRunner(now_us), exclusive=False
-        ) as store:
+        async with open_store(database, settings.server.state_dir, UnitRunner(now_us), exclusive=False) as store:
             if upgrade and await store.schema_is_due():
                 if settings.database.migrate == Migrate.MANUAL:
                     raise CommandFailed("the database is not at this version's schema: run `hepmaild db upgrade`")

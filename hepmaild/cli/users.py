@@ -185,7 +185,7 @@ def audit_verify(settings: Settings, as_json: bool) -> None:
         found = [{"account_id": f.account_id, "seq": f.seq, "why": f.why} for f in faults if f is not None]
         return len(chains), found
 
-    checked, faults = backend.with_store(settings, check_all)
+    checked, faults = backend.with_store(settings, check_all, patience_s=backend.LOOK_S)
     if as_json:
         print_json({"ok": not faults, "logs": checked, "faults": faults})
     elif not faults:
