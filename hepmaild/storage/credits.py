@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, exists, select, update
+from sqlalchemy import Connection, bindparam, exists, select, text, update
 
 from hepmaild.storage.bulk import Bulk, Query, bulk_insert
 from hepmaild.storage.schema import NO_DEBIT, account, ledger, suppression
@@ -81,6 +81,13 @@ def row_hash(previous: str, row: LedgerRow) -> str:
         text = "-" if value is None else f"={value}"
         parts.append(f"{len(text)}:{text}")
     return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+
+# SQLite would rather go through all rows of the account, which are in order too, than use the index of the few.
+_SELDOM = text(
+    "SELECT * FROM ledger INDEXED BY ix_ledger_account_id_reason_seq WHERE account_id = :account AND reason = :reason "
+    "AND reason <> 'debit' AND seq < :before ORDER BY seq DESC LIMIT :most"
+).columns(*ledger.c)
 
 
 @dataclass(slots=True)
@@ -184,6 +191,14 @@ def history(
         query = query.where(ledger.c.reason == reason)
     if reason and reason != "debit":
         query = query.where(NO_DEBIT)  # as the index says it
+        if conn.dialect.name == "sqlite":
+            values = {
+                "account": account_id,
+                "reason": reason,
+                "before": 2**62 if before_seq is None else before_seq,
+                "most": limit,
+            }
+            return [dict(r) for r in conn.execute(_SELDOM, values).mappings()]
     return [dict(r) for r in conn.execute(query).mappings()]
 
 

@@ -13,7 +13,7 @@ from hepmaild.storage.schema import tally as tallied
 
 PACE_US = 7 * 86_400_000_000
 HOUR_US = 3_600_000_000
-LOOKED_AT = 5_000  # messages that are looked at for the uses of one key
+LOOKED_AT = 2_000  # messages that are looked at for the uses of one key
 FIRST_ROWS = 100  # ledger rows among which the first debit is, where there was one
 
 

@@ -33,7 +33,7 @@ KEPT_US = 32 * DAY_US
 FOLD_AGE_US = 25 * HOUR_US
 MAX_PAUSE_US = 6 * HOUR_US
 LIVE_AGE_US = 20 * HOUR_US  # younger than any plan lets the log forget
-LIVE = 5_000  # unsettled messages that are counted while somebody looks
+LIVE = 2_000  # unsettled messages that are counted while somebody looks
 LIVE_MOST = 20_000  # and with those that are too young to be counted otherwise
 
 IN_DOUBT = ("in_doubt",)

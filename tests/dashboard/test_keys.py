@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tests.dashboard.conftest import Site
-from tests.dashboard.visitor import words
+from tests.dashboard.visitor import Fields, words
 from tests.peers.daemon import SENDER, post
 
 NEW = {"permission": ["smtp", "http", "templates", "own_smtp"]}
@@ -16,7 +16,7 @@ MESSAGE = {"to": "joe@example.com", "subject": "Hi", "text": "Hello"}
 
 
 def secret_of(page: str) -> str:
-    found = set(re.findall(r"hyd-mail-[A-Za-z0-9]{40}", page))
+    found: set[str] = set(re.findall(r"hyd-mail-[A-Za-z0-9]{40}", page))
     assert len(found) == 1, words(page)[:500]
     return found.pop()
 
@@ -134,7 +134,7 @@ def test_the_page_says_how_it_is_used(site: Site) -> None:
 
 
 def test_no_more_than_the_plan_allows(site: Site) -> None:
-    made = []
+    made: list[str] = []
     while "/keys/new" in site.other.get("/keys").partition("<main")[2]:
         response = site.other.post("/keys", {**NEW, "name": f"k{len(made)}"}, page="/keys/new")
         made.append(secret_of(response.text))
@@ -148,7 +148,7 @@ def test_no_more_than_the_plan_allows(site: Site) -> None:
 def test_others_cannot(site: Site) -> None:
     key_id, secret = mint(site, "mine alone")
     path = f"/keys/{key_id}"
-    posts = {
+    posts: dict[str, Fields] = {
         path: {**NEW, "name": "stolen"},
         f"{path}/rotate": {"last": secret[-5:]},
         f"{path}/disable": {},
