@@ -24,7 +24,7 @@ def test_a_look_may_take_longer_than_a_unit_of_the_daemon(tmp_path: Path) -> Non
     settings = Settings()
     settings = replace(
         settings,
-        server=replace(settings.server, state_dir=str(tmp_path)),
+        server=replace(settings.server, state_dir=tmp_path),
         database=replace(settings.database, unit_timeout_s=0.1),
     )
     assert backend.read(settings, count_slowly) == 3_000_000
