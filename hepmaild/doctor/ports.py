@@ -143,7 +143,7 @@ def _greeted(settings: Settings, name: str, line: str) -> Check:
     if not words or words[0].lower() != settings.server.hostname.lower():
         todo = _who(int(name.rpartition(":")[2]))
         return fail(name, f"another SMTP server answers there: {line!r}", todo)
-    return ok(name, f"answers as {settings.server.hostname}")
+    return ok(name, f"SMTP, answers as {settings.server.hostname}")
 
 
 def _is_http(name: str, line: str) -> Check:
@@ -151,4 +151,4 @@ def _is_http(name: str, line: str) -> Check:
         return warn(name, f"answers, but takes no more connections just now: {line}", "try again in a moment")
     if not line.startswith("HTTP/1.1"):
         return fail(name, f"what answers is no web server: {line!r}", _who(int(name.rpartition(":")[2])))
-    return ok(name, "answers")
+    return ok(name, "answers HTTP")

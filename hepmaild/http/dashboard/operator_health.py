@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from markupsafe import Markup, escape
 from quart.wrappers import Response
 
 from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
@@ -31,6 +32,7 @@ def pages(dashboard: Dashboard) -> Pages:
             "operator/health.html",
             report=report,
             checks=checks,
+            ticked=ticked,
             counts={state: sum(check.state == state for check in checks) for state in ORDER},
             is_old=age_s is not None and age_s > OLD_S,
             vitals=await operations.vitals(),
@@ -46,3 +48,12 @@ def pages(dashboard: Dashboard) -> Pages:
         return visit.redirect(BASE)
 
     return group
+
+
+def ticked(text: str) -> Markup:
+    """A sentence in which `commands` stand between backticks."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return escape(text)
+    wrapped = (Markup("<code>{}</code>").format(part) if n % 2 else escape(part) for n, part in enumerate(parts))
+    return Markup("").join(wrapped)
