@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import ExitStack
 
 import pytest
 
 from tests.dashboard.conftest import OTHER, Site
-from tests.dashboard.visitor import words
+from tests.dashboard.visitor import link_of, sign_in, words
 from tests.peers import postgres
-from tests.peers.daemon import ACCOUNT, SENDER, post
+from tests.peers.daemon import ACCOUNT, SENDER, open_daemon, post
+from tests.peers.sink import capture_sink
+from tests.peers.small_dns import small_dns
 
 MESSAGE = {"to": ["joe@example.com", "ann@example.com"], "subject": "Hi", "text": "Hello"}
 PATHS = ("/", "/?show=hour", "/?show=month", "/keys", "/credits", "/suppressions", "/addresses", "/smtp-servers")
@@ -170,3 +173,25 @@ def test_addresses_with_their_caps(site: Site) -> None:
     # Only domains of the account's own senders are looked up for it.
     for domain in ("shop.example", "", "example.org"):
         assert site.other.post("/addresses/check", {"domain": domain}, page="/").status_code == 404
+
+
+def test_dns_is_asked_on_request_only() -> None:
+    with ExitStack() as stack:
+        names = stack.enter_context(small_dns())
+        sink = stack.enter_context(capture_sink())
+        changes = {"dns": {"servers": [f"127.0.0.1:{names.port}"]}}
+        daemon = stack.enter_context(open_daemon(sink_port=sink.port, changes=changes, start=False))
+        daemon.setup()
+        daemon.cli("sender", "add", "shop@shop.example", "--route", "sink", "--account", ACCOUNT)
+        daemon.json("dkim", "add", "shop.example", "--algorithm", "ed25519", "--selector", "s1")
+        daemon.start()
+        owner = stack.enter_context(sign_in(daemon, link_of(daemon.json("account", "link", ACCOUNT))))
+        assert "DNS of" not in words(owner.get("/addresses"))
+        assert names.asked == []
+        page = owner.post("/addresses/check", {"domain": "shop.example"}, page="/addresses").text
+        found = words(page)
+        assert "DNS of shop.example" in found
+        assert "SPF: wrong There is no SPF record" in found
+        assert "s1._domainkey.shop.example" in found
+        assert "_dmarc.shop.example" in found
+        assert "v=DKIM1; k=ed25519" in found
