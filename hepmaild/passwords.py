@@ -68,15 +68,20 @@ def _repeats_address(folded: str, email: str) -> bool:
 
 def hash_password(password: str) -> str:
     """The argon2id hash to keep, with its salt and parameters.  Takes about a tenth of a second."""
-    return _HASHER.hash(password)
+    return _HASHER.hash(_octets(password))
 
 
 def verify_password(kept: str, password: str) -> bool:
     """Whether this is the password.  Takes as long for a wrong one; False too for a hash that is none."""
     try:
-        return _HASHER.verify(kept, password)
+        return _HASHER.verify(kept, _octets(password))
     except (VerificationError, InvalidHashError):
         return False
+
+
+def _octets(password: str) -> bytes:
+    """The same characters are the same password, however the keyboard composed them (RFC 8265 §4.2)."""
+    return unicodedata.normalize("NFC", password).encode("utf-8", "surrogatepass")
 
 
 def decoy() -> str:

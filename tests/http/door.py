@@ -20,6 +20,7 @@ from hepmaild.http.server import BoundHttp, HttpDoor
 from hepmaild.intake import Intake
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.mail.submission import Door, KeyIdentity, RateState, Receipt, Status, Submission, Verified
+from hepmaild.people import People
 from hepmaild.tls import new_context
 from tests.peers.certificates import Certificate, make_certificate
 
@@ -126,6 +127,7 @@ async def open_door(
     proxies: tuple[str, ...] = (),
     timeouts: Timeouts | None = None,
     make: type[HttpDoor] = HttpDoor,
+    people: People | None = None,
 ) -> AsyncIterator[Running]:
     """A door on a free loopback port; it is drained at the end, which must not take long."""
     certificate = make_certificate(folder)
@@ -153,6 +155,7 @@ async def open_door(
         readiness=readiness,
         spool_dir=folder,
         timeouts=timeouts,
+        people=people,
     )
     stopped = trio.Event()
 

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The second factor: turned on, asked for, used once, turned off; and what is left when the vault's file is gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from hepmaild import totp
+from hepmaild.login import LoginRefusal, TokenSet
+from hepmaild.storage import schema_people, tries, users
+from hepmaild.vault import FILE_NAME
+from tests.people.conftest import ANN, BEN, EVE, IP, MINUTE_US, PASSWORD, World, actor_of
+
+STEP_US = totp.STEP_S * 1_000_000
+
+
+def code_at(world: World, secret: bytes, steps: int = 0) -> str:
+    return totp.code(secret, totp.step_of(world.clock.us) + steps)
+
+
+def wrong_code(world: World, secret: bytes) -> str:
+    right = {code_at(world, secret, n) for n in (-1, 0, 1)}
+    return next(code for code in ("000000", "111111", "222222", "333333") if code not in right)
+
+
+async def test_it_is_asked_for(world: World) -> None:
+    assert isinstance(await world.login(), TokenSet)
+    secret, _ = await world.enrol()
+    refused = await world.login()
+    assert isinstance(refused, LoginRefusal)
+    assert (refused.code, refused.http_status) == (40103, 401)
+    assert await world.refusal(ANN, "wrong", otp=code_at(world, secret, 1)) == 40102
+    world.clock.us += STEP_US
+    assert isinstance(await world.login(otp=code_at(world, secret)), TokenSet)
+    assert isinstance(await world.login(EVE), TokenSet)
+    assert await world.actions() == ["second_factor.on"]
+
+
+async def test_a_missing_code_is_no_wrong_try(world: World) -> None:
+    await world.enrol()
+    for _ in range(8):
+        assert await world.refusal() == 40103
+
+
+@pytest.mark.parametrize("steps", [-1, 0, 1])
+async def test_each_step_counts_once(world: World, steps: int) -> None:
+    secret, _ = await world.enrol()
+    world.clock.us += 10 * STEP_US
+    code = code_at(world, secret, steps)
+    assert isinstance(await world.login(otp=f" {code[:3]} {code[3:]} "), TokenSet)
+    assert await world.refusal(otp=code) == 40103
+    async with world.another() as second:
+        assert await second.refusal(otp=code) == 40103
+    world.clock.us += 2 * STEP_US
+    assert isinstance(await world.login(otp=code_at(world, secret, 1)), TokenSet)
+
+
+async def test_the_code_that_turned_it_on_is_used(world: World) -> None:
+    secret, _ = await world.enrol()
+    assert await world.refusal(otp=code_at(world, secret)) == 40103
+
+
+@pytest.mark.parametrize("steps", [-3, -2, 2, 3])
+async def test_clocks_may_differ_by_one_step_only(world: World, steps: int) -> None:
+    secret, _ = await world.enrol()
+    world.clock.us += 10 * STEP_US
+    code = code_at(world, secret, steps)
+    if code not in {code_at(world, secret, n) for n in (-1, 0, 1)}:
+        assert await world.refusal(otp=code) == 40103
+
+
+async def test_wrong_codes_are_tries(world: World) -> None:
+    secret, _ = await world.enrol()
+    world.clock.us += STEP_US
+    codes = [await world.refusal(otp=wrong_code(world, secret)) for _ in range(6)]
+    assert codes == [40103] * 5 + [42901]
+    assert await world.refusal(otp=code_at(world, secret)) == 42901
+
+
+async def test_wrong_codes_are_limited_from_wherever_they_come(world: World) -> None:
+    """Who knows the password could try a million codes from a thousand addresses."""
+    secret, _ = await world.enrol()
+    for n in range(20):
+        taken: dict[str, Any] = {"client": f"198.51.100.{n}", "email_key": ANN, "now_us": world.clock.us}
+        await world.store.write(tries.begin, try_id=str(n), **taken)
+        await world.store.write(tries.wrong_code, str(n))
+    assert await world.refusal(otp=code_at(world, secret, 1)) == 42901
+    world.clock.us += 15 * MINUTE_US
+    assert isinstance(await world.login(otp=code_at(world, secret)), TokenSet)
+
+
+async def test_recovery_codes_work_once_each(world: World) -> None:
+    _, codes = await world.enrol()
+    assert len(set(codes)) == totp.RECOVERY_CODES
+    assert isinstance(await world.login(otp=codes[0].lower().replace("-", " ")), TokenSet)
+    assert await world.refusal(otp=codes[0]) == 40103
+    assert isinstance(await world.login(otp=codes[1]), TokenSet)
+    viewer = await world.people.viewer_of((await world.tokens(otp=codes[2])).access_token)
+    assert viewer is not None
+    state = await world.people.members.second_factor(viewer)
+    assert (state["codes_left"], state["since_us"], state["pending"]) == (7, world.clock.us, None)
+    await world.tokens(EVE)
+    secret_of_eve, codes_of_eve = await world.enrol(EVE)
+    assert secret_of_eve
+    assert await world.refusal(otp=codes_of_eve[0]) == 40103, "somebody else's"
+
+
+async def test_what_was_begun_is_not_asked_for(world: World) -> None:
+    viewer = await world.viewer()
+    members = world.people.members
+    first = await members.begin_second_factor(viewer)
+    assert isinstance(await world.login(), TokenSet)
+    pending = (await members.second_factor(viewer))["pending"]
+    assert pending == first
+    assert first.secret not in repr(first)
+    with pytest.raises(ValueError, match="clock of your device"):
+        await members.confirm_second_factor(viewer, actor_of(viewer), "000000000")
+    second = await members.begin_second_factor(viewer)
+    assert second.secret != first.secret
+    with pytest.raises(ValueError, match="not on"):
+        await members.disable_second_factor(viewer, actor_of(viewer), "000000")
+
+
+async def test_it_is_turned_off_with_a_code_only(world: World) -> None:
+    secret, codes = await world.enrol()
+    viewer = await world.people.viewer_of((await world.tokens(otp=codes[0])).access_token)
+    assert viewer is not None
+    members, actor = world.people.members, actor_of(viewer)
+    with pytest.raises(ValueError, match="on already"):
+        await members.begin_second_factor(viewer)
+    with pytest.raises(ValueError, match="code is wrong"):
+        await members.disable_second_factor(viewer, actor, wrong_code(world, secret))
+    world.clock.us += STEP_US
+    fresh = await members.new_recovery_codes(viewer, actor, code_at(world, secret))
+    assert not set(fresh) & set(codes)
+    assert await world.refusal(otp=codes[3]) == 40103
+    for _ in range(3):
+        with pytest.raises(ValueError, match="code is wrong"):
+            await members.disable_second_factor(viewer, actor, wrong_code(world, secret))
+    with pytest.raises(ValueError, match="too many wrong tries: wait 15 minutes"):
+        await members.disable_second_factor(viewer, actor, fresh[0])
+    world.clock.us += 15 * MINUTE_US
+    await members.disable_second_factor(viewer, actor, fresh[0])
+    assert isinstance(await world.login(), TokenSet)
+    assert await world.actions() == ["second_factor.on", "second_factor.codes", "second_factor.off"]
+
+
+async def test_the_secret_is_sealed(world: World) -> None:
+    secret, codes = await world.enrol()
+    row = await world.store.read(users.find, ANN)
+    assert row.totp_sealed is not None
+    assert secret not in row.totp_sealed
+    kept = str(await world.store.read(lambda conn: conn.execute(select(schema_people.recovery_code)).all()))
+    assert not any(totp.clean(code) in kept for code in codes)
+    assert secret.hex() not in repr(row)
+
+
+async def test_without_the_vaults_file_nobody_is_let_in_by_the_password_alone(world: World, log_events: Any) -> None:
+    secret, codes = await world.enrol()
+    await world.add_user(BEN, "admin")
+    (world.folder / FILE_NAME).rename(world.folder / "elsewhere")
+    async with world.another() as second:
+        log_events.expect_error("second_factor_unusable")
+        refused = await second.people.password_grant(
+            ANN, PASSWORD, otp=code_at(world, secret, 1), ip=IP, agent="", kind="program"
+        )
+        assert isinstance(refused, LoginRefusal)
+        assert (refused.code, refused.http_status) == (50301, 503)
+        assert isinstance(await second.login(BEN), TokenSet)
+        assert isinstance(await second.login(otp=codes[0]), TokenSet), "recovery codes need no secret"
