@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from hepmaild.delivery.job import Result
 from tests.delivery.peer import after
@@ -19,6 +19,7 @@ async def test_a_dead_route_costs_no_claims(autojump_clock: MockClock) -> None:
         for n in range(3):
             w.pool.offer_nowait(w.queue.add(f"first{n}", route="dead", leased=True))
         await w.queue.until(lambda: len(w.reported) == 3)
+        await wait_all_tasks_blocked()  # the pause that begins is looked at once
         claims = w.queue.claims
         for n in range(100):
             assert w.pool.capacity_hint("dead") == 0
