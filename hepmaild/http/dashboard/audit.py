@@ -109,7 +109,7 @@ def show_row(row: dict[str, Any]) -> dict[str, Any]:
         **row,
         "what": ACTIONS.get(row["action"], row["action"]),
         "via": VIA.get(row["via"], row["via"]),
-        "details": [_detail(row["action"], name, value) for name, value in row["data"].items()],
+        "details": [_detail(row["action"], name, value) for name, value in row["data"].items() if value is not None],
     }
 
 

@@ -16,6 +16,7 @@ from werkzeug.exceptions import Forbidden
 
 from hepmaild.http.call import Call
 from hepmaild.http.dashboard.frame import (
+    ACCESS_COOKIE,
     REFRESH_COOKIE,
     Dashboard,
     Pages,
@@ -79,6 +80,7 @@ def _mount_form(blueprint: Blueprint, dashboard: Dashboard) -> None:
             if result.retry_after_s:
                 response.headers["Retry-After"] = str(result.retry_after_s)
             return response
+        await _end_former(dashboard)
         response = keep_tokens(see(local_path(form.get("next", "/"))), result)
         drop_cookie(response, VISITOR_COOKIE)
         return response
@@ -90,7 +92,9 @@ def _mount_link(blueprint: Blueprint, dashboard: Dashboard) -> None:
         link = await dashboard.people.open_link(token, ip=_ip(), agent=_agent())
         if link is None:
             return _dead_link(dashboard)
-        return plain_page(dashboard, "link.html", token=token, email=link.email, error="")
+        return plain_page(
+            dashboard, "link.html", token=token, email=link.email, error="", ask_otp=link.needs_otp, wrong=""
+        )
 
     @blueprint.post("/link")
     async def use_link() -> Response:
@@ -101,15 +105,34 @@ def _mount_link(blueprint: Blueprint, dashboard: Dashboard) -> None:
         link = await dashboard.people.open_link(token, ip=_ip(), agent=_agent())
         if link is None:
             return _dead_link(dashboard)
+        otp = form.get("otp", "").strip()[:100] or None
         result = await dashboard.people.set_password_by_link(
-            token, form.get("password", ""), ip=_ip(), agent=_agent(), kind="browser"
+            token, form.get("password", ""), ip=_ip(), agent=_agent(), kind="browser", otp=otp
         )
         if isinstance(result, LoginRefusal):
+            wrong = result.code == NEEDS_OTP
+            text = "Type the code of your second factor too." if wrong and otp is None else result.message + "."
             return plain_page(
-                dashboard, "link.html", token=token, email=link.email, error=result.message, status=result.http_status
+                dashboard,
+                "link.html",
+                token=token,
+                email=link.email,
+                error="" if wrong else text,
+                wrong=text if wrong else "",
+                ask_otp=link.needs_otp or wrong,
+                status=result.http_status,
             )
         # Whoever was signed in here before is not any more: a link never continues somebody else's session.
+        await _end_former(dashboard)
         return keep_tokens(see("/"), result)
+
+
+async def _end_former(dashboard: Dashboard) -> None:
+    """Its cookies are about to be replaced: the session that this browser had would only lie about, alive."""
+    access = request.cookies.get(ACCESS_COOKIE, "")
+    former = await dashboard.people.viewer_of(access) if access else None
+    if former is not None:
+        await dashboard.people.sign_out(former.session_id)
 
 
 def _sign_in_page(
