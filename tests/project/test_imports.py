@@ -53,7 +53,7 @@ APART = ("hepmaild.smtp", "hepmaild.http", "hepmaild.delivery")
 _SMTP_PURE = "actions commands content core facts machine replies sasl say state verbs".split()  # noqa: SIM905
 _DELIVERY_PURE = "answers capabilities client dane hops job mta_sts mx outcome reader route tls_policy".split()  # noqa: SIM905
 _STORAGE_USERS = "census directory dkim_watch intake live outbox policy prepare reaper receipts signing tallier".split()  # noqa: SIM905
-_LOGIN = "login members people second_factor tokens".split()  # noqa: SIM905
+_LOGIN = "live_pass login members people second_factor tokens".split()  # noqa: SIM905
 
 # The first prefix that fits decides.
 LEVELS: list[tuple[str, int]] = [
