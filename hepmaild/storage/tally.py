@@ -15,9 +15,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from hepmaild.storage.bulk import Bulk
 from hepmaild.storage.schema import counter, message, tally
 
 MINUTE_US = 60_000_000
@@ -78,6 +79,17 @@ class Count:
         self.in_doubt += other.in_doubt
         self.failed += other.failed
 
+
+_GONE = Bulk(
+    delete(tally).where(
+        tally.c.account_id == bindparam("account"),
+        tally.c.span_s == bindparam("span"),
+        tally.c.at_us == bindparam("at"),
+    ),
+    "account",
+    "span",
+    "at",
+)
 
 Counted = dict[tuple[str, int], Count]  # by account and minute
 
@@ -204,7 +216,7 @@ def fold(conn: Connection, now_us: int) -> int:
     for r in old:
         at_us = r.at_us - r.at_us % HOUR_US
         hours.setdefault((r.account_id, at_us), Count(at_us)).take(_of(r))
-        conn.execute(delete(tally).where(_is(r.account_id, MINUTE_S, r.at_us)))
+    _GONE.run(conn, [(r.account_id, MINUTE_S, r.at_us) for r in old])
     for (account_id, at_us), c in hours.items():
         added = update(tally).where(_is(account_id, HOUR_S, at_us))
         sums = {name: tally.c[name] + getattr(c, name) for name in ("sent", "waiting", "in_doubt", "failed")}
@@ -220,8 +232,7 @@ def prune(conn: Connection, now_us: int) -> int:
         .where(tally.c.span_s == HOUR_S, tally.c.at_us < now_us - KEPT_US)
         .limit(FOLDED)
     ).all()
-    for account_id, at_us in old:
-        conn.execute(delete(tally).where(_is(account_id, HOUR_S, at_us)))
+    _GONE.run(conn, [(account_id, HOUR_S, at_us) for account_id, at_us in old])
     return len(old)
 
 
