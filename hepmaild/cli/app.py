@@ -13,7 +13,7 @@ import click
 import structlog
 
 from hepmaild import __version__, logs
-from hepmaild.cli import accounts, demo, dkim, doctor, keys, queue, secrets, service, suppression, users
+from hepmaild.cli import accounts, demo, dkim, doctor, keys, queue, secrets, service, suppression, top, users
 from hepmaild.cli.common import Invocation
 from hepmaild.cli.output import CommandFailed, clean
 from hepmaild.config_load import SettingsError
@@ -69,6 +69,8 @@ for command in (
 ):
     cli.add_command(command)
 
+
+queue.queue.add_command(top.queue_top)
 
 _EXPECTED = (
     click.ClickException,

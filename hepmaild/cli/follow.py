@@ -36,9 +36,21 @@ CATCH_UP = 500
 
 
 class Follower:
-    """Follows one daemon.  show: called with every new message and every change of one, in order."""
+    """Follows one daemon.  show: called with every new message and every change of one, in order.
 
-    def __init__(self, settings: Settings, store: Store, account_id: str | None, show: Show) -> None:
+    tell: what to do with a line about the stream itself; None: to standard error.  is_connected: just now.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        account_id: str | None,
+        show: Show,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        self._tell = tell or (lambda text: click.echo(text, err=True))
+        self.is_connected = False
         self._store = store
         self._account_id = account_id
         self._show = show
@@ -61,8 +73,9 @@ class Follower:
             except (OSError, HandshakeError, ConnectionClosed, StoreUnavailable, trio.TooSlowError) as error:
                 if not told:
                     told = True
-                    click.echo(f"waiting for the daemon at {self._host}:{self._port} ({_reason(error)})", err=True)
+                    self._tell(f"waiting for the daemon at {self._host}:{self._port} ({_reason(error)})")
                 pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+            self.is_connected = False
             await trio.sleep(pause_s)
 
     async def _follow(self) -> None:
@@ -88,8 +101,9 @@ class Follower:
                     await self._hear(frame)
 
     async def _hear(self, frame: dict[str, Any]) -> None:
+        self.is_connected = True
         if frame.get("resync"):
-            click.echo("some changes were missed; what was accepted meanwhile follows", err=True)
+            self._tell("some changes were missed; what was accepted meanwhile follows")
             found = await self._store.read(rows.find, self._account_id, Search(), after=self._last, limit=CATCH_UP)
             for line in found.lines[::-1]:
                 self._take(line)
