@@ -22,7 +22,7 @@ POSTS: dict[str, dict[str, str]] = {"suspend": {}, "resume": {}, "link": {}}
 def link_in(page: str) -> str:
     found = re.findall(r"https://[^\s<\"]+/link/[\w-]{43}", page)
     assert len(set(found)) == 1, words(page)
-    return found[0]
+    return str(found[0])
 
 
 def test_somebody_is_invited_and_comes(site: Site) -> None:
