@@ -229,7 +229,7 @@ class People:
         client, now_us = client_of(ip), self._now_us()
         token_hash = hash_refresh(refresh_token)
         # Whoever signed in by a browser stays so, whatever others behind the same address try.
-        if await self._store.read(sessions.kind_of_unused, token_hash, now_us) == "program":
+        if await self._store.read(sessions.kind_of_living, token_hash, now_us) == "program":
             wait_us = await self._store.read(tries.client_wait_us, client, now_us)
             if wait_us:
                 return too_many(wait_us)

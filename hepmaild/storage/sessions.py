@@ -145,8 +145,8 @@ def session_of(conn: Connection, token_hash: bytes) -> str | None:
     return found
 
 
-def kind_of_unused(conn: Connection, token_hash: bytes, now_us: int) -> str | None:
-    """The kind of the session that this refresh token would renew; None: it would not."""
+def kind_of_living(conn: Connection, token_hash: bytes, now_us: int) -> str | None:
+    """The kind of the living session that this refresh token belongs to, used or not; None: there is none."""
     query = (
         select(login_session.c.kind)
         .join(refresh_token, refresh_token.c.session_id == login_session.c.id)

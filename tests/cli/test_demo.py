@@ -93,6 +93,31 @@ def test_the_printed_lines_work_and_the_key_stays(tmp_path: Path) -> None:
         assert json.loads(run(line_of(anew, "curl")).stdout)["ok"]
 
 
+def test_the_printed_link_signs_in_once_and_is_fresh_at_every_start(tmp_path: Path) -> None:
+    require("curl")
+    folder = tmp_path / "var"
+    curl = f"curl -sS -o /dev/null --cacert {folder}/self-made-certificate.pem -w '%{{http_code}}'"
+    links = []
+    for password in ("correct horse battery", "another horse battery"):
+        with demo(folder) as (process, printed):
+            ((link, base, token),) = re.findall(r"((https://\S+)/link/([\w-]{43}))$", printed, re.MULTILINE)
+            assert run(f"{curl} {link}").stdout == "200"
+            answer = run(f"{curl} {base}/link --data-urlencode token={token} --data-urlencode 'password={password}'")
+            assert answer.stdout == "303"
+            assert run(f"{curl} {link}").stdout == "410"
+            grant = f"{base}/oauth/token?grant_type=password"
+            assert run(f"{curl} -X POST -u 'demo@example.com:{password}' '{grant}'").stdout == "200"
+            if links:
+                assert run(f"{curl} -X POST -u 'demo@example.com:correct horse battery' '{grant}'").stdout == "403"
+            links.append(token)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(DEADLINE_S) == 0
+        log = folder.with_suffix(".log").read_text()
+        assert token not in log
+        assert password not in log
+    assert len(set(links)) == 2
+
+
 def test_addresses_are_written_as_urls_want_them(tmp_path: Path) -> None:
     options = ("--smtp", "[::1]:0", "--smtps", "[::1]:0", "--https", "[::]:0")
     with demo(tmp_path / "var", *options) as (_process, printed):
