@@ -12,7 +12,8 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, case, delete, insert, literal, null, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, case, delete, literal, null, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from hepmaild.config import InDoubt
 from hepmaild.storage import caps, messages
@@ -82,8 +83,12 @@ def free_uncertain(
 
 def stay_alive(conn: Connection, owner: str, until_us: int) -> None:
     """Renew the lease of this process over all it holds."""
-    if not conn.execute(update(process).where(process.c.id == owner).values(alive_until_us=until_us)).rowcount:
-        conn.execute(insert(process).values(id=owner, alive_until_us=until_us))
+    # Its heartbeat and its claims may meet here; both engines have this statement, each its own class for it.
+    make = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
+    statement = make(process).values(id=owner, alive_until_us=until_us)
+    conn.execute(
+        statement.on_conflict_do_update(index_elements=[process.c.id], set_={"alive_until_us": until_us}),
+    )
 
 
 def say_goodbye(conn: Connection, owner: str, now_us: int, in_doubt: InDoubt = InDoubt.RETRY) -> None:

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process says that it is alive, from several of its tasks at once, on both engines."""
+
+from __future__ import annotations
+
+import trio
+from sqlalchemy import Connection, select
+
+from hepmaild.storage import leases
+from hepmaild.storage.schema import process
+from tests.storage.conftest import Opener
+
+
+def alive(conn: Connection) -> list[tuple[str, int]]:
+    return [(r.id, r.alive_until_us) for r in conn.execute(select(process).order_by(process.c.id))]
+
+
+async def test_heartbeat_and_claim_meet(opener: Opener) -> None:
+    """The first of them makes the row, and none of them fails."""
+    async with opener() as store:
+        await store.upgrade()
+        for until_us in (100, 200):
+            async with trio.open_nursery() as nursery:
+                for _ in range(8):
+                    nursery.start_soon(store.write, leases.stay_alive, "me", until_us)
+            assert await store.read(alive) == [("me", until_us)]
