@@ -142,13 +142,15 @@ class LiveHub:
             if self._follows:
                 return
             top = await self._store.read(rows.newest)
-            if not self._store.is_sqlite:
-                begin = max(0, top - LOOK_BACK)
-                news = await self._store.read(rows.news, begin)
-                found = {seq for seq, _, _ in news.events}
-                top = max(found, default=top)
-                now = trio.current_time()
-                self._missing = {seq: now for seq in range(begin + 1, top) if seq not in found}
+            begin = top if self._store.is_sqlite else max(0, top - LOOK_BACK)
+            news = await self._store.read(rows.news, begin)
+            self._generation = news.generation
+            found = {seq for seq, _, _ in news.events}
+            top = max(found, default=top)
+            now = trio.current_time()
+            self._missing = {
+                seq: now for seq in range(begin + 1, top) if seq not in found and not self._store.is_sqlite
+            }
             self._top = top
             self._follows = True
 

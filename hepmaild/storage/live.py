@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, select
 
-from hepmaild.storage.schema import counter, event
+from hepmaild.storage.schema import event
+from hepmaild.storage.sessions import GENERATION
 
 AT_ONCE = 5_000
-GENERATION = "generation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,5 +52,5 @@ def news(conn: Connection, after: int, missing: Collection[int] = (), limit: int
     if missing:
         late = conn.execute(columns.where(event.c.seq.in_(sorted(missing))).order_by(event.c.seq))
         found = [(int(seq), str(account_id), str(message_id)) for seq, account_id, message_id in late] + found
-    generation = conn.execute(select(counter.c.value).where(counter.c.name == GENERATION)).scalar_one_or_none()
+    generation = conn.execute(GENERATION).scalar_one_or_none()
     return News(found, int(generation or 0), is_all)
