@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from hepmaild.config import RouteKind, RouteSettings, Settings
 from hepmaild.delivery.answers import Failed
+from hepmaild.delivery.client import Stage
 from hepmaild.delivery.lookups import Lookups
 from hepmaild.doctor.checks import Check, fail, ok, warn
 from hepmaild.route_test import try_route
@@ -38,11 +39,11 @@ def _todo(chosen: RouteSettings, error: str) -> str:
     stage = error.partition(":")[0].strip()
     here = f"`hepmaild route test {chosen.name}` shows every step"
     match stage:
-        case "connect":
+        case Stage.CONNECT:
             return f"look whether a firewall stands between, and whether host and port are right; {here}"
-        case "tls" | "starttls":
+        case Stage.TLS | Stage.STARTTLS:
             return f"look at the next hop's certificate and at the route's tls and tls_ca; {here}"
-        case "auth":
+        case Stage.AUTH:
             return f"look at the route's username and password; {here}"
     return here
 

@@ -41,11 +41,21 @@ class Promises:
     silences: list[str] = field(default_factory=list)
 
 
-class Load:
-    """Threads that send one message after the other until `stop`."""
+Mail = tuple[str, str]  # sender, recipient
+MAILS: tuple[Mail, ...] = ((SENDER, TO),)
 
-    def __init__(self, daemons: list[Daemon], key: str, *, smtp: int = 6, https: int = 2) -> None:
+
+class Load:
+    """Threads that send one message after the other until `stop`.
+
+    mails: from whom to whom; a message keeps its own however often it is sent again.
+    """
+
+    def __init__(
+        self, daemons: list[Daemon], key: str, *, smtp: int = 6, https: int = 2, mails: tuple[Mail, ...] = MAILS
+    ) -> None:
         self.promises = Promises()
+        self._mails = mails
         self._daemons = daemons
         self._key = key
         self._stop = threading.Event()
@@ -81,6 +91,9 @@ class Load:
 
     # ------------------------------------------------------------------ customers
 
+    def _mail(self, test_id: str) -> Mail:
+        return self._mails[int(test_id, 16) % len(self._mails)]
+
     def _refused(self, code: int, text: str) -> None:
         kind = self.promises.temporary if code // 100 == 4 or code == 503 else self.promises.permanent
         kind.append(f"{code} {text}")
@@ -111,8 +124,9 @@ class Load:
                     session.close()
 
     def _transaction(self, session: smtplib.SMTP, test_id: str) -> None:
-        message = plain_message(test_id, sender=SENDER, to=TO)
-        for code, text in (session.mail(SENDER), session.rcpt(TO)):
+        sender, to = self._mail(test_id)
+        message = plain_message(test_id, sender=sender, to=to)
+        for code, text in (session.mail(sender), session.rcpt(to)):
             if code != 250:
                 raise smtplib.SMTPResponseException(code, text)
         self.promises.unanswered.add(test_id)
@@ -131,7 +145,8 @@ class Load:
         while again or not self._stop.is_set():
             test_id = again or new_id()
             again = test_id
-            body = {"to": TO, "subject": "x", "text": "x", "headers": {"X-Test-Id": test_id}}
+            sender, to = self._mail(test_id)
+            body = {"from": sender, "to": to, "subject": "x", "text": "x", "headers": {"X-Test-Id": test_id}}
             try:
                 self.promises.unanswered.add(test_id)
                 status, answer, _ = post(
@@ -154,9 +169,9 @@ class Load:
 
 
 @contextlib.contextmanager
-def running_load(daemons: list[Daemon], key: str) -> Iterator[Load]:
+def running_load(daemons: list[Daemon], key: str, mails: tuple[Mail, ...] = MAILS) -> Iterator[Load]:
     """A load that certainly stops."""
-    load = Load(daemons, key)
+    load = Load(daemons, key, mails=mails)
     load.start()
     try:
         yield load

@@ -13,8 +13,8 @@ from sqlalchemy import Connection, func, select, text, update
 from hepmaild.delivery.job import Result
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail.submission import RateState
-from hepmaild.storage import credits as money
 from hepmaild.storage import claim, leases, log, queue, schema, stats
+from hepmaild.storage import credits as money
 from hepmaild.storage.accept import Taken, Twin
 from hepmaild.storage.unit import Answer, Answers, Mark
 from tests.storage.books import HOUR_US, START_US, Books, open_books
