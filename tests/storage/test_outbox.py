@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+import trio
 
 from hepmaild.delivery.job import Outcome, Result
 from hepmaild.errors import StoreUnavailable
 from hepmaild.outbox import FirstAttempt, Outbox
 from hepmaild.storage import claim as claims
-from hepmaild.storage import queue
+from hepmaild.storage import leases, queue
 from hepmaild.storage.store import Store
 from tests.storage.books import Books, open_books
 from tests.storage.conftest import Opener
@@ -161,6 +162,16 @@ async def test_a_pause_is_known_at_once(books: Books) -> None:
     await outbox.claim(1)  # also when nobody was told
     assert not outbox.is_paused("up", "")
     assert outbox.is_paused("mx", "x.example")
+
+
+async def test_several_tasks_may_say_at_once_that_the_process_lives(books: Books) -> None:
+    async with trio.open_nursery() as nursery:
+        for n in range(8):
+            nursery.start_soon(books.store.write, leases.stay_alive, "me", books.clock.us + n)
+    member = mx_accept(books, "a@x.example")
+    await books.store.submit(member)
+    assert await books.store.write(leases.take_over, books.clock.us - 1, alone=False) == 0
+    assert await books.store.write(leases.take_over, books.clock.us + 8, alone=False) == 1
 
 
 async def test_expiry_needs_no_claim(books: Books) -> None:
