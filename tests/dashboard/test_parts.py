@@ -45,7 +45,8 @@ def test_deep_nesting_is_not_followed() -> None:
 
 def test_pictures_that_came_with_it_are_shown() -> None:
     mail = (
-        b"Content-Type: multipart/related; boundary=b\r\n\r\n--b\r\nContent-Type: text/html\r\n\r\n<img src='cid:p@x'>\r\n"
+        b"Content-Type: multipart/related; boundary=b\r\n\r\n"
+        b"--b\r\nContent-Type: text/html\r\n\r\n<img src='cid:p@x'>\r\n"
         b"--b\r\nContent-Type: image/png\r\nContent-ID: <p@x>\r\n\r\nPNG\r\n--b--\r\n"
     )
     assert take_apart(mail).html == "<img src='data:image/png;base64,UE5H'>"
@@ -63,17 +64,18 @@ def test_names_of_files_are_safe(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "C:\\x\\bill.pdf", "\u202efdp.exe", ".htaccess", "a" * 500 + ".pdf", ""]
+    ("name", "safe"),
+    [
+        ("../../etc/passwd", "passwd"),
+        ("C:\\x\\bill.pdf", "bill.pdf"),
+        ("\u202efdp.exe", "fdp.exe"),
+        (".htaccess", "htaccess"),
+        ("a" * 500 + ".pdf", "a" * 100 + ".pdf"),
+        ("", "part-1.html"),
+    ],
 )
-def test_examples_of_names(name: str) -> None:
-    assert safe_name(name, 1, "text/html") in (
-        "passwd",
-        "bill.pdf",
-        "fdp.exe",
-        "htaccess",
-        "a" * 100 + ".pdf",
-        "part-1.html",
-    )
+def test_examples_of_names(name: str, safe: str) -> None:
+    assert safe_name(name, 1, "text/html") == safe
 
 
 @given(st.one_of(st.text(max_size=50), st.integers(), st.none(), st.lists(st.text(max_size=9))))
@@ -98,7 +100,7 @@ def test_a_pipelined_leg_has_its_answers_where_they_belong() -> None:
         (2_100, "us", "."),
     ]
     outcome = {"recipient": 0, "result": "in_doubt", "reply": None, "retry_at": 99}
-    data = {"host": "mx.test", "route": "r", "started_at": 0, "steps": steps, "outcomes": [outcome]}
+    data = {"host": "mx.test", "route": "r", "started_at": 1, "steps": steps, "outcomes": [outcome]}
     [group] = groups([{"seq": 1, "at": 5_000, "kind": "attempt", "data": data}], {0: "b@mx.test"})
     told = {step.title: step.said[-1][1] for step in group.steps if step.said}
     assert told["Sender"] == "250 sender"
