@@ -10,7 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, case, delete, exists, func, insert, null, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, delete, exists, func, null, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from hepmaild.storage import credits as money
 from hepmaild.storage import messages
@@ -244,8 +245,9 @@ def pause_route(conn: Connection, route: str, destination: str, note: str, now_u
     Attempts under way stop before their final dot; those past it end as they will.
     """
     here = and_(pause.c.route == route, pause.c.destination == destination)
-    if not conn.execute(update(pause).where(here).values(note=note)).rowcount:
-        conn.execute(insert(pause).values(route=route, destination=destination, since_us=now_us, note=note))
+    make = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
+    row = make(pause).values(route=route, destination=destination, since_us=now_us, note=note)
+    conn.execute(row.on_conflict_do_update(index_elements=[pause.c.route, pause.c.destination], set_={"note": note}))
     leased = and_(queue.c.owner.is_not(None), queue.c.route == route, queue.c.marked.is_(False))
     if destination:
         leased = and_(leased, queue.c.destination == destination)
