@@ -63,8 +63,8 @@ class Waiting:
 
 
 def page(conn: Connection, wish: Wish, after: Cursor | None = None) -> Waiting:
-    """Waiting recipients, those due first first; held ones the last to expire first."""
-    falling = wish.state == "held"  # those are due at their expiry, behind everything else
+    """Waiting recipients, those due first first; held and capped ones the last to expire first."""
+    falling = wish.state in {"held", "capped"}  # those are due at their expiry, behind everything else
     found, end = _rows(conn, wish, after, falling=falling)
     shown: list[dict[str, Any]] = []
     for start in range(0, len(found), 200):
@@ -123,8 +123,6 @@ def _rows(conn: Connection, wish: Wish, after: Cursor | None, *, falling: bool) 
         parts = []
         for route in (wish.route,) if wish.route else wish.routes:
             query = select(queue).where(queue.c.route == route, queue.c.owner.is_(None))
-            if wish.state == "capped":
-                query = query.where(queue.c.line_us.is_not(None))
             if wish.destination and _has_destinations(conn, route):
                 query = query.where(queue.c.destination == wish.destination)
             parts.append(_ask(conn, query, after, look, falling=falling))
