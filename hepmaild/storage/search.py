@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, Connection, Integer, and_, exists, func, literal_column, or_, select
 
 from hepmaild.mail.ids import is_message_id
 from hepmaild.search_words import TEXT, Search, Term
@@ -293,12 +293,11 @@ def _has_recipient(conn: Connection, term: Term) -> ColumnElement[bool]:
     if term.is_address:
         # Not by the index on addresses, which would give all that anybody sent there.
         here = func.lower(recipient.c.address.concat("")) == func.lower(term.value)
-        return exists(select(literal_column("1")).where(recipient.c.message_id == message.c.id, here))
-    return exists(
-        select(literal_column("1")).where(
-            recipient.c.message_id == message.c.id, _contains(conn, recipient.c.address, term.value)
-        )
-    )
+    else:
+        here = _contains(conn, recipient.c.address, term.value)
+    # With an offset PostgreSQL asks for each message, and does not go through all recipients there are beforehand.
+    theirs = select(literal_column("1")).where(recipient.c.message_id == message.c.id, here)
+    return exists(theirs.offset(literal_column("0", Integer)))
 
 
 def _has_text(conn: Connection, term: Term) -> ColumnElement[bool]:
