@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-from sqlalchemy import ColumnElement, Connection, Integer, and_, exists, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, Connection, Integer, Select, and_, exists, func, literal_column, or_, select
 
 from hepmaild.mail.ids import is_message_id
 from hepmaild.search_words import TEXT, Search, Term
@@ -296,7 +296,7 @@ def _has_recipient(conn: Connection, term: Term) -> ColumnElement[bool]:
     else:
         here = _contains(conn, recipient.c.address, term.value)
     # With an offset PostgreSQL asks for each message, and does not go through all recipients there are beforehand.
-    theirs = select(literal_column("1")).where(recipient.c.message_id == message.c.id, here)
+    theirs: Select[Any] = select(literal_column("1")).where(recipient.c.message_id == message.c.id, here)
     return exists(theirs.offset(literal_column("0", Integer)))
 
 
