@@ -19,8 +19,10 @@ async def test_heartbeat_and_claim_meet(opener: Opener) -> None:
     """The first of them makes the row, and none of them fails."""
     async with opener() as store:
         await store.upgrade()
-        for until_us in (100, 200):
+        for n in range(20):  # the first ones wait for connections, and hardly meet
             async with trio.open_nursery() as nursery:
-                for _ in range(8):
-                    nursery.start_soon(store.write, leases.stay_alive, "me", until_us)
-            assert await store.read(alive) == [("me", until_us)]
+                for until_us in range(100, 108):
+                    nursery.start_soon(store.write, leases.stay_alive, f"me{n:02d}", until_us)
+        found = await store.read(alive)
+        assert [owner for owner, _ in found] == [f"me{n:02d}" for n in range(20)]
+        assert all(100 <= until_us < 108 for _, until_us in found)
