@@ -394,19 +394,25 @@ class _Daemon:
                 return
 
     async def _obey_signals(self, root: trio.Nursery, *, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
-            task_status.started()
-            async for number in received:
-                if number == signal.SIGHUP:
-                    await self._reload_settings()
-                elif self.lifecycle.is_draining:
-                    log.warning("stopping_now", reason="a second signal")
-                    root.cancel_scope.cancel()
-                else:
-                    log.info("draining", signal=signal.Signals(number).name)
-                    self._notifier.stopping("draining")
-                    self.lifecycle.draining.set()
-                    root.start_soon(self._stop_hard, root)
+        try:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+                task_status.started()
+                async for number in received:
+                    if number == signal.SIGHUP:
+                        await self._reload_settings()
+                    elif self.lifecycle.is_draining:
+                        log.warning("stopping_now", reason="a second signal")
+                        root.cancel_scope.cancel()
+                    else:
+                        log.info("draining", signal=signal.Signals(number).name)
+                        self._notifier.stopping("draining")
+                        self.lifecycle.draining.set()
+                        root.start_soon(self._stop_hard, root)
+        finally:
+            if self.lifecycle.is_draining:
+                # All that is left is to close the store: a late signal must not end the process before that is done.
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(number, signal.SIG_IGN)
 
     async def _stop_hard(self, root: trio.Nursery) -> None:
         await trio.sleep(self._settings.server.drain_timeout_s + HARD_STOP_MARGIN_S)
