@@ -15,18 +15,6 @@ MAX_STEPS = 300
 MAX_TEXT = 500
 
 
-class EventKind(StrEnum):
-    """Kinds of event, in the order in which they usually come."""
-
-    ACCEPTED = "accepted"  # committed with its debit; data: door, steps, sizes
-    REPLIED = "replied"  # what the client was told, and when
-    ATTEMPT = "attempt"  # one attempt: route, host, tls, steps, outcome per recipient
-    RETRIED = "retried"  # somebody asked for an attempt now
-    CANCELLED = "cancelled"  # somebody cancelled what still waited
-    EXPIRED = "expired"  # gave up after delivery.expire_after_s
-    RECOVERED = "recovered"  # the lease of a dead process ended
-
-
 class Who(StrEnum):
     """Who speaks in a step."""
 

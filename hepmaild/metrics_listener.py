@@ -15,7 +15,7 @@ import h11
 import structlog
 import trio
 
-from hepmaild.smtp.listener import open_listener
+from hepmaild.listening import open_listener
 
 log = structlog.get_logger()
 

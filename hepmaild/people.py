@@ -281,18 +281,13 @@ class People:
             passwords.check_password(new, email=viewer.email)
         except ValueError as error:
             return bad_password(error)
-        proof = Proof(str(uuid.uuid4()), client_of(ip), _email_key(viewer.email))
         async with self._turn() as has_turn:
             if not has_turn:
                 return BUSY
-            wait_us = await self._store.write(
-                tries.begin, try_id=proof.try_id, client=proof.client, email_key=proof.email_key, now_us=self._now_us()
-            )
-            if wait_us:
-                return too_many(wait_us)
-            found = await self._store.read(users.by_id, viewer.user_id)
-            if found is None or not await self._is_password(found, old):
-                return WRONG_OLD_PASSWORD
+            proved = await self._prove(viewer, old, ip)
+            if isinstance(proved, LoginRefusal):
+                return proved
+            found, proof = proved
             kept = await trio.to_thread.run_sync(passwords.hash_password, new, limiter=self._hashing)
         token = new_refresh_token()
         granted: Granted | str = await self._store.write(
@@ -313,20 +308,28 @@ class People:
 
         A wrong password counts as a try to log in.
         """
-        proof = Proof(str(uuid.uuid4()), client_of(actor.ip), _email_key(viewer.email))
         async with self._turn() as has_turn:
             if not has_turn:
                 return BUSY
-            wait_us = await self._store.write(
-                tries.begin, try_id=proof.try_id, client=proof.client, email_key=proof.email_key, now_us=self._now_us()
-            )
-            if wait_us:
-                return too_many(wait_us)
-            found = await self._store.read(users.by_id, viewer.user_id)
-            if found is None or not await self._is_password(found, password):
-                return WRONG_OLD_PASSWORD
+            proved = await self._prove(viewer, password, actor.ip)
+            if isinstance(proved, LoginRefusal):
+                return proved
+            found, proof = proved
         is_off = await self._store.write(end_factor, viewer, actor, found, proof.try_id, self._now_us())
         return None if is_off else WRONG_OLD_PASSWORD
+
+    async def _prove(self, viewer: Viewer, password: str, ip: str) -> tuple[UserRow, Proof] | LoginRefusal:
+        """Whether somebody who is logged in knows the own password; counted as a try to log in.  Within a turn."""
+        proof = Proof(str(uuid.uuid4()), client_of(ip), _email_key(viewer.email))
+        wait_us = await self._store.write(
+            tries.begin, try_id=proof.try_id, client=proof.client, email_key=proof.email_key, now_us=self._now_us()
+        )
+        if wait_us:
+            return too_many(wait_us)
+        found = await self._store.read(users.by_id, viewer.user_id)
+        if found is None or not await self._is_password(found, password):
+            return WRONG_OLD_PASSWORD
+        return found, proof
 
     # -- one-time links
 

@@ -30,11 +30,6 @@ _FULL_CERTIFICATE, _PUBLIC_KEY = 0, 1
 _REQUIRED = frozenset({TlsLevel.ENCRYPTED, TlsLevel.VERIFIED, TlsLevel.DANE})
 
 
-def is_required(level: TlsLevel) -> bool:
-    """Whether mail must not leave in clear text, nor with less than this."""
-    return level in _REQUIRED
-
-
 def mode_of(level: TlsLevel) -> TlsMode:
     """What the client machine does about STARTTLS."""
     if level is TlsLevel.NONE:

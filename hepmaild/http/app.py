@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Quart-Trio application: the boundary around every request, and what is mounted in it.
 
-`build_app` is the only place that knows the parts; the API, health and (later) people's pages are blueprints.
+`build_app` is the only place that knows the parts; the API, health and people's pages are blueprints.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import trio
 from hepmaild.config import LimitSettings, SmtpSettings
 from hepmaild.intake import Intake
 from hepmaild.lifecycle import Lifecycle
+from hepmaild.listening import open_listener
 from hepmaild.policy import client_of
 from hepmaild.smtp import replies
 from hepmaild.smtp.replies import Line
@@ -30,7 +31,6 @@ log = structlog.get_logger()
 
 STARTTLS_DOOR = "smtp-starttls"
 IMPLICIT_TLS_DOOR = "smtp-tls"
-_BACKLOG = 1024
 _USER_TIMEOUT_MS = 60_000  # a peer that takes nothing for so long is gone (design.md P6)
 _ACCEPTS_PER_TURN = 64
 _REFUSALS_AT_ONCE = 64
@@ -255,32 +255,6 @@ class SmtpDoor:
         finally:
             self._refusals -= 1
             await trio.aclose_forcefully(transport)
-
-
-async def open_listener(address: str) -> socket.socket:
-    """A listening socket on "host:port"; "[::]:port" takes IPv4 as well.  Raises OSError that names the address."""
-    host, _, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    try:
-        found = await trio.socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
-        )
-        family, _kind, _protocol, _name, where = found[0]
-        if host == "::" and not socket.has_dualstack_ipv6():
-            family, where = socket.AF_INET, ("0.0.0.0", int(port))  # noqa: S104  (what "[::]" means without IPv6)
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
-            listening.bind(where)
-            listening.listen(_BACKLOG)
-        except OSError:
-            listening.close()
-            raise
-    except OSError as problem:
-        raise OSError(problem.errno, f"cannot listen on {address}: {problem.strerror or problem}") from problem
-    return listening
 
 
 def _port(listening: socket.socket, *, implicit: bool) -> _Port:

@@ -74,6 +74,7 @@ LEVELS: list[tuple[str, int]] = [
         (f"hepmaild.{name}", 2)
         for name in (
             "lifecycle",
+            "listening",
             "logs",
             "metrics",
             "metrics_docs",

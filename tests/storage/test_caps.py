@@ -290,35 +290,33 @@ async def test_the_same_on_each_engine(opener: Opener, seed: int) -> None:
         await store.write(all_of_it)
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_two_processes_take_exactly_as_many_slots_as_there_are(opener: Opener) -> None:
     cap, sends = 40, 100
-    async with open_books(opener, credits_granted=10_000) as one:
-        if one.store.is_sqlite:
-            pytest.skip("one process only")
-        async with open_books_again(opener, one) as two:
-            results: list[Taken] = []
+    async with open_books(opener, credits_granted=10_000) as one, open_books_again(opener, one) as two:
+        results: list[Taken] = []
 
-            async def send_one(books: Books, number: int) -> None:
-                result = await books.store.submit(capped(books, cap=cap, owner=f"process {number}"))
-                assert isinstance(result, Taken)
-                results.append(result)
+        async def send_one(books: Books, number: int) -> None:
+            result = await books.store.submit(capped(books, cap=cap, owner=f"process {number}"))
+            assert isinstance(result, Taken)
+            results.append(result)
 
-            async with trio.open_nursery() as nursery:
-                for number in range(sends):
-                    nursery.start_soon(send_one, (one, two)[number % 2], number)
-            assert sum(taken.turn is None for taken in results) == cap
-            one.clock.us += 2 * DAY_US
-            gone: list[int] = []
+        async with trio.open_nursery() as nursery:
+            for number in range(sends):
+                nursery.start_soon(send_one, (one, two)[number % 2], number)
+        assert sum(taken.turn is None for taken in results) == cap
+        one.clock.us += 2 * DAY_US
+        gone: list[int] = []
 
-            async def let_go(books: Books) -> None:
-                gone.append(await books.store.write(cap_line.let_go, one.clock.us))
+        async def let_go(books: Books) -> None:
+            gone.append(await books.store.write(cap_line.let_go, one.clock.us))
 
-            async with trio.open_nursery() as nursery:
-                for number in range(8):
-                    nursery.start_soon(let_go, (one, two)[number % 2])
-            assert sum(gone) == cap
-            slots = await one.store.read(lambda conn: conn.execute(select(schema.cap_use.c.at_us)).scalars().all())
-            assert sum(at_us > one.clock.us - DAY_US for at_us in slots) == cap
+        async with trio.open_nursery() as nursery:
+            for number in range(8):
+                nursery.start_soon(let_go, (one, two)[number % 2])
+        assert sum(gone) == cap
+        slots = await one.store.read(lambda conn: conn.execute(select(schema.cap_use.c.at_us)).scalars().all())
+        assert sum(at_us > one.clock.us - DAY_US for at_us in slots) == cap
 
 
 @asynccontextmanager
