@@ -17,6 +17,7 @@ import pytest
 from tests.dashboard.conftest import OTHER, Site
 from tests.dashboard.visitor import Visitor, link_of, sign_in, words
 from tests.peers.daemon import ACCOUNT, Daemon, open_daemon, open_smtp, post
+from tests.peers.processes import wait_until
 
 HOSTILE = "<script>alert('x')</script>\"onmouseover=\"y"
 PDF = b"%PDF-1.4 not really"
@@ -43,8 +44,11 @@ def test_a_message_has_a_line_and_a_story(site: Site) -> None:
     assert f'data-id="{message_id}"' in page
     assert "line@example.com" in words(page)
     assert "A line of the log" in words(page)
+    # What the caller heard is written behind its back, a moment later.
+    told = "The client was told"
+    wait_until(lambda: told in words(site.owner.get(f"/logs/{message_id}")), "the answer to be recorded")
     story = words(site.owner.get(f"/logs/{message_id}"))
-    for said in ("Client → us, by the HTTPS API", "TLSv1.3", "Request", "Stored and paid for", "The client was told"):
+    for said in ("Client → us, by the HTTPS API", "TLSv1.3", "Request", "Stored and paid for", told):
         assert said in story
     assert "Us → 127.0.0.1" in story
     for step in ("Greeting", "Hello", "Sender noreply@example.com", "Recipient line@example.com", "Content"):
