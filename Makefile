@@ -56,6 +56,10 @@ docs: $(VENV)/.installed-test
 	mv docs/configuration.md.new docs/configuration.md
 	$(BIN)/python -m hepmaild.metrics_docs < docs/metrics.md > docs/metrics.md.new
 	mv docs/metrics.md.new docs/metrics.md
+	$(BIN)/python -m tools.state_picture > docs/smtp-states.svg.new
+	mv docs/smtp-states.svg.new docs/smtp-states.svg
+	$(BIN)/python -m tools.rfc_coverage > docs/rfc-coverage.md.new
+	mv docs/rfc-coverage.md.new docs/rfc-coverage.md
 
 LOCK := $(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url \
 	--no-emit-trusted-host --no-emit-find-links --no-emit-options --extra build --extra postgresql

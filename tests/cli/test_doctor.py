@@ -125,6 +125,7 @@ def test_a_stranger_on_our_port_is_found(cli: Cli) -> None:
     ],
 )
 def test_the_certificate(cli: Cli, tmp_path: Path, days: int, hostname: str, state: str, says: str) -> None:
+    """RFC 6125 §6.4."""
     made_at = datetime.now(UTC) - timedelta(days=825 - days)
     certificate, key = make_self_signed(hostname, made_at)
     (tmp_path / "c.pem").write_bytes(certificate)
@@ -159,6 +160,7 @@ def test_secrets_that_others_may_read(cli: Cli, server: SmallDns, tmp_path: Path
 
 
 def test_the_dns_of_senders(cli: Cli, server: SmallDns) -> None:
+    """RFC 1912 §2.1, RFC 7208 §4, RFC 7489 §6.6.3."""
     add(cli, '[[route]]\nname = "direct"\nkind = "mx"\n')
     cli.config.write_text(cli.config.read_text().replace('route = "box"', 'route = "direct"'))
     server.publish("smtp.example.com. IN A 203.0.113.7\n")

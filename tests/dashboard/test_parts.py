@@ -75,6 +75,7 @@ def test_names_of_files_are_safe(text: str) -> None:
     ],
 )
 def test_examples_of_names(name: str, safe: str) -> None:
+    """RFC 6266."""
     assert safe_name(name, 1, "text/html") == safe
 
 
@@ -85,6 +86,7 @@ def test_no_cell_is_a_formula(value: Any) -> None:
 
 
 def test_a_pipelined_leg_has_its_answers_where_they_belong() -> None:
+    """RFC 2920."""
     steps = [
         (0, "note", "connected to mx.test"),
         (10, "peer", "220 mx.test"),

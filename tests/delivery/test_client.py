@@ -310,6 +310,7 @@ def test_dialogue(name: str) -> None:
 
 @pytest.mark.parametrize("name", STARTTLS)
 def test_starttls_dialogue(name: str) -> None:
+    """RFC 3207 §4.2."""
     dialogue = Dialogue(tls=TlsMode.STARTTLS, login=True).play(STARTTLS[name])
     said = "\n".join(step.text for step in dialogue.transcript.steps)
     assert "secret" not in said
@@ -406,11 +407,13 @@ def read(data: bytes) -> list[Reply]:
     ],
 )
 def test_hostile_replies_are_protocol_errors(data: bytes) -> None:
+    """RFC 5321 §4.2, §4.5.3.1.5."""
     with pytest.raises(ProtocolError):
         read(data)
 
 
 def test_odd_but_readable_replies() -> None:
+    """RFC 5321 §4.2."""
     assert read(b"250\r\n") == [Reply(250, "", "")]
     assert read(b"250 ok\n220-\r\n220 x\r\n") == [Reply(250, "", "ok"), Reply(220, "", "\nx")]
     assert read(b"250 a\x00b\xff\r\n") == [Reply(250, "", "a?b\ufffd")]
@@ -437,6 +440,7 @@ def test_any_octets_in_any_split(data: bytes, split: int) -> None:
 
 
 def test_capabilities() -> None:
+    """RFC 5321 §4.1.1.1, RFC 9422."""
     reply = from_lines(["250-peer SIZE 5", "250-size 123", "250-Pipelining", "250-LIMITS RCPTMAX=7", "250 AUTH=login"])
     offered = parse_capabilities(reply)
     assert (offered.size, offered.pipelining, offered.rcpt_max, offered.auth) == (123, True, 7, {"LOGIN"})
@@ -463,10 +467,12 @@ def codes(envelope: Envelope, offered: Capabilities) -> list[str]:
     ],
 )
 def test_local_refusals(envelope: Envelope, offered: Capabilities, expected: list[str]) -> None:
+    """RFC 1870, RFC 6531, RFC 6532, RFC 9422."""
     assert codes(envelope, offered) == expected
 
 
 def test_parameters_of_mail() -> None:
+    """RFC 1870, RFC 6152, RFC 6531."""
     envelope = Envelope("ä@example.com", ("a@example.net",), 5, eight_bit=True)
     dialogue = Dialogue(envelope=envelope).play(
         f"""

@@ -90,6 +90,7 @@ async def test_a_message_goes_to_its_destination(autojump_clock: MockClock) -> N
 
 
 async def test_hosts_are_tried_in_order_and_the_first_that_gives_a_session_decides(autojump_clock: MockClock) -> None:
+    """RFC 5321 §5.1."""
     known = hops(("mx1", ("10.1",)), ("mx2", ("10.2",)), ("mx3", ("10.3",)), ("mx4", ("10.4",)), group="g")
     async with direct(Names({"a.example": known}), dead={"10.1"}) as w:
         w.peers["10.2"].reactions["GREETING"] = b"421 4.3.2 not now\r\n"
@@ -110,6 +111,7 @@ async def test_hosts_are_tried_in_order_and_the_first_that_gives_a_session_decid
     [(Reply(556, "5.1.10", "takes no mail"), Result.FAILED), (Reply(451, "4.4.3", "no answer"), Result.DEFERRED)],
 )
 async def test_nowhere_to_go(autojump_clock: MockClock, reply: Reply, result: Result) -> None:
+    """RFC 5321 §5.1, RFC 7505."""
     async with direct(Names({"a.example": NoHops(reply)})) as w:
         w.queue.add("m1", ["x@a.example"], route="direct", destination="a.example")
         w.pool.wake()
@@ -358,6 +360,7 @@ async def test_the_peer_that_breaks_off_mid_session_makes_room_smaller(autojump_
 async def test_addresses_are_tried_quickly(
     autojump_clock: MockClock, addresses: tuple[str, ...], alive: set[str], winner: str, seconds: float
 ) -> None:
+    """RFC 8305 §5."""
     opened: list[Stream] = []
 
     async def connect(host: str, port: int) -> Stream:

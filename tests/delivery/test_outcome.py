@@ -46,6 +46,7 @@ def one(
     ],
 )
 def test_the_answer_to_the_dot(dot: Reply | None, result: Result) -> None:
+    """RFC 5321 §4.2.1, §6.1."""
     assert one(dot=dot) is result
     assert one(dot=dot, failure=Failed(Stage.DOT, None, "lost")) is result
 
@@ -63,6 +64,7 @@ def test_the_answer_to_the_dot(dot: Reply | None, result: Result) -> None:
     ],
 )
 def test_refusals_before_the_dot(reply: Reply, result: Result) -> None:
+    """RFC 5321 §4.2.1, §4.3.2."""
     assert one(mail=reply, rcpt=None, data=None, dot_is_out=False) is result
     assert one(rcpt=reply, data=None, dot_is_out=False) is result
     if reply.code != 354:
@@ -84,6 +86,7 @@ def test_a_lost_connection_keeps_what_was_answered() -> None:
 
 
 def test_too_many_recipients_go_next() -> None:
+    """RFC 5321 §4.5.3.1.10."""
     many = Reply(452, "4.5.3", "too many recipients")
     transaction = Transaction(Envelope("s@x", ("a@x",), 1), [None], [many], OK, GO, OK, True)
     assert judge(transaction, None)[0].hint_s == 1

@@ -166,6 +166,7 @@ async def test_a_kept_connection_that_died_costs_nothing(autojump_clock: MockClo
 async def test_the_answer_to_the_dot_may_take_ten_minutes(
     autojump_clock: MockClock, seconds: int, result: Result
 ) -> None:
+    """RFC 5321 §4.5.3.2.6."""
     async with world() as w:
         w.peer.reactions["DOT"] = after(seconds, b"250 2.0.0 at last\r\n")
         w.pool.offer_nowait(w.queue.add("m1", leased=True))
@@ -417,6 +418,7 @@ async def test_an_unknown_route_defers(autojump_clock: MockClock) -> None:
 
 
 async def test_a_silent_peer_is_left_after_its_time(autojump_clock: MockClock) -> None:
+    """RFC 5321 §4.5.3.2."""
     async with world() as w:
         w.peer.reactions["GREETING"] = hang
         w.pool.offer_nowait(w.queue.add("m1", leased=True))

@@ -52,23 +52,27 @@ async def policies(resolver: Resolver, name: str, port: int = 25) -> dict[str, T
 
 
 async def test_dane_ee(resolver: Resolver) -> None:
+    """RFC 7672 §3.1.1."""
     expected = TlsPolicy(TlsLevel.DANE, "TLSA 3 1 1", (EE,), ("mx-ee.signed.test",))
     assert await policies(resolver, "ee") == {"mx-ee": expected}
 
 
 async def test_dane_ta_with_the_strongest_digest_and_all_names(resolver: Resolver) -> None:
+    """RFC 7672 §3.1.2, §3.2.2, RFC 7671 §9."""
     record = Tlsa(2, 0, 2, bytes.fromhex(SHA512))
     expected = TlsPolicy(TlsLevel.DANE, "TLSA 2 0 2", (record,), ("mx-ta.signed.test", "ta.signed.test"))
     assert await policies(resolver, "ta") == {"mx-ta": expected}
 
 
 async def test_records_of_another_port(resolver: Resolver) -> None:
+    """RFC 6698 §3."""
     policy = (await policies(resolver, "ee", 2525))["mx-ee"]
     assert policy.tlsa == (Tlsa(3, 1, 1, b"\x99" * 32),)
     assert (await policies(resolver, "ee", 26))["mx-ee"].level is TlsLevel.OPPORTUNISTIC
 
 
 async def test_unusable_records_demand_encryption(resolver: Resolver) -> None:
+    """RFC 7672 §2.2."""
     assert (await policies(resolver, "unusable"))["mx-unusable"].level is TlsLevel.ENCRYPTED
 
 
@@ -81,6 +85,7 @@ async def test_a_domain_that_is_its_own_host(resolver: Resolver) -> None:
 
 
 async def test_unknown_records_put_a_host_off(resolver: Resolver) -> None:
+    """RFC 7672 §2.2."""
     found = await resolver.resolve("fails.signed.test", Flags(tlsa_port=25))
     assert isinstance(found, NoHops)
     assert str(found.reply).startswith("451 4.4.3 the TLSA records of mx-tlsa-fails.signed.test cannot")
@@ -89,6 +94,7 @@ async def test_unknown_records_put_a_host_off(resolver: Resolver) -> None:
 
 
 async def test_a_host_in_a_zone_without_signatures(resolver: Resolver) -> None:
+    """RFC 7672 §2.2."""
     assert await policies(resolver, "elsewhere") == {"mx1.plain.test": TlsPolicy(TlsLevel.OPPORTUNISTIC)}
 
 
@@ -156,10 +162,12 @@ CERTIFICATE, KEY = _der()
     ],
 )
 def test_usable(row: TlsaRow, usable: bool) -> None:
+    """RFC 7672 §3.1.3."""
     assert dane.is_usable(row) is usable
 
 
 def test_the_strongest_digest_of_each_usage_and_selector() -> None:
+    """RFC 7671 §9."""
     rows = [
         TlsaRow(3, 1, 1, b"a" * 32),
         TlsaRow(3, 1, 2, b"a" * 64),

@@ -55,11 +55,13 @@ async def refused(resolver: Resolver, name: str, **flags: bool) -> str:
 
 
 async def test_hosts_by_preference(resolver: Resolver) -> None:
+    """RFC 5321 §5.1."""
     expected = [("mx1", ("192.0.2.1",)), ("mx2", ("192.0.2.2",)), ("mx3", ("192.0.2.3",))]
     assert await hosts(resolver, "order.plain.test") == expected
 
 
 async def test_equal_preferences_share_the_load(resolver: Resolver) -> None:
+    """RFC 5321 §5.1."""
     first = Counter()
     for _ in range(600):
         names = [name for name, _ in await hosts(resolver, "equal.plain.test")]
@@ -89,6 +91,7 @@ async def test_the_same_seed_gives_the_same_order(nameservers: Nameservers) -> N
 async def test_a_domain_without_mx_stands_for_itself(
     resolver: Resolver, name: str, addresses: tuple[str, ...] | None
 ) -> None:
+    """RFC 5321 §5.1."""
     if addresses is None:
         assert (await refused(resolver, f"{name}.plain.test")).startswith("550 5.1.2 ")
     else:
@@ -108,6 +111,7 @@ async def test_aliases_are_followed(resolver: Resolver) -> None:
 
 
 async def test_internationalised_names(resolver: Resolver) -> None:
+    """RFC 5891."""
     assert await hosts(resolver, "xn--bcher-kva.plain.test") == [("xn--mx-eka", ("192.0.2.20",))]
 
 
@@ -158,6 +162,7 @@ async def test_the_same_hosts_are_one_group(resolver: Resolver) -> None:
     ],
 )
 async def test_for_good(resolver: Resolver, name: str, start: str) -> None:
+    """RFC 5321 §5.1, RFC 7505."""
     reply = await refused(resolver, name)
     assert reply.startswith(start)
     assert reply.isascii()
@@ -342,6 +347,7 @@ async def test_garbage_is_no_answer(garbage: bytes) -> None:
 
 
 async def test_the_ad_bit_counts_only_where_it_is_trusted() -> None:
+    """RFC 6840 §5.7, RFC 4035 §3.2.3, RFC 7672 §2.1.1."""
     async with counting() as server:
         server.open.set()
 

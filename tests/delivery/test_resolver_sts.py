@@ -144,7 +144,7 @@ async def test_a_route_may_ignore_it(world: World) -> None:
 
 
 async def test_dane_goes_before_it(world: World) -> None:
-    """The host with TLSA records is used although the policy does not name it; the other one is not."""
+    """The host with TLSA records is used although the policy does not name it; the other one is not (RFC 8461 §2)."""
     world.server.answers["mta-sts.both.signed.test"] = http(policy("enforce", "mx-other.signed.test"))
     found = await world.look("both.signed.test")
     assert isinstance(found, Hops)
@@ -177,6 +177,7 @@ async def test_dane_goes_before_it(world: World) -> None:
 async def test_what_is_no_policy_changes_nothing(
     world: World, log_events: object, name: str, answer: bytes, why: str
 ) -> None:
+    """RFC 8461 §3.3."""
     world.answer(name, answer)
     assert await world.policies(name) == {"mx1": OPPORTUNISTIC, "mx2": OPPORTUNISTIC}
     [event] = log_events.named("sts_policy_not_fetched")  # type: ignore[attr-defined]
@@ -192,6 +193,7 @@ async def test_a_server_that_hangs(world: World, monkeypatch: pytest.MonkeyPatch
 
 
 async def test_a_fetch_in_vain_is_not_repeated_at_once(world: World) -> None:
+    """RFC 8461 §3.3."""
     for _ in range(3):
         assert (await world.policies("absent", again=True))["mx1"] == OPPORTUNISTIC
     assert world.fetched("absent") == 1
@@ -201,6 +203,7 @@ async def test_a_fetch_in_vain_is_not_repeated_at_once(world: World) -> None:
 
 
 async def test_a_restart_forgets_nothing(world: World) -> None:
+    """RFC 8461 §3.3."""
     world.answer("enforce", policy("enforce", "*.plain.test"))
     await world.policies("enforce")
     world.server.is_up = False
@@ -210,6 +213,7 @@ async def test_a_restart_forgets_nothing(world: World) -> None:
 
 
 async def test_a_new_id_brings_a_new_policy(world: World) -> None:
+    """RFC 8461 §3.1, §5.1."""
     world.answer("changing", policy("enforce", "*.plain.test"))
     assert (await world.policies("changing"))["mx1"] == VERIFIED
     world.answer("changing", policy("none"))
@@ -239,6 +243,7 @@ async def test_the_previous_one_holds_while_the_new_one_cannot_be_fetched(world:
 
 
 async def test_it_holds_without_its_record_until_it_ends(world: World) -> None:
+    """RFC 8461 §5.1."""
     world.answer("short", policy("enforce", "*.plain.test", max_age=3600))
     await world.policies("short")
     old, new = ('_mta-sts.short TXT "v=STSv1; id=id1;"', '_mta-sts.short TXT "gone"')

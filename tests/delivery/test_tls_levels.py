@@ -73,6 +73,7 @@ def root_der(authority: Authority) -> bytes:
 @pytest.mark.parametrize("matching", [0, 1, 2])
 @pytest.mark.parametrize("selector", [0, 1])
 def test_records_that_fit(authority: Authority, selector: int, matching: int) -> None:
+    """RFC 6698 §2.1."""
     _, chain = authority.chain("mx.a.example")
     root = root_der(authority)
     assert check_dane(dane(tlsa(3, selector, matching, chain[0])), chain, NOW_US) is None
@@ -103,6 +104,7 @@ def test_records_that_do_not_fit(authority: Authority) -> None:
 
 
 def test_names_and_dates_count_for_authorities_only(authority: Authority) -> None:
+    """RFC 7672 §3.1.1, §3.1.2."""
     _, chain = authority.chain("mx.b.example")
     assert check_dane(dane(tlsa(3, 1, 1, chain[0])), chain, NOW_US) is None
     assert "mx.b.example, not for mx.a.example" in str(check_dane(dane(tlsa(2, 1, 1, chain[1])), chain, NOW_US))
@@ -135,6 +137,7 @@ def test_who_may_sign(authority: Authority) -> None:
     ],
 )
 def test_names(pattern: str, name: str, fits: bool) -> None:
+    """RFC 6125 §6.4.3, RFC 7672 §3.2.3."""
     assert name_fits(pattern, name) is fits
 
 
@@ -207,6 +210,7 @@ async def one(policy: TlsPolicy, peer: Peer, authority: Authority, tmp_path: Pat
 @pytest.mark.parametrize("usage", [2, 3])
 @pytest.mark.parametrize("right", [True, False])
 async def test_dane(authority: Authority, tmp_path: Path, usage: int, right: bool) -> None:
+    """RFC 7672 §3.1, §8.1."""
     leaf, chain = authority.chain("mx.a.example")
     _, other = authority.chain("mx.a.example")
     stranger = root_der(Authority(trustme.CA(), trustme.CA()))
@@ -228,6 +232,7 @@ async def test_dane(authority: Authority, tmp_path: Path, usage: int, right: boo
 
 @pytest.mark.parametrize("name", ["mx.a.example", "*.a.example", "mx.b.example"])
 async def test_mta_sts_asks_for_the_hosts_name(authority: Authority, tmp_path: Path, name: str) -> None:
+    """RFC 8461 §4.1."""
     leaf, _ = authority.chain(name)
     policy = TlsPolicy(TlsLevel.VERIFIED, "mta-sts enforce")
     peer = Peer(ehlo=EHLO_TLS, tls=server_context(leaf))
@@ -272,6 +277,7 @@ async def test_unverified_tls_takes_any_certificate(authority: Authority, tmp_pa
 
 
 async def test_opportunistic_falls_back(authority: Authority, tmp_path: Path) -> None:
+    """RFC 7435."""
     leaf, _ = authority.chain("mx.a.example")
     context = server_context(leaf)
     context.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")  # cannot work with this key

@@ -73,6 +73,7 @@ async def test_no_such_path_or_method(door: Running, key: str | None) -> None:
     ],
 )
 async def test_credentials(door: Running, authorization: str | None, code: str) -> None:
+    """RFC 6750, RFC 7617."""
     headers = {} if authorization is None else {"Authorization": authorization}
     answer = await door.post(key=None, headers=headers)
     assert code_of(answer, 401) == code
@@ -85,6 +86,7 @@ async def test_credentials(door: Running, authorization: str | None, code: str) 
     [({"Authorization": f"bearer {KEY}"}, None), ({"Authorization": f"BEARER   {KEY}"}, None), ({}, (KEY, ""))],
 )
 async def test_both_ways_to_send_a_key(door: Running, headers: dict[str, str], auth: Any) -> None:
+    """RFC 6750, RFC 7617."""
     answer = await door.post(key=None, headers=headers, **({"auth": auth} if auth else {}))
     assert answer.status_code == 200
 

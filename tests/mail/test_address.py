@@ -42,6 +42,7 @@ def ours(address: str) -> str | None:
     ],
 )
 def test_good_addresses(given_: str, normalised: str) -> None:
+    """RFC 5321 §4.5.3.1.3, RFC 5891, RFC 6531."""
     assert check_address(given_) == normalised
 
 
@@ -90,6 +91,7 @@ def test_keys_and_domains() -> None:
 
 
 def test_ids() -> None:
+    """RFC 5322 §3.6.4."""
     assert message_id(bytes(range(8)), 0) == "0000020304050607"
     assert message_id(b"\xff" * 8, 0x12345 << 18) == "12345" + "f" * 11
     assert message_id(bytes(8), (0xFFFFF << 18) + 262_143) == "fffff" + "0" * 11

@@ -119,6 +119,7 @@ def test_everybody_in_the_header_but_bcc() -> None:
 
 
 def test_smtputf8_is_for_local_parts_only() -> None:
+    """RFC 6531."""
     draft = Draft(None, (Mailbox("joe@xn--mller-kva.de", "Jörg"),), text="ö")
     assert not needs_smtputf8(draft, SENDER)
     assert octets(draft).isascii()
@@ -140,6 +141,7 @@ def test_smtputf8_is_for_local_parts_only() -> None:
     ],
 )
 def test_file_names(name: str) -> None:
+    """RFC 2231."""
     made = octets(Draft(None, TO, text="x", attachments=(Attachment(name, b"x"),)))
     (part,) = email.message_from_bytes(made, policy=email.policy.SMTP).iter_attachments()
     assert (part.get_filename() or "") == name
@@ -148,6 +150,7 @@ def test_file_names(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["multipart/mixed", "message/rfc822", "nonsense", "text/plain\r\nX: y", ""])
 def test_content_types_that_cannot_be_kept(kind: str) -> None:
+    """RFC 2046 §5.1, §5.2.1."""
     made = read(Draft(None, TO, text="x", attachments=(Attachment("a", PNG, kind),)))
     (part,) = made.iter_attachments()
     assert part.get_content_type() == "application/octet-stream"
@@ -187,6 +190,7 @@ def test_header_values_come_back_and_never_make_a_second_field(value: str) -> No
 
 @given(VALUES.filter(lambda text: len(text) <= 100))
 def test_display_names_come_back(name: str) -> None:
+    """RFC 2047, RFC 5322 §3.4."""
     made = octets(Draft(None, (Mailbox("a@b.c", name), Mailbox("d@e.f")), text="x"))
     parsed = email.message_from_bytes(made)
     assert len(parsed.keys()) == 8
@@ -200,6 +204,7 @@ def test_display_names_come_back(name: str) -> None:
 
 @pytest.mark.parametrize("length", [988, 980, 60])
 def test_long_subjects(length: int) -> None:
+    """RFC 2047, RFC 5322 §2.1.1."""
     subject = "x" * length
     assert octets(Draft(None, TO, subject=subject, text="x")).count(subject.encode()) == 1
 
@@ -232,6 +237,7 @@ def test_encodings(text: str, encoding: str) -> None:
 
 @given(st.binary(max_size=200_000))
 def test_base64_lines(data: bytes) -> None:
+    """RFC 2045 §6.8."""
     encoded = encode_base64(data)
     assert binascii.a2b_base64(encoded) == data
     assert all(len(line) <= 76 for line in encoded.split(b"\r\n"))

@@ -64,6 +64,7 @@ PLAIN = (
 
 @pytest.mark.parametrize("algorithms", [(RSA,), (ED25519,), (RSA, ED25519)])
 def test_signatures_verify(algorithms: tuple[str, ...]) -> None:
+    """RFC 6376, RFC 8463 §3."""
     message = signed(PLAIN, *algorithms)
     assert message.endswith(PLAIN)
     assert verifies(message, len(algorithms)) == [True] * len(algorithms)
@@ -89,6 +90,7 @@ def test_the_field_as_it_is_written() -> None:
     [b"From: x@example.org", b"Cc: x@example.org", b"Subject: x", b"Reply-To: x@example.org", b"Content-Type: x/y"],
 )
 def test_nothing_that_is_read_can_be_added(added: bytes) -> None:
+    """RFC 6376 §8.15."""
     message = signed(PLAIN)
     assert verifies(added + b"\r\n" + message) == [False, False]
     assert verifies(message.replace(b"X-Own: 1\r\n", b"X-Own: 1\r\n" + added + b"\r\n")) == [False, False]
@@ -118,6 +120,7 @@ def test_text_that_is_appended_is_found() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"\r\n", b"\r\n\r\n", b" \t\r\n \r\n", b" "])
 def test_bodies_without_text_hash_as_nothing(body: bytes) -> None:
+    """RFC 6376 §3.4.4."""
     assert body_hash([body]) == hashlib.sha256(b"").digest()
     assert verifies(signed(PLAIN.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" + body)) == [True, True]
 
@@ -146,7 +149,7 @@ def test_space_before_the_colon_is_not_signed() -> None:
 
 
 def test_the_example_of_rfc_8463() -> None:
-    """Appendix A: the body hash, and a key that is given there."""
+    """RFC 8463 Appendix A: the body hash, and a key that is given there."""
     body = b"Hi.\r\n\r\nWe lost the game.  Are you hungry yet?\r\n\r\nJoe.\r\n\r\n"
     assert base64.b64encode(body_hash([body])) == b"2jUSOH9NhtVGCQWNr9BrIAPreKQjO6Sn7XIkfJVOzv8="
 
@@ -208,6 +211,7 @@ def test_whatever_is_signed_verifies(fields: list[tuple[str, str, str]], body: l
 
 
 def test_a_flood_of_fields_makes_no_flood_of_names() -> None:
+    """RFC 6376 §5.4.2."""
     head = b"To: x@example.net\r\n" * 5000 + b"From: a@example.com\r\n\r\n"
     message = signed(head)
     assert len(message) - len(head) < 10_000
@@ -240,6 +244,7 @@ def test_no_private_key_shows_itself() -> None:
 
 
 def test_the_record_in_zone_form() -> None:
+    """RFC 1035 §3.3, §5.1."""
     value = dkim_record.record_value(RSA, PAIRS[RSA].public_key)
     line = dkim_record.zone_line("r._domainkey.example.com", value)
     assert line.startswith('r._domainkey.example.com. IN TXT ( "v=DKIM1; k=rsa; p=MIIB')
@@ -252,6 +257,7 @@ def test_the_record_in_zone_form() -> None:
 
 @pytest.mark.parametrize("algorithm", [RSA, ED25519])
 def test_records_that_are_right(algorithm: str) -> None:
+    """RFC 6376 §3.6, RFC 8463 §4."""
     key = PAIRS[algorithm].public_key
     value = dkim_record.record_value(algorithm, key)
     kind = value.split(";")[1].strip()
@@ -288,6 +294,7 @@ def test_a_record_without_a_type_is_rsa() -> None:
     ],
 )
 def test_records_that_are_wrong(found: list[str], problem: str) -> None:
+    """RFC 6376 §3.2, §3.6."""
     said = dkim_record.judge(found, RSA, PAIRS[RSA].public_key)
     assert said is not None
     assert re.search(problem, said)
@@ -299,6 +306,7 @@ def test_no_record_makes_an_error(found: list[str]) -> None:
 
 
 def test_domains_and_selectors() -> None:
+    """RFC 6376 §3.1."""
     assert dkim_record.check_domain("Example.COM.") == "example.com"
     assert dkim_record.check_domain("bücher.example") == "xn--bcher-kva.example"
     assert dkim_record.check_selector("Key-2.a") == "key-2.a"

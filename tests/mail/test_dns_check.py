@@ -32,6 +32,7 @@ KEY = {
     ],
 )
 def test_spf(found: tuple[str, ...] | str, state: str, value: str | None) -> None:
+    """RFC 7208 §4.6.4."""
     check = check_spf("example.com", found, OURS)
     assert (check.what, check.state) == ("SPF", state)
     assert value is None or check.value == value
@@ -48,6 +49,7 @@ def test_dkim() -> None:
 
 
 def test_where_dmarc_may_stand() -> None:
+    """RFC 7489 §6.6.3."""
     assert dmarc_names("example.com") == ["_dmarc.example.com"]
     assert dmarc_names("a.b.example.com") == ["_dmarc.a.b.example.com", "_dmarc.b.example.com", "_dmarc.example.com"]
     assert dmarc_names("localhost") == ["_dmarc.localhost"]

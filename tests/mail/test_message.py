@@ -83,6 +83,7 @@ def test_missing_fields_are_added_behind_the_last_one() -> None:
     ],
 )
 def test_odd_header_sections(message: bytes, expected: bytes) -> None:
+    """RFC 5322 §4.5."""
     assert rewritten(message, date="D") == expected
 
 
@@ -106,6 +107,7 @@ def test_odd_header_sections(message: bytes, expected: bytes) -> None:
     ],
 )
 def test_authors(value: bytes, addresses: list[str]) -> None:
+    """RFC 5322 §3.4, RFC 6854."""
     seen = inspect(b"From: " + value + b"\r\n\r\n")
     assert seen.problem is None
     assert list(seen.from_addresses) == addresses
@@ -163,6 +165,7 @@ def test_a_long_from_with_short_names_is_left_alone() -> None:
 
 
 def test_received() -> None:
+    """RFC 5321 §4.4."""
     origin = Origin(Door.SMTP, "192.0.2.7", "s1", "TLSv1.3", "TLS_AES_256_GCM_SHA384", "client.example")
     got = received_field(origin, "smtp.hep.gg", "a1b2c3d4e5f6a7b8", "Thu, 01 Jan 2026 00:00:00 +0000")
     assert got == (

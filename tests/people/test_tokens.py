@@ -83,6 +83,7 @@ async def forgeries(world: World, good: TokenSet, other: TokenSet) -> dict[str, 
 
 
 async def test_no_forgery_is_believed(world: World) -> None:
+    """RFC 7519, RFC 8037."""
     good, other = await world.tokens(kind="browser"), await world.tokens(EVE, kind="browser")
     for name, forged in (await forgeries(world, good, other)).items():
         assert await world.people.viewer_of(forged) is None, name

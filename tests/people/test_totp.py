@@ -26,6 +26,7 @@ VECTORS = [
 
 @pytest.mark.parametrize(("at_s", "sha1", "sha256", "sha512"), VECTORS)
 def test_rfc_6238(at_s: int, sha1: str, sha256: str, sha512: str) -> None:
+    """RFC 6238 Appendix B."""
     step = totp.step_of(at_s * 1_000_000)
     for algorithm, wanted in (("sha1", sha1), ("sha256", sha256), ("sha512", sha512)):
         assert totp.code(SECRETS[algorithm], step, digits=8, algorithm=algorithm) == wanted
@@ -33,12 +34,14 @@ def test_rfc_6238(at_s: int, sha1: str, sha256: str, sha512: str) -> None:
 
 
 def test_rfc_4226() -> None:
+    """RFC 4226 §5.3."""
     wanted = ["755224", "287082", "359152", "969429", "338314", "254676", "287922", "162583", "399871", "520489"]
     assert [totp.code(SECRET, n) for n in range(10)] == wanted
 
 
 @given(st.binary(min_size=16, max_size=32), st.integers(0, 2**40), st.integers(-4, 4))
 def test_drift(secret: bytes, step: int, off: int) -> None:
+    """RFC 6238 §5.2."""
     now_us = step * totp.STEP_S * 1_000_000 + 17
     if step + off < 0:
         return

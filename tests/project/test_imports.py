@@ -17,7 +17,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "hepmaild"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
-ALL_FILES = [*FILES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "bench").rglob("*.py"))]
+ALL_FILES = [
+    *FILES,
+    *(path for folder in ("tests", "bench", "tools") for path in sorted((ROOT / folder).rglob("*.py"))),
+]
 
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 70

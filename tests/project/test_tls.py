@@ -74,6 +74,7 @@ async def test_the_self_made_certificate_holds_for_its_names(tmp_path: Path, nam
 
 
 async def test_versions_and_alpn(tmp_path: Path) -> None:
+    """RFC 7301, RFC 9325 §4.2."""
     server = own(tmp_path)
     stream, _ = await handshake(server.smtp, alpn=["h2"])
     assert (stream.version(), stream.selected_alpn_protocol()) == ("TLSv1.3", None)

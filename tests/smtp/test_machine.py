@@ -112,6 +112,7 @@ def test_rubbish_raises_nothing(start: bytes, parts: list[bytes]) -> None:
 
 
 def test_every_reply_but_banner_ehlo_and_3yz_has_an_enhanced_code() -> None:
+    """RFC 2034 §4, RFC 3463, RFC 5248."""
     for column in REFUSALS.values():
         for line in column.values():
             assert line is None or line.text.split()[1].count(".") == 2
@@ -175,6 +176,7 @@ def test_the_steps_of_a_later_message_are_its_own() -> None:
 
 
 def test_replies_of_pipelined_commands_travel_together() -> None:
+    """RFC 2920."""
     driver = MachineDriver()
     driver.receive(AUTHED)
     machine = driver.machine
@@ -198,6 +200,7 @@ def test_while_it_waits_it_consumes_nothing() -> None:
 
 
 def test_plaintext_behind_starttls_never_runs() -> None:
+    """RFC 3207."""
     driver = MachineDriver(implicit=False)
     driver.receive(b"EHLO c\r\nSTARTTLS\r\nEHLO evil\r\n")
     assert driver.closed is act.CloseReason.PLAINTEXT_BEHIND_STARTTLS
@@ -227,6 +230,7 @@ def test_an_aborted_content_is_dropped_before_the_next() -> None:
     ],
 )
 def test_reverse_paths(line: bytes, address: str) -> None:
+    """RFC 5321 Appendix C, RFC 4954 §5."""
     driver = MachineDriver()
     driver.receive(AUTHED + line + b"\r\nRCPT TO:<b@example.com>\r\nBDAT 2 LAST\r\n\r\n")
     (envelope,) = driver.envelopes

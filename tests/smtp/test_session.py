@@ -54,6 +54,7 @@ async def test_silence_between_commands(autojump_clock: trio.testing.MockClock, 
 
 
 async def test_a_command_an_octet_at_a_time(autojump_clock: trio.testing.MockClock) -> None:
+    """RFC 5321 §4.5.3.2.7."""
     async with open_session(ScriptedIntake()) as peer:
         await begin(peer)
         began = trio.current_time()
@@ -71,6 +72,7 @@ async def test_a_command_an_octet_at_a_time(autojump_clock: trio.testing.MockClo
 
 
 async def test_content_that_stops(autojump_clock: trio.testing.MockClock) -> None:
+    """RFC 5321 §4.5.3.2.5."""
     intake = ScriptedIntake()
     async with open_session(intake) as peer:
         await begin(peer, AUTH + ENVELOPE + b"DATA\r\n", b"354 ")
@@ -123,6 +125,7 @@ async def test_no_tls_at_all_on_the_implicit_port(log_events: LogEvents) -> None
 
 
 async def test_the_peer_leaves_without_close_notify(log_events: LogEvents) -> None:
+    """RFC 8446 §6.1."""
     async with open_session(ScriptedIntake()) as peer:
         await begin(peer)
         await peer.send(b"MAIL FROM:<a@example.com>\r\n")

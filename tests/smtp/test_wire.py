@@ -47,6 +47,7 @@ def test_decoding_is_the_same_for_every_split(data: bytes, sizes: list[int]) -> 
 
 @given(OCTETS)
 def test_decoding_agrees_with_a_plain_reading_of_the_rfc(data: bytes) -> None:
+    """RFC 5321 §4.5.2."""
     wire = data + b"\r\n.\r\nQUIT\r\n"
     content, rest, finished, flaws, size = decode([wire])
     whole, rest_wanted = (b"\r\n" + wire).split(b"\r\n.\r\n", 1)
@@ -62,6 +63,7 @@ def test_decoding_agrees_with_a_plain_reading_of_the_rfc(data: bytes) -> None:
 
 @given(OCTETS, SIZES)
 def test_chunks_are_checked_the_same_for_every_split(data: bytes, sizes: list[int]) -> None:
+    """RFC 3030."""
     results = []
     for parts in (pieces(data, sizes), [data] if data else []):
         decoder = ChunkDecoder(10**9)
@@ -73,6 +75,7 @@ def test_chunks_are_checked_the_same_for_every_split(data: bytes, sizes: list[in
 
 @given(st.lists(st.sampled_from([b".", b"..", b"\r\n", b"abc", b"\r\n.\r\n"])).map(b"".join), SIZES)
 def test_what_is_stuffed_is_read_back(data: bytes, sizes: list[int]) -> None:
+    """RFC 5321 §4.5.2."""
     wire = b"".join(stuff(pieces(data, sizes)))
     content, rest, finished, flaws, _ = decode([wire + b"NEXT"])
     assert finished
@@ -84,6 +87,7 @@ def test_what_is_stuffed_is_read_back(data: bytes, sizes: list[int]) -> None:
 
 @given(OCTETS, SIZES)
 def test_what_could_end_the_content_early_never_leaves(data: bytes, sizes: list[int]) -> None:
+    """RFC 5321 §2.3.8."""
     flawed = re.search(rb"(?<!\r)\n|\r(?!\n)|\0", data) is not None
     try:
         wire = b"".join(stuff(pieces(data, sizes)))

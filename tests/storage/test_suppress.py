@@ -166,6 +166,7 @@ async def test_it_ends_by_itself_and_counts_anew(books: Books) -> None:
     ],
 )
 async def test_only_what_speaks_about_the_address_counts(books: Books, reply: Reply, counts: bool) -> None:
+    """RFC 3463 §3.2, RFC 7505."""
     await refuse(books, 2, reply)
     assert bool(await listed(books)) is counts
 
