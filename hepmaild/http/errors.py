@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 from quart.wrappers import Response
 
 from hepmaild.errors import ErrorKind, Refusal
@@ -18,7 +19,10 @@ LOGIN_CODES = {ErrorKind.INVALID_JSON: 40002, ErrorKind.TOO_MANY_CONNECTIONS: 42
 
 def json_response(status: int, body: dict[str, Any]) -> Response:
     """A JSON answer; nothing an API says may be kept by a cache."""
-    octets = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    try:
+        octets = msgspec.json.encode(body)
+    except UnicodeEncodeError:  # half of a surrogate pair, from somebody's own words
+        octets = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
     response = Response(octets, status=status, content_type="application/json")
     response.headers["Cache-Control"] = "no-store"
     return response

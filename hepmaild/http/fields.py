@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fields of a send request: a JSON object becomes a `Draft` and its recipients (send-api.md "Request").
+"""The fields of a send request: what they say becomes a `Draft` and its recipients (send-api.md "Request").
 
 Pure.  Everything that is wrong raises RefusedError with the code and the offending field.  Checks that answer 400 come
 before those that answer 413, as the contract orders them.
@@ -15,7 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hepmaild.errors import ErrorKind, Refusal, RefusedError
+from hepmaild.http.body import load_object
+from hepmaild.http.shapes import MAX_FILENAME, MAX_HEADERS, SEND, AttachmentIn, SendRequest
+from hepmaild.http.typed import echo
 from hepmaild.mail.address import MAX_NAME_LENGTH, has_control_characters, key_of, parse_mailbox
+from hepmaild.mail.content import Content
 from hepmaild.mail.submission import Attachment, Draft, Kind, Mailbox, Recipient
 
 MAX_SUBJECT = 988
@@ -24,11 +28,8 @@ MAX_BODY_OCTETS = 10 << 20
 MAX_ATTACHMENTS = 10
 MAX_ATTACHMENT_OCTETS = 15 << 20
 MAX_TOTAL_OCTETS = 18 << 20
-MAX_FILENAME = 255
-MAX_HEADERS = 100
 MAX_HEADER_NAME = 76
 MAX_HEADER_VALUE = 8192
-MAX_ECHO = 80
 
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
 _DENIED = frozenset(
@@ -55,28 +56,50 @@ class Wanted:
     recipients: tuple[Recipient, ...]
 
 
+def read_request(content: Content, max_recipients: int) -> Wanted:
+    """The body of a send request, which is closed.  Raises RefusedError.  Runs in a thread when it is large."""
+    request = SEND.decode(content)
+    if request is None:
+        return read_fields(load_object(content), max_recipients)
+    content.close()
+    return check_fields(request, max_recipients)
+
+
 def read_fields(payload: dict[str, Any], max_recipients: int) -> Wanted:
-    """Check every field.  Takes large strings out of `payload`, so that they are not in memory twice."""
+    """The same from a JSON object.  Takes large strings out of it, so that they are not in memory twice."""
+    if payload.get("to") is None:
+        raise _no_recipients()
+    decode_attachments(payload)
+    request = SEND.convert(payload)
+    payload.clear()
+    return check_fields(request, max_recipients)
+
+
+def check_fields(request: SendRequest, max_recipients: int) -> Wanted:
+    """What the values of a request say, its types being right."""
+    if not request.to:
+        raise _no_recipients()
     recipients: dict[str, Recipient] = {}
-    shown = {kind: _read_addresses(payload, kind, recipients, max_recipients) for kind in Kind}
-    _refuse_template(payload)
-    html = _text(payload, "html")
-    text = _text(payload, "text")
-    if not html and not text:
+    shown = {
+        kind: _read_addresses(value, kind, recipients, max_recipients)
+        for kind, value in ((Kind.TO, request.to), (Kind.CC, request.cc), (Kind.BCC, request.bcc))
+    }
+    _refuse_template(request)
+    if not request.html and not request.text:
         raise _refused(ErrorKind.NO_BODY, "Send html, text or both; both are empty.", "html")
-    subject = _one_line(payload, "subject")
-    from_name = _one_line(payload, "fromName")
     draft = Draft(
-        sender=_read_mailbox(payload, "from"),
+        html=_text(request.html, "html"),
+        text=_text(request.text, "text"),
+        subject=_one_line(request.subject, "subject")[:MAX_SUBJECT],
+        from_name=_one_line(request.from_name, "fromName").strip()[:MAX_NAME_LENGTH] or None,
+        sender=None if request.sender is None else _mailbox(request.sender, "from"),
         to=shown[Kind.TO],
         cc=shown[Kind.CC],
-        reply_to=_read_reply_to(payload),
-        subject=subject[:MAX_SUBJECT],
-        text=text or None,
-        html=html or None,
-        headers=tuple(_read_headers(payload)),
-        attachments=_read_attachments(payload),
-        from_name=from_name.strip()[:MAX_NAME_LENGTH] or None,
+        reply_to=_read_reply_to(request.reply_to),
+        headers=tuple(_read_headers(request.headers or {})),
+        attachments=tuple(
+            _read_attachment(item, f"attachments[{index}]") for index, item in enumerate(request.attachments or ())
+        ),
     )
     _check_sizes(draft)
     return Wanted(draft, tuple(recipients.values()))
@@ -86,60 +109,38 @@ def _refused(kind: ErrorKind, message: str, field: str) -> RefusedError:
     return RefusedError(Refusal(kind, message, field=field))
 
 
-def _wrong_type(field: str, expected: str) -> RefusedError:
-    return _refused(ErrorKind.INVALID_FIELD, f"{field} must be {expected}.", field)
+def _no_recipients() -> RefusedError:
+    return _refused(ErrorKind.NO_RECIPIENTS, "to must name at least one address.", "to")
 
 
-def _string(payload: dict[str, Any], field: str) -> str:
-    """A string; absent and null are the empty string."""
-    value = payload.get(field)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise _wrong_type(field, "a string")
-    return value
-
-
-def _text(payload: dict[str, Any], field: str) -> str:
-    value = _string(payload, field)
-    payload.pop(field, None)
-    if not value.isascii():
+def _text(value: str | None, field: str) -> str | None:
+    if value and not value.isascii():
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
             text = f"{field} holds half of a surrogate pair, which is no character."
             raise _refused(ErrorKind.INVALID_FIELD, text, field) from None
-    return value
+    return value or None
 
 
-def _one_line(payload: dict[str, Any], field: str) -> str:
-    value = _string(payload, field)
-    _check_header_value(value, field)
-    return value
-
-
-def _check_header_value(value: str, field: str) -> None:
-    if has_control_characters(value):
+def _one_line(value: str | None, field: str) -> str:
+    """A string for a header; absent is empty."""
+    if value and has_control_characters(value):
         text = f"{field} holds a line break or another control character; leave it out."
         raise _refused(ErrorKind.INVALID_HEADER_VALUE, text, field)
+    return value or ""
 
 
 def _read_addresses(
-    payload: dict[str, Any], kind: Kind, recipients: dict[str, Recipient], max_recipients: int
+    value: str | list[str] | None, kind: Kind, recipients: dict[str, Recipient], max_recipients: int
 ) -> tuple[Mailbox, ...]:
     """The mailboxes of one field, each once; new ones are added to `recipients`."""
-    field = kind.value
-    value = payload.get(field)
-    if value is None or value in ([], ""):
-        if kind is Kind.TO:
-            raise _refused(ErrorKind.NO_RECIPIENTS, "to must name at least one address.", field)
+    if not value:
         return ()
     if isinstance(value, str):
-        labelled = [(field, value)]
-    elif isinstance(value, list):
-        labelled = [(f"{field}[{index}]", each) for index, each in enumerate(value)]
+        labelled = [(kind.value, value)]
     else:
-        raise _wrong_type(field, "an address or an array of addresses")
+        labelled = [(f"{kind.value}[{index}]", each) for index, each in enumerate(value)]
     mailboxes: dict[str, Mailbox] = {}
     for label, each in labelled:
         mailbox = _mailbox(each, label)
@@ -152,118 +153,78 @@ def _read_addresses(
     return tuple(mailboxes.values())
 
 
-def _mailbox(value: Any, field: str) -> Mailbox:
-    if not isinstance(value, str):
-        raise _wrong_type(field, "a string")
+def _mailbox(value: str, field: str) -> Mailbox:
     try:
         return parse_mailbox(value)
     except ValueError as error:
         raise _refused(ErrorKind.INVALID_ADDRESS, f"{field} is not an email address: {error}", field) from None
 
 
-def _read_mailbox(payload: dict[str, Any], field: str) -> Mailbox | None:
-    value = payload.get(field)
-    return None if value is None else _mailbox(value, field)
-
-
-def _read_reply_to(payload: dict[str, Any]) -> tuple[Mailbox, ...]:
-    value = _string(payload, "replyTo")
+def _read_reply_to(value: str | None) -> tuple[Mailbox, ...]:
     if not value or len(value) > MAX_REPLY_TO:
         return ()
     return (_mailbox(value, "replyTo"),)
 
 
-def _refuse_template(payload: dict[str, Any]) -> None:
-    variables = payload.get("variables")
-    if variables is not None and not isinstance(variables, dict):
-        raise _wrong_type("variables", "an object")
-    for field in ("templateId", "templateKey"):
-        if payload.get(field) is not None:
-            _string(payload, field)
+def _refuse_template(request: SendRequest) -> None:
+    for field, value in (("templateId", request.template_id), ("templateKey", request.template_key)):
+        if value is not None:
             raise _refused(ErrorKind.UNKNOWN_TEMPLATE, f"{field} names no template of this account.", field)
 
 
-def _read_headers(payload: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    headers = payload.get("headers")
-    if headers is None:
-        return
-    if not isinstance(headers, dict):
-        raise _wrong_type("headers", "an object of strings")
+def _read_headers(headers: dict[str, str]) -> Iterator[tuple[str, str]]:
     if len(headers) > MAX_HEADERS:
         raise _refused(ErrorKind.INVALID_FIELD, f"headers may have {MAX_HEADERS} members.", "headers")
     for name, value in headers.items():
-        field = f"headers.{_echo(name)}"
+        field = f"headers.{echo(name)}"
         if not _HEADER_NAME.fullmatch(name) or len(name) > MAX_HEADER_NAME:
             text = f"{field} is no name for a header field: use up to {MAX_HEADER_NAME} ASCII letters, digits and -."
             raise _refused(ErrorKind.INVALID_HEADER_VALUE, text, field)
         if name.lower() in _DENIED or name.lower().startswith(_DENIED_PREFIXES):
-            text = f"The header field {_echo(name)} cannot be set this way; leave it out."
+            text = f"The header field {echo(name)} cannot be set this way; leave it out."
             raise _refused(ErrorKind.HEADER_NOT_ALLOWED, text, field)
-        if not isinstance(value, str):
-            raise _wrong_type(field, "a string")
         if len(value) > MAX_HEADER_VALUE:
             text = f"{field} is longer than {MAX_HEADER_VALUE} characters."
             raise _refused(ErrorKind.INVALID_HEADER_VALUE, text, field)
-        _check_header_value(value, field)
-        yield name, value
+        yield name, _one_line(value, field)
 
 
-def _echo(text: str) -> str:
-    """A caller's own word, fit to be given back."""
-    shown = "".join(character if character.isprintable() else "?" for character in text[:MAX_ECHO])
-    return shown + "..." if len(text) > MAX_ECHO else shown
-
-
-def _read_attachments(payload: dict[str, Any]) -> tuple[Attachment, ...]:
-    attachments = payload.get("attachments")
-    if attachments is None:
-        return ()
-    if not isinstance(attachments, list):
-        raise _wrong_type("attachments", "an array of objects")
-    return tuple(_read_attachment(item, f"attachments[{index}]") for index, item in enumerate(attachments))
-
-
-def _read_attachment(item: Any, label: str) -> Attachment:
-    if not isinstance(item, dict):
-        raise _wrong_type(label, "an object")
-    if item.get("uploadId") is not None:
-        field = f"{label}.uploadId"
-        if not isinstance(item["uploadId"], str):
-            raise _wrong_type(field, "a string")
-        raise _refused(ErrorKind.UNKNOWN_UPLOAD, f"{field} names no upload of this account.", field)
-    filename = _attachment_string(item, "filename", label)
+def _read_attachment(item: AttachmentIn, label: str) -> Attachment:
+    if item.upload_id is not None:
+        text = f"{label}.uploadId names no upload of this account."
+        raise _refused(ErrorKind.UNKNOWN_UPLOAD, text, f"{label}.uploadId")
+    filename = _one_line(item.filename, f"{label}.filename")
     if not filename or len(filename) > MAX_FILENAME:
         text = f"{label}.filename must be 1 to {MAX_FILENAME} characters."
         raise _refused(ErrorKind.INVALID_ATTACHMENT, text, f"{label}.filename")
-    content_type = _attachment_string(item, "contentType", label) or "application/octet-stream"
+    content_type = _one_line(item.content_type, f"{label}.contentType") or "application/octet-stream"
     if not _CONTENT_TYPE.fullmatch(content_type):
         text = f'{label}.contentType is no media type; "application/pdf" is one.'
         raise _refused(ErrorKind.INVALID_ATTACHMENT, text, f"{label}.contentType")
-    content_id = _attachment_string(item, "contentId", label)
+    content_id = _one_line(item.content_id, f"{label}.contentId")
     content_id = content_id.removeprefix("<").removesuffix(">")
     if content_id and not _CONTENT_ID.fullmatch(content_id):
         text = f"{label}.contentId must be up to 200 ASCII characters without spaces and angle brackets."
         raise _refused(ErrorKind.INVALID_ATTACHMENT, text, f"{label}.contentId")
-    return Attachment(filename, _read_content(item, f"{label}.content"), content_type, content_id or None)
+    if item.content is None:
+        text = f"{label}.content is missing: the file in base64."
+        raise _refused(ErrorKind.INVALID_ATTACHMENT, text, f"{label}.content")
+    return Attachment(filename, item.content, content_type, content_id or None)
 
 
-def _attachment_string(item: dict[str, Any], member: str, label: str) -> str:
-    field = f"{label}.{member}"
-    value = item.get(member)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise _wrong_type(field, "a string")
-    _check_header_value(value, field)
-    return value
+def decode_attachments(payload: dict[str, Any]) -> None:
+    """Make octets of the base64 in `attachments`, of lines or in one piece.  Other things are left as they are.
+
+    Raises RefusedError: INVALID_ATTACHMENT.
+    """
+    attachments = payload.get("attachments")
+    if isinstance(attachments, list):
+        for index, item in enumerate(attachments):
+            if isinstance(item, dict) and isinstance(item.get("content"), str):
+                item["content"] = _octets(item.pop("content"), f"attachments[{index}].content")
 
 
-def _read_content(item: dict[str, Any], field: str) -> bytes:
-    encoded = item.pop("content", None)
-    if encoded is None:
-        raise _refused(ErrorKind.INVALID_ATTACHMENT, f"{field} is missing: the file in base64.", field)
-    if not isinstance(encoded, str):
-        raise _wrong_type(field, "a string in base64")
+def _octets(encoded: str, field: str) -> bytes:
     try:
         return binascii.a2b_base64(encoded, strict_mode=True)
     except ValueError:

@@ -16,11 +16,12 @@ from quart import Blueprint
 from quart import request as current_request
 from quart.wrappers import Request, Response
 
-from hepmaild.errors import StoreUnavailable
-from hepmaild.http.body import check_length, check_media_type, load_object, read_body
+from hepmaild.errors import ErrorKind, RefusedError, StoreUnavailable
+from hepmaild.http.body import check_length, check_media_type, read_body
 from hepmaild.http.call import Call
 from hepmaild.http.errors import json_response
 from hepmaild.http.limits import Timeouts
+from hepmaild.http.shapes import REFRESH
 from hepmaild.login import BAD_REFRESH_TOKEN, BAD_REVOKED_TOKEN, WRONG_PASSWORD, LoginRefusal, TokenSet, Viewer
 from hepmaild.people import People
 from hepmaild.storage.users import OWNER, UserRow
@@ -100,10 +101,13 @@ class LoginDesk:
         body = await read_body(request, MAX_BODY_OCTETS, self.timeouts, None, self.files)
         try:
             check_media_type(request)
-            token = load_object(body.content).get("refresh_token")
+            return REFRESH.load(body.content).refresh_token or None
+        except RefusedError as error:
+            if error.refusal.kind is ErrorKind.INVALID_FIELD:
+                return None
+            raise
         finally:
             body.content.close()
-        return token if isinstance(token, str) and token else None
 
     def _describe(self, user: UserRow) -> dict[str, Any]:
         return {

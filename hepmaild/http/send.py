@@ -22,13 +22,12 @@ from quart.wrappers import Request, Response
 from hepmaild.errors import Refusal, RefusedError
 from hepmaild.events import Step, Who
 from hepmaild.http.auth import identify
-from hepmaild.http.body import Received, check_length, check_media_type, load_object, read_body
+from hepmaild.http.body import Received, check_length, check_media_type, read_body
 from hepmaild.http.call import Call
 from hepmaild.http.errors import json_response
-from hepmaild.http.fields import Wanted, read_fields, read_idempotency_word
+from hepmaild.http.fields import Wanted, read_idempotency_word, read_request
 from hepmaild.http.limits import MemoryGate, Timeouts
 from hepmaild.intake import Intake
-from hepmaild.mail.content import Content
 from hepmaild.mail.submission import Door, KeyIdentity, Origin, Receipt, Status, Submission
 
 THREAD_OCTETS = 256 << 10  # above this, JSON and base64 are worked on in a thread, and the memory gate counts
@@ -95,11 +94,6 @@ class SendDesk:
         if isinstance(answer, Refusal):
             raise RefusedError(answer)
         return receipt_response(answer)
-
-
-def read_request(content: Content, max_recipients: int) -> Wanted:
-    """JSON to draft.  Raises RefusedError.  Runs in a thread when the content is large."""
-    return read_fields(load_object(content), max_recipients)
 
 
 def _steps(request: Request, body: Received, key: KeyIdentity, tls: str) -> tuple[Step, ...]:
