@@ -110,6 +110,12 @@ def _invalid(what: str, field: str) -> RefusedError:
     return RefusedError(Refusal(ErrorKind.INVALID_FIELD, f"{what}.", field=field))
 
 
+def names_in(wording: Wording) -> list[str]:
+    """The names of its placeholders, each once, in the order in which they come."""
+    parts = (wording.subject, wording.html or "", wording.text or "")
+    return list(dict.fromkeys(name for part in parts for name in _PLACEHOLDER.findall(part)))
+
+
 def fill(wording: Wording, values: Mapping[str, str], max_length: int) -> Wording:
     """`wording` with its placeholders filled; the subject is one line of at most `MAX_SUBJECT` characters.
 

@@ -24,6 +24,7 @@ from sqlalchemy import (
 
 from hepmaild.storage import schema_base
 from hepmaild.storage import schema_people as _people  # noqa: F401  # its tables belong to the same metadata
+from hepmaild.storage import schema_templates as _templates  # noqa: F401
 from hepmaild.storage.schema_base import BigId
 
 metadata = schema_base.metadata

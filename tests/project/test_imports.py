@@ -90,7 +90,7 @@ LEVELS: list[tuple[str, int]] = [
     ),
     *(
         (f"hepmaild.{name}", 1)
-        for name in ("config_check", "config_docs", "config_load", "config_read", "key_rules", "totp")
+        for name in ("config_check", "config_docs", "config_load", "config_read", "key_rules", "template_rules", "totp")
     ),
     ("hepmaild.search_words", 1),
     *((f"hepmaild.{name}", 0) for name in ("config", "errors", "events", "mail")),
