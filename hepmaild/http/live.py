@@ -15,14 +15,13 @@ import json
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import trio
 from quart import Blueprint, websocket
 from werkzeug.exceptions import BadRequest, Forbidden, TooManyRequests, Unauthorized
 
 from hepmaild.errors import StoreUnavailable
-from hepmaild.http.dashboard.frame import ACCESS_COOKIE, Dashboard
+from hepmaild.http.dashboard.frame import ACCESS_COOKIE, Dashboard, is_ours
 from hepmaild.http.dashboard.words import span, state
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.live import Batch, Feed, LiveHub, Resync
@@ -190,7 +189,7 @@ class LiveDoor:
             return View(opened.account_id, "", search, message_id, as_json=True)
         # Browsers send cookies wherever a page asks them to: only a page of ours may.
         origin = websocket.headers.get("Origin", "")
-        if not origin or urlsplit(origin).netloc != websocket.headers.get("Host", ""):
+        if not is_ours(self._dashboard, origin, websocket.headers.get("Host", "")):
             raise Forbidden
         access = websocket.cookies.get(ACCESS_COOKIE, "")
         viewer = await self._dashboard.people.viewer_of(access) if access else None

@@ -99,7 +99,8 @@ class HttpDoor:
         self._counter.limit = limits.connections_per_ip
         self._desk.max_recipients = limits.recipients_per_message
 
-    def _build(self, https_port: int) -> App:
+    def build(self, https_port: int = 443) -> App:
+        """The application as it is served."""
         surroundings = Surroundings(
             self._lifecycle,
             self._proxies,
@@ -126,7 +127,7 @@ class HttpDoor:
             secure = sockets.open(self._bound.https if self._bound else self._settings.listen)
             plain = sockets.open(self._bound.plain if self._bound else self._settings.plain_listen)
             https_port = secure[0].getsockname()[1] if secure else 443
-            app: Any = wrap_app(self._build(https_port), config.wsgi_max_body_size, "asgi")
+            app: Any = wrap_app(self.build(https_port), config.wsgi_max_body_size, "asgi")
             lifespan = Lifespan(app, config, {})
             async with trio.open_nursery() as lifespan_nursery:
                 await lifespan_nursery.start(lifespan.handle_lifespan)

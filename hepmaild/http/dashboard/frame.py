@@ -180,7 +180,7 @@ class Pages:
                 if isinstance(visit, Response):
                     return visit
                 form = await read_form()
-                if not same_origin() or not self.dashboard.people.check_csrf(
+                if not same_origin(self.dashboard) or not self.dashboard.people.check_csrf(
                     visit.viewer.session_id, form.get("csrf", "")
                 ):
                     raise Forbidden("This form is too old, or did not come from here: load the page again.")
@@ -227,13 +227,18 @@ async def read_form() -> Form:
     return form
 
 
-def same_origin() -> bool:
-    """Whether the browser says that the form came from us; one that says nothing is judged by its token alone."""
-    site = request.headers.get("Sec-Fetch-Site", "")
-    if site:
-        return site == "same-origin"
-    origin = request.headers.get("Origin", "")
-    return not origin or urlsplit(origin).netloc == request.headers.get("Host", "")
+def same_origin(dashboard: Dashboard) -> bool:
+    """Whether a form came from us, by all that the browser says; one that says nothing is judged by its token alone."""
+    site, origin = request.headers.get("Sec-Fetch-Site", ""), request.headers.get("Origin", "")
+    if site not in ("", "same-origin"):
+        return False
+    return not origin or is_ours(dashboard, origin, request.headers.get("Host", ""))
+
+
+def is_ours(dashboard: Dashboard, origin: str, host: str) -> bool:
+    """Whether a page of this origin is one of ours.  host: by which name we were asked; a proxy may change that."""
+    places = {urlsplit(dashboard.public_url()).netloc, host} - {""}
+    return origin in {f"https://{place}" for place in places}
 
 
 def local_path(text: str, default: str = "/") -> str:
@@ -256,7 +261,9 @@ def see(path: str) -> Response:
 
 
 def finish(visit: Visit, response: Response) -> Response:
-    """Renewed tokens go into the cookies of whatever is answered."""
+    """Renewed tokens go into the cookies of whatever is answered; headers that a handler did not set are ours."""
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
     if visit.fresh is not None:
         keep_tokens(response, visit.fresh)
     return response

@@ -52,7 +52,7 @@ def pages(dashboard: Dashboard) -> Pages:
     @group.get("/live/session")
     async def session(visit: Visit) -> Response:
         del visit
-        return Response("", status=204, headers={"Cache-Control": "no-store"})
+        return Response("", status=204)
 
     return group
 

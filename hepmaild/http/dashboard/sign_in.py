@@ -17,7 +17,6 @@ from werkzeug.exceptions import Forbidden
 from hepmaild.http.call import Call
 from hepmaild.http.dashboard.frame import (
     ACCESS_COOKIE,
-    REFRESH_COOKIE,
     Dashboard,
     Pages,
     Visit,
@@ -58,13 +57,13 @@ def _mount_form(blueprint: Blueprint, dashboard: Dashboard) -> None:
     async def show() -> Response:
         if await open_visit(dashboard) is not None:
             return see(local_path(request.args.get("next", "/")))
-        return _sign_in_page(dashboard, back=request.args.get("next", "/"))
+        return clear_tokens(_sign_in_page(dashboard, back=request.args.get("next", "/")))
 
     @blueprint.post("/sign-in")
     async def sign_in() -> Response:
         form = await read_form()
         visitor = request.cookies.get(VISITOR_COOKIE, "")
-        if not visitor or not same_origin() or not dashboard.people.check_csrf(visitor, form.get("csrf", "")):
+        if not visitor or not same_origin(dashboard) or not dashboard.people.check_csrf(visitor, form.get("csrf", "")):
             error = "The form was too old: try once more."
             return _sign_in_page(dashboard, error=error, back=form.get("next", "/"), status=400)
         email, otp = form.get("email", "").strip(), form.get("otp", "").strip()
@@ -99,7 +98,7 @@ def _mount_link(blueprint: Blueprint, dashboard: Dashboard) -> None:
     @blueprint.post("/link")
     async def use_link() -> Response:
         form = await read_form()
-        if not same_origin():
+        if not same_origin(dashboard):
             raise Forbidden("This form did not come from here: open the link again.")
         token = form.get("token", "")
         link = await dashboard.people.open_link(token, ip=_ip(), agent=_agent())
@@ -157,8 +156,6 @@ def _sign_in_page(
         csrf=dashboard.people.csrf_token(visitor),
     )
     set_cookie(response, VISITOR_COOKIE, visitor, max_age=86_400)
-    if request.cookies.get(REFRESH_COOKIE):
-        clear_tokens(response)
     return response
 
 
