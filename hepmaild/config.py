@@ -291,6 +291,19 @@ class MetricsSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnSmtpSettings:
+    """SMTP servers that accounts bring along."""
+
+    allow_private_addresses: bool = setting(
+        False,
+        "Whether an account's server may be at a private, loopback or link-local address. Whoever may send mail could "
+        "otherwise make this machine connect to what only it can reach; for a service among friends it is handy.",
+    )
+    tls_ca: str = setting("", "PEM file with the authority to trust for them instead of the system's.")
+    connections: int = setting(5, "Connections at once to one of them, of each process.", low=1, high=1000)
+
+
+@dataclass(frozen=True, slots=True)
 class RouteSettings:
     """A named way out."""
 
@@ -393,6 +406,7 @@ class Settings:
     delivery: DeliverySettings = DeliverySettings()
     dns: DnsSettings = DnsSettings()
     metrics: MetricsSettings = MetricsSettings()
+    own_smtp: OwnSmtpSettings = OwnSmtpSettings()
     route: tuple[RouteSettings, ...] = ()
     sender: tuple[SenderSettings, ...] = ()
     plans: dict[str, Plan] = field(default_factory=_shipped_plans)

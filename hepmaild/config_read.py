@@ -238,7 +238,8 @@ def _check_name(text: str) -> None:
         raise ValueError(NAME_RULE)
 
 
-def _check_host(text: str) -> None:
+def check_host(text: str) -> None:
+    """ValueError unless it is a host name, an IP address or empty."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -304,7 +305,7 @@ def parse_next_hop(text: str) -> tuple[str, int]:
         host, port = parse_address(text if not text.endswith("]") else f"{text}:0")
     else:
         host, port = text, 0
-    _check_host(host)
+    check_host(host)
     return host, port
 
 
@@ -312,7 +313,7 @@ FORMS: dict[str, Callable[[str], object]] = {
     "address": parse_address,
     "database": _check_database,
     "email": check_address,
-    "host": _check_host,
+    "host": check_host,
     "hostname": _check_hostname,
     "name": _check_name,
     "nameserver": parse_nameserver,

@@ -48,6 +48,7 @@ from hepmaild.live import LiveHub
 from hepmaild.metrics import Meter, Metrics, watch_loop
 from hepmaild.operations import Insides, Operations
 from hepmaild.outbox import Outbox
+from hepmaild.own_servers import OwnServers
 from hepmaild.people import People
 from hepmaild.prepare import Preparer
 from hepmaild.reaper import Reaper
@@ -162,6 +163,8 @@ class _Daemon:
         self.directory = Directory(store, settings.sender)
         self.signing = SigningKeys(store, Vault(settings.server.state_dir), lambda: self.directory.generation)
         self.lookups = Lookups(settings.dns)
+        vault = Vault(settings.server.state_dir)
+        self.own_servers = OwnServers(store, self.directory, vault, lambda: self._shown.own_smtp, limiters.files)
         self.dkim_watch = DkimWatch(store, self.lookups.lookup_txt, clock.now_us)
         self.resolver = _make_resolver(self.lookups, store, clock)
         self.pool = DeliveryPool(
@@ -177,6 +180,7 @@ class _Daemon:
             resolve_for=self.resolver.for_route,
             on_reported=meter.reported if self._metrics is not None else None,
             is_paused=self.outbox.is_paused,
+            own=self.own_servers,
         )
         self.intake = self._make_intake(spool_dir, limiters, meter)
         self.reaper = Reaper(
@@ -242,7 +246,7 @@ class _Daemon:
     def _make_intake(self, spool_dir: Path, limiters: Limiters, meter: Meter) -> Intake:
         settings = self._settings
         return Intake(
-            _intake_settings(settings),
+            IntakeSettings.of(settings),
             store=self._store,
             directory=self.directory,
             outbox=self.outbox,
@@ -275,6 +279,7 @@ class _Daemon:
                 "lookups": self.lookups,
                 "operations": self.operations,
                 "directory": self.directory,
+                "own_servers": self.own_servers,
                 "files": limiters.files,
             },
         )
@@ -299,6 +304,7 @@ class _Daemon:
         if taken:
             log.warning("leases_taken_back", messages=taken)
         await self.outbox.recount()
+        await self.own_servers.learn()
         await self.reaper.take_caps()
         async with trio.open_nursery() as root:
             await root.start(self._obey_signals, root)
@@ -441,7 +447,7 @@ class _Daemon:
         changed = [name for name in fixed if getattr(settings, name) != getattr(self._settings, name)]
         if changed:
             log.warning("restart_needed", sections=",".join(changed))
-        self.intake.settings = _intake_settings(settings)
+        self.intake.settings = IntakeSettings.of(settings)
         self.directory.replace_settings(settings.sender)
         self.pool.take_settings(settings.delivery)
         self.pool.replace_routes([from_settings(route) for route in settings.route])
@@ -460,6 +466,8 @@ class _Daemon:
                         await self.people.learn()
                 if topic in ("keys", "*"):
                     self.dkim_watch.wake()
+                    with suppress(StoreUnavailable):
+                        await self.own_servers.learn()
                 if topic in ("queue", "*"):
                     self.pool.wake()
                     with suppress(StoreUnavailable):
@@ -481,16 +489,6 @@ def _make_resolver(lookups: Lookups, store: Store, clock: Clock) -> Resolver:
 def _rule(settings: Settings) -> Rule:
     """When an address that is refused for good is suppressed, and for how long."""
     return Rule(settings.delivery.suppress_after, int(settings.delivery.suppress_days * DAY_S * 1_000_000))
-
-
-def _intake_settings(settings: Settings) -> IntakeSettings:
-    return IntakeSettings(
-        smtp=settings.smtp,
-        limits=settings.limits,
-        delivery=settings.delivery,
-        plans=settings.plans,
-        routes={route.name: route for route in settings.route},
-    )
 
 
 __all__ = ["Bound", "Clock", "SchemaDue", "serve"]

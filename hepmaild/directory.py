@@ -55,7 +55,7 @@ class Directory:
 
     async def key(self, secret_hash: bytes) -> KeyRow | None:
         """The key with this secret as it is now; None: there is none.  Raises `StoreUnavailable`.  Cancel-safe."""
-        await self._validate()
+        await self.validate()
         row = self._keys.get(secret_hash)
         if row is None:
             generation = self._generation
@@ -74,8 +74,8 @@ class Directory:
                 _remember(self._books, account_id, book)
         return book
 
-    async def _validate(self) -> None:
-        """Wait for a read of the generation that begins after now."""
+    async def validate(self) -> None:
+        """Wait for a read of the generation that begins after now.  Raises `StoreUnavailable`.  Cancel-safe."""
         if self._store.is_sqlite:
             self._note(await self._store.glance(rows.GENERATION))
             return

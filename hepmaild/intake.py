@@ -23,6 +23,7 @@ from hepmaild.config import (
     ReversePath,
     RouteKind,
     RouteSettings,
+    Settings,
     SmtpSettings,
 )
 from hepmaild.delivery.job import Job, JobRecipient
@@ -77,6 +78,12 @@ class IntakeSettings:
     delivery: DeliverySettings
     plans: dict[str, Plan]
     routes: dict[str, RouteSettings]
+
+    @classmethod
+    def of(cls, settings: Settings) -> IntakeSettings:
+        """Of all settings."""
+        routes = {route.name: route for route in settings.route}
+        return cls(settings.smtp, settings.limits, settings.delivery, settings.plans, routes)
 
 
 class _Pending:

@@ -21,6 +21,7 @@ from hepmaild.delivery.job import Attempt, Result
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.events import Step, Who
 from hepmaild.mail.submission import Door, Receipt
+from hepmaild.own_routes import label_of
 
 Labels = tuple[str, ...]
 
@@ -374,17 +375,18 @@ class Metrics(Meter):
     def reported(self, attempt: Attempt) -> None:
         """See Meter."""
         job = attempt.job
-        labels = (job.route,)
+        route = label_of(job.route)
+        labels = (route,)
         outcomes = attempt.outcomes
         common = outcomes[0].result.value if outcomes else MIXED
         delivered = False
         for outcome in outcomes:
             result = outcome.result.value
-            self._results.add((job.route, result))
+            self._results.add((route, result))
             delivered = delivered or outcome.result is Result.DELIVERED
             if result != common:
                 common = MIXED
-        self._attempts.add((job.route, common))
+        self._attempts.add((route, common))
         self._attempt_seconds.observe(max(0, attempt.ended_at_us - attempt.started_at_us) / 1e6, labels)
         if delivered:
             self._delivery_seconds.observe(max(0, attempt.ended_at_us - job.accepted_at_us) / 1e6, labels)

@@ -23,6 +23,7 @@ from hepmaild.mail.content import Content, ContentBuilder
 from hepmaild.mail.dkim import Signer
 from hepmaild.mail.message import Inspected, inspect, received_field, rewrite
 from hepmaild.mail.submission import Draft, Kind, Mailbox, Recipient, Submission
+from hepmaild.own_routes import is_own
 from hepmaild.policy import SenderBook, distinct, pick_sender
 from hepmaild.signing import NotLoaded, SigningKeys
 from hepmaild.storage.directory import SenderRow
@@ -117,7 +118,7 @@ class Preparer:
         if isinstance(row, Refusal):
             return row
         address = draft.sender.address if draft.sender is not None else row.address
-        signers = self._signers(address)
+        signers = self._signers(address, row)
         name = draft.from_name or (draft.sender.name if draft.sender is not None else "")
         at_us = self._now_us()
         header_id = ids.header_message_id(secrets.token_bytes(ids.HEADER_ID_ENTROPY_OCTETS), address)
@@ -162,7 +163,7 @@ class Preparer:
         if isinstance(recipients, Refusal):
             return recipients
         address = wanted[0] if wanted else row.address
-        signers = self._signers(address)
+        signers = self._signers(address, row)
         message_id = ids.message_id(secrets.token_bytes(ids.MESSAGE_ID_ENTROPY_OCTETS), self._now_us())
         at_us = self._now_us()
         date = _date(at_us // 1_000_000)
@@ -201,9 +202,12 @@ class Preparer:
             has_own_message_id=found.message_id is not None,
         )
 
-    def _signers(self, address: str) -> Sequence[Signer]:
-        """Who signs for the domain of the author, and only for that one.  Raises `NotLoaded`."""
-        if self._signing is None:
+    def _signers(self, address: str, sender: SenderRow) -> Sequence[Signer]:
+        """Who signs for the domain of the author, and only for that one.  Raises `NotLoaded`.
+
+        Nobody where it leaves by an account's own server: anybody may call one a@DOMAIN, and would get signed mail.
+        """
+        if self._signing is None or is_own(sender.route):
             return ()
         # Senders of the settings file stand there as somebody wrote them: `Noreply@Example.COM`.
         return self._signing.of(domain_of(check_address(address)))

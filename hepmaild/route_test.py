@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from hepmaild.config import RouteKind, RouteSettings, Settings, TlsMode
-from hepmaild.delivery.connections import Connection, Patience, connect_tcp, make_tls_context
-from hepmaild.delivery.route import Host, Route, from_settings
+from hepmaild.delivery.client import Credentials
+from hepmaild.delivery.connections import Connect, Connection, Patience, connect_tcp, make_tls_context
+from hepmaild.delivery.public import connect_public
+from hepmaild.delivery.route import Route, from_settings
 from hepmaild.events import Transcript
 
 LIMIT_S = 60.0
@@ -46,18 +49,36 @@ async def try_route(
     if chosen.kind is RouteKind.MX:
         return {**found, "ok": False, "error": "routes of kind mx have no next hop of their own to test"}
     target = from_settings(chosen)
-    return {**found, **await _try_host(settings, target, target.first_host, chosen.tls, now_us, limit_s)}
+    return {**found, **await _try_host(settings, target, now_us, limit_s)}
+
+
+async def try_server(
+    settings: Settings,
+    server: Route,
+    credentials: Credentials | None,
+    now_us: Callable[[], int],
+    limit_s: float = LIMIT_S,
+) -> dict[str, Any]:
+    """The same for an account's own SMTP server, within what this service connects to for its accounts."""
+    found: dict[str, Any] = {"ok": True, "error": None, "next_hop": server.address, "tls": None, "steps": []}
+    return {**found, **await _try_host(settings, server, now_us, limit_s, credentials)}
 
 
 async def _try_host(
-    settings: Settings, target: Route, host: Host, tls: TlsMode, now_us: Callable[[], int], limit_s: float
+    settings: Settings,
+    target: Route,
+    now_us: Callable[[], int],
+    limit_s: float,
+    credentials: Credentials | None = None,
 ) -> dict[str, Any]:
+    host, tls = target.first_host, target.tls
+    connect: Connect = partial(connect_public, connect_tcp) if target.public_only else connect_tcp
     transcript = Transcript()
     try:
         context = None if tls is TlsMode.NONE else make_tls_context(target)
     except OSError as error:
-        return {"ok": False, "error": f"route.tls_ca cannot be used: {error}"}
-    connection = Connection(target, settings.server.hostname, connect_tcp, tls, transcript, host)
+        return {"ok": False, "error": f"tls_ca cannot be used: {error}"}
+    connection = Connection(target, settings.server.hostname, connect, tls, transcript, host, credentials)
     failure: str | None = None
     try:
         with trio.move_on_after(limit_s) as scope:

@@ -13,7 +13,20 @@ import click
 import structlog
 
 from hepmaild import __version__, logs
-from hepmaild.cli import accounts, demo, dkim, doctor, keys, queue, secrets, service, suppression, top, users
+from hepmaild.cli import (
+    accounts,
+    demo,
+    dkim,
+    doctor,
+    keys,
+    queue,
+    secrets,
+    service,
+    smtp_servers,
+    suppression,
+    top,
+    users,
+)
 from hepmaild.cli.common import Invocation
 from hepmaild.cli.output import CommandFailed, clean
 from hepmaild.config_load import SettingsError
@@ -60,6 +73,7 @@ for command in (
     keys.key,
     keys.sender,
     service.route,
+    smtp_servers.smtp_server,
     dkim.dkim,
     secrets.secrets,
     queue.queue,

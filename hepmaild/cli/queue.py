@@ -13,6 +13,7 @@ from hepmaild.cli.common import EMAIL, MESSAGE_ID, json_option, with_settings
 from hepmaild.cli.output import CommandFailed, clean, instant, print_json, print_pairs, print_table, public
 from hepmaild.config import DAY_S, RouteKind, Settings
 from hepmaild.mail.address import check_address, domain_of
+from hepmaild.own_routes import ALL
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -71,6 +72,8 @@ def queue_stats(settings: Settings, as_json: bool) -> None:
     if stats["paused"]:
         click.echo("\npaused")
         print_table(stats["paused"], ("route", "destination", "since_at", "note"), empty="")
+    if stats["own_paused"]:
+        click.echo(f"\n{stats['own_paused']:,} SMTP servers of accounts are paused (`hepmaild smtp-server list`)")
 
 
 _FIGURES = (
@@ -257,6 +260,8 @@ def queue_pause(settings: Settings, route: str, destination: str | None, note: s
     """
     from hepmaild.storage import queue as rows
 
+    if route == ALL:
+        raise CommandFailed("servers of accounts are paused one by one: `hepmaild smtp-server pause ID`")
     _check_route(settings, route)
     kind = next((r.kind for r in settings.route if r.name == route), RouteKind.MX)
     if destination is not None and kind is not RouteKind.MX:

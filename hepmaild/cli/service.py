@@ -201,6 +201,11 @@ def route_test(settings: Settings, name: str, as_json: bool) -> None:
         known = ", ".join(r.name for r in settings.route) or "none"
         raise CommandFailed(f"there is no route {name!r} in the settings; there are: {known}")
     report = trio.run(try_route, settings, chosen, backend.now_us)
+    show_test(report, f"route {name}", as_json)
+
+
+def show_test(report: dict[str, Any], name: str, as_json: bool) -> None:
+    """What `route_test` found, step by step.  Raises `CommandFailed` when one failed."""
     if as_json:
         print_json(report)
     else:
@@ -211,7 +216,7 @@ def route_test(settings: Settings, name: str, as_json: bool) -> None:
             click.echo(f"{waited_ms:>9.1f} ms  {({'peer': '<', 'us': '>'}).get(who, '·')} {clean(text)}")
         print_pairs({name: value for name, value in report.items() if name != "steps"})
     if not report["ok"]:
-        raise CommandFailed(f"route {name}: {clean(report['error'])}")
+        raise CommandFailed(f"{name}: {clean(report['error'])}")
 
 
 @click.command()

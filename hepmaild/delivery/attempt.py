@@ -24,15 +24,16 @@ from hepmaild.delivery.flight import ContentGone, End, Flight, Joined, LeaseLost
 from hepmaild.delivery.hops import Hops, NoHops
 from hepmaild.delivery.job import Attempt, Job, Outcome, Queue, Result
 from hepmaild.delivery.outcome import SOON_S, Verdict, deferred, judge
-from hepmaild.delivery.route import Host, Route, host_of
+from hepmaild.delivery.route import Away, Host, OwnWays, Route, host_of
 from hepmaild.delivery.sandbox import Sandbox, play
 from hepmaild.delivery.track import job_destination
-from hepmaild.errors import StoreUnavailable
+from hepmaild.errors import SecretsUnavailable, StoreUnavailable
 from hepmaild.events import Who
 from hepmaild.mail.address import destination_of
 from hepmaild.mail.content import Content
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.schedule import retry_at_us, retry_delay_s
+from hepmaild.own_routes import is_own
 
 log = structlog.get_logger()
 
@@ -47,6 +48,9 @@ _ANOTHER_DESTINATION = Verdict(
     Reply(451, "4.3.0", "another destination of the same message went first; this one goes next"),
     SOON_S,
 )
+_REMOVED = Verdict(
+    Result.FAILED, Reply(550, "5.3.5", "the SMTP server that this message was to leave by was removed from its account")
+)
 _LOOK_UP_FAILED = NoHops(Reply(451, "4.4.3", "looking up the destination took too long"))
 _NO_RESOLVER = NoHops(Reply(451, "4.3.5", "this process cannot look up destinations"))
 
@@ -55,6 +59,7 @@ class Runner:
     """Runs attempts.  Knows the store, the clock and the dice.
 
     join: asked when a job turns out to go to another place than the one whose turn it took; see `Joined`.
+    own: who knows the SMTP servers of accounts.
     """
 
     def __init__(
@@ -69,11 +74,13 @@ class Runner:
         random: Callable[[], float],
         join: Callable[[Flight, str], Joined],
         on_reported: Callable[[Attempt], None] | None = None,
+        own: OwnWays | None = None,
     ) -> None:
+        self._own = own
         self.flights: dict[Flight, None] = {}  # the longest under way first
         self.report_until = float("inf")  # a drain sets it
         self._queue = queue
-        self._courier = Courier(queue, hostname, connect=connect, now_us=now_us)
+        self._courier = Courier(queue, hostname, connect=connect, now_us=now_us, own=own)
         self._sandbox = sandbox
         self._now_us = now_us
         self._random = random
@@ -123,6 +130,10 @@ class Runner:
             log.warning("store_unavailable", message_id=job.message_id, route=job.route, doing="attempt")
             await self._insist(flight, lambda: self._queue.release(job))
             return End.STORE_DOWN
+        except SecretsUnavailable as error:
+            log.error("smtp_server_unusable", message_id=job.message_id, route=job.route, reason=str(error))
+            await self._report_crash(flight, "the password of this SMTP server cannot be read here: enter it again")
+            return End.NEITHER
         except ContentGone as gone:
             # As a rule somebody cancelled the message while the job stood here: then the report is refused.
             await self._report_crash(flight, str(gone))
@@ -145,6 +156,10 @@ class Runner:
             log.exception("report_crashed", message_id=flight.job.message_id, route=flight.job.route)
 
     async def _attempt(self, flight: Flight) -> End:
+        if self._own is not None and is_own(flight.route.name):
+            away = await self._board(flight, self._own)
+            if away is not None:
+                return await self._attempt_nothing(flight, away)
         route = flight.route
         if route.kind is RouteKind.MX:
             return await self._attempt_mx(flight)
@@ -160,6 +175,29 @@ class Runner:
         finally:
             content.close()
         await self._report(flight, verdicts)
+        return End.NEITHER
+
+    # Servers of accounts
+
+    async def _board(self, flight: Flight, own: OwnWays) -> Away | None:
+        """Learn what the account's server is now, which the attempt then uses; or why nothing can leave by it."""
+        track = flight.track
+        found = await own.find(flight.route.name)
+        if isinstance(found, Away):
+            return found
+        if found != track.route:
+            track.replace_route(found, track.cap)  # kept connections are another route's from here on
+        flight.route = track.route
+        return None
+
+    async def _attempt_nothing(self, flight: Flight, away: Away) -> End:
+        job = flight.job
+        if away is Away.PAUSED:
+            flight.is_given_back = True
+            await self._queue.release(job)
+            return End.NEITHER
+        flight.transcript.add(self._now_us(), Who.NOTE, _REMOVED.reply.text)
+        await self._report(flight, (_REMOVED,) * len(job.recipients))
         return End.NEITHER
 
     async def _content(self, job: Job) -> Content:

@@ -212,6 +212,7 @@ class ClientMachine:
     def _fail(self, stage: Stage, reply: Reply | None, text: str) -> Failed:
         self._dead = True
         self.stage = stage
+        self._forget_secrets()
         return Failed(stage, reply, text)
 
     # Opening the session
@@ -275,9 +276,13 @@ class ClientMachine:
             return self._open()
         return self._fail(Stage.AUTH, reply, "the login was refused")
 
-    def _open(self) -> Action:
+    def _forget_secrets(self) -> None:
+        self._credentials = None
         self._secrets = ()
         self._auth_lines = []
+
+    def _open(self) -> Action:
+        self._forget_secrets()
         self.stage = Stage.IDLE
         return Do.READY
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from hepmaild.config import TlsMode
-from hepmaild.delivery.client import Action, ClientMachine, Do, Failed, Send, Stage
+from hepmaild.delivery.client import Action, ClientMachine, Credentials, Do, Failed, Send, Stage
 from hepmaild.delivery.hops import TlsLevel
 from hepmaild.delivery.route import TIMEOUTS_S, Host, Route
 from hepmaild.delivery.tls_policy import check_dane
@@ -146,7 +146,7 @@ class Connection:
 
     label: `name[address]:port`, "" until connected.  stage: where it is.  sent: transactions so far.  level: what the
     TLS is worth, once it is open.  host: None: the route's first.  tls: what to do about TLS, which is the host's mode
-    unless that was tried in vain.
+    unless that was tried in vain.  credentials: None: the route's; they are forgotten once they were used.
     """
 
     def __init__(
@@ -157,6 +157,7 @@ class Connection:
         tls: TlsMode,
         transcript: Transcript,
         host: Host | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self.route = route
         self.host = host or route.first_host
@@ -169,7 +170,7 @@ class Connection:
         self.machine = ClientMachine(
             hello,
             tls=tls,
-            credentials=route.credentials,
+            credentials=credentials or route.credentials,
             transcript=transcript,
             tls_is_on=False,
         )

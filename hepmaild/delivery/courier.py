@@ -10,6 +10,7 @@ for the next one; from MAIL on its word is final for this attempt.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import inf
 
 import trio
@@ -20,7 +21,8 @@ from hepmaild.delivery.client import Do, Failed, Stage
 from hepmaild.delivery.connections import Connect, Connection, Patience
 from hepmaild.delivery.flight import Flight, LeaseLost
 from hepmaild.delivery.job import Queue
-from hepmaild.delivery.route import Host
+from hepmaild.delivery.public import connect_public
+from hepmaild.delivery.route import Host, OwnWays
 from hepmaild.delivery.tls_policy import suits
 from hepmaild.events import Who
 from hepmaild.mail.content import Content
@@ -35,9 +37,15 @@ MAX_HOSTS = 5
 
 
 class Courier:
-    """margin_s: how long before the lease's end an attempt stops.  dot_timeout_s: for the answer to the final dot."""
+    """margin_s: how long before the lease's end an attempt stops.  dot_timeout_s: for the answer to the final dot.
 
-    def __init__(self, queue: Queue, hostname: str, *, connect: Connect, now_us: Callable[[], int]) -> None:
+    own: who knows how to log in at the servers of accounts.
+    """
+
+    def __init__(
+        self, queue: Queue, hostname: str, *, connect: Connect, now_us: Callable[[], int], own: OwnWays | None = None
+    ) -> None:
+        self._own = own
         self.margin_s = 0.0
         self.dot_timeout_s = 0.0
         self.attempt_timeout_s = 0.0
@@ -100,15 +108,22 @@ class Courier:
         may_be_plain = tls is TlsMode.OPPORTUNISTIC
         if may_be_plain and trio.current_time() < place.plain_until.get(host.address, 0.0):
             tls = TlsMode.NONE
-        flight.connection = Connection(route, self._hostname, self._connect, tls, flight.transcript, host)
+        flight.connection = self._make_connection(flight, host, tls)
         failure = await self._deliver(flight, envelope, content, most_s)
         if failure is None or failure.stage is not Stage.TLS or not may_be_plain or route.credentials:
             return failure
         self.note(flight, failure)
         place.go_plain(host, trio.current_time())
         await flight.connection.discard()
-        flight.connection = Connection(route, self._hostname, self._connect, TlsMode.NONE, flight.transcript, host)
+        flight.connection = self._make_connection(flight, host, TlsMode.NONE)
         return await self._deliver(flight, envelope, content, most_s)
+
+    def _make_connection(self, flight: Flight, host: Host, tls: TlsMode) -> Connection:
+        """Not open yet.  Raises `SecretsUnavailable` where the password cannot be read."""
+        route = flight.route
+        credentials = None if self._own is None or route.sealed is None else self._own.open(route)
+        connect = partial(connect_public, self._connect) if route.public_only else self._connect
+        return Connection(route, self._hostname, connect, tls, flight.transcript, host, credentials)
 
     async def _deliver(self, flight: Flight, envelope: Envelope, content: Content, most_s: float) -> Failed | None:
         """One transaction on `flight.connection`, which is opened first if it is new.  None: properly answered."""

@@ -52,7 +52,8 @@ class Flight:
     """leased, began: when the lease and the attempt began (Trio's clock); lease_ends: nothing may be done after it.
 
     scope: the one that bounds what is waited for now, so that a drain can cut it short.  chosen: which recipients take
-    part, None: all.  is_refused: the store took no report, since the lease was lost.
+    part, None: all.  is_refused: the store took no report, since the lease was lost.  is_given_back: no attempt was
+    made, since somebody paused what it was for.
     """
 
     job: Job
@@ -72,4 +73,5 @@ class Flight:
     verdicts: tuple[Verdict, ...] | None = None
     is_forsaken: bool = False
     is_refused: bool = False
+    is_given_back: bool = False
     is_stalled: bool = False

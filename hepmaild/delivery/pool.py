@@ -21,15 +21,16 @@ import trio
 from hepmaild.config import DeliverySettings
 from hepmaild.delivery.alarms import Alarms
 from hepmaild.delivery.attempt import Runner
-from hepmaild.delivery.connections import Connect, Connection, close_all, connect_tcp
+from hepmaild.delivery.connections import Connect, close_all, connect_tcp
 from hepmaild.delivery.flight import End, Flight, Joined
 from hepmaild.delivery.hops import Resolve
 from hepmaild.delivery.job import Attempt, Job, Queue
 from hepmaild.delivery.lane import Place, Standing
-from hepmaild.delivery.route import Route, missing_route
+from hepmaild.delivery.route import OwnWays, Route
 from hepmaild.delivery.sandbox import Sandbox
 from hepmaild.delivery.scheduler import Scheduler
 from hepmaild.delivery.track import STUCK_MX, Track
+from hepmaild.delivery.tracks import Tracks
 from hepmaild.errors import StoreUnavailable
 from hepmaild.lifecycle import Lifecycle
 
@@ -50,6 +51,7 @@ class DeliveryPool:
     connect: how to reach a next hop.  on_reported: called after each durable report; must not raise.
     resolve: who finds the hosts of destinations; resolve_for: for one route of kind `mx`.  Without either: deferred.
     is_paused: whether nobody is to work on a (route, destination) now; what stands ready for it is given back.
+    own: who knows the SMTP servers of accounts; None: there are none.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class DeliveryPool:
         resolve_for: Callable[[Route], Resolve] | None = None,
         on_reported: Callable[[Attempt], None] | None = None,
         is_paused: Callable[[str, str], bool] = lambda *_: False,
+        own: OwnWays | None = None,
     ) -> None:
         self._settings = settings
         self._is_paused = is_paused
@@ -77,8 +80,6 @@ class DeliveryPool:
         self._drain_timeout_s = drain_timeout_s
         self._on_reported = on_reported
         self._now_us = now_us
-        self._resolve = resolve
-        self._resolve_for = resolve_for
         self._runner = Runner(
             settings,
             queue,
@@ -89,9 +90,12 @@ class DeliveryPool:
             random=random,
             join=self._join,
             on_reported=self._reported,
+            own=own,
         )
-        self._tracks: dict[str, Track] = {}
-        self._scheduler = Scheduler(queue, tracks=self._tracks.values, take=self._take, now_us=now_us)
+        self._tracks = Tracks(settings.workers, resolve, resolve_for, own)
+        self._scheduler = Scheduler(
+            queue, tracks=self._tracks.values, take=self._take, now_us=now_us, spare=self._tracks.spare
+        )
         self._alarms = Alarms()
         self._runnable: deque[Track] = deque()
         self._parked = trio.lowlevel.ParkingLot()
@@ -148,18 +152,7 @@ class DeliveryPool:
 
     def replace_routes(self, routes: Iterable[Route]) -> None:
         """Use these routes from now on.  Attempts under way end on the old ones."""
-        routes = list(routes)
-        workers = self._settings.workers
-        cap = workers if len(routes) <= 1 else max(1, workers // 2)
-        for route in routes:
-            track = self._tracks.get(route.name)
-            if track is None:
-                track = self._tracks[route.name] = Track(route, cap)
-            else:
-                track.replace_route(route, cap)
-            track.resolve = self._resolve_for(route) if self._resolve_for and track.is_mx else self._resolve
-        for name in self._tracks.keys() - {route.name for route in routes}:
-            self._tracks[name].replace_route(missing_route(name), 1)
+        self._tracks.replace_routes(routes)
         if self._running:
             self._kept_something.set()  # what no longer fits is closed
             for track in self._tracks.values():
@@ -183,17 +176,11 @@ class DeliveryPool:
         return self._stalled
 
     def figures(self) -> dict[str, tuple[int, int, int, int]]:
-        """By route, just now: attempts under way, jobs that stand ready, kept connections, paused places."""
-        now = trio.current_time()
-        return {
-            name: (
-                track.active,
-                track.ready,
-                sum(len(place.kept) for place in track.places.values()),
-                sum(now < place.paused_until for place in track.places.values()),
-            )
-            for name, track in self._tracks.items()
-        }
+        """By route, just now: attempts under way, jobs that stand ready, kept connections, paused places.
+
+        The servers of accounts are one, `own:*`.
+        """
+        return self._tracks.figures()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Deliver until the drain is over.
@@ -238,10 +225,7 @@ class DeliveryPool:
     def _take(self, jobs: Sequence[Job]) -> None:
         """Claimed jobs go to their lanes; a route that is not (or no longer) known gets a track that defers."""
         for job in jobs:
-            track = self._tracks.get(job.route)
-            if track is None:
-                track = self._tracks[job.route] = Track(missing_route(job.route), 1)
-            self._push(track, job)
+            self._push(self._tracks.get_or_missing(job.route), job)
 
     def _list_place(self, place: Place) -> None:
         """Put a place that can start something in line, and call a free worker."""
@@ -255,6 +239,10 @@ class DeliveryPool:
             track.listed = True
             self._runnable.append(track)
             self._parked.unpark()
+
+    def _list_held(self, track: Track | None) -> None:
+        if track is not None:
+            self._list_track(track)
 
     def _next(self) -> Flight | None:
         """The next attempt of the track whose turn it is; its worker is taken."""
@@ -271,6 +259,9 @@ class DeliveryPool:
                     track.resumes_at = now + wait_s
                     self._alarms.at(track.resumes_at, partial(self._resume_track, track))
                     continue
+            if self._tracks.must_wait(track):
+                track.listed = True
+                continue
             place = track.next_place(now)
             if place is None:
                 continue  # listed again when one of its attempts ends
@@ -280,6 +271,7 @@ class DeliveryPool:
             if job.content is not None:
                 self._ready_octets -= job.size
             standing = track.begin(place, lane)
+            self._tracks.begin(track)
             self._list_place(place)  # to the end of the line
             if track.line and not track.listed:
                 self._list_track(track)
@@ -326,6 +318,7 @@ class DeliveryPool:
         end = await self._runner.attempt(flight)
         if end is End.STORE_DOWN:
             self._scheduler.store_failed()
+        if end is End.STORE_DOWN or flight.is_given_back:
             self._scheduler.wake()  # what was given back is due; nobody else would say so
         return end
 
@@ -337,6 +330,7 @@ class DeliveryPool:
             self._quiet.set()
         self._stalled -= flight.is_stalled
         track.end(place, flight.standing, stalled=flight.is_stalled)
+        self._list_held(self._tracks.end(track, stalled=flight.is_stalled))
         if end is End.WELL:
             if place.standing is not Standing.PROVEN and place.listed:
                 track.proved(place)
@@ -419,13 +413,15 @@ class DeliveryPool:
 
     def _stall(self, flight: Flight) -> None:
         track, most = flight.track, STALLED_FACTOR * self._settings.workers
-        share = most if len(self._tracks) == 1 else most // 2
-        if self._stopping or self._workers is None or self._stalled >= most or track.stalled >= share:
+        if self._stopping or self._workers is None or self._stalled >= most:
+            return
+        if not self._tracks.may_stall(track, most):
             return
         flight.is_stalled = True
         self._stalled += 1
         track.stalled += 1
         track.free(flight.standing)
+        self._list_held(self._tracks.stall(track))
         self._list_track(track)
         self._workers.start_soon(self._work)
 
@@ -436,16 +432,9 @@ class DeliveryPool:
             await trio.sleep(KEEP_IDLE_S / 2)
             self._kept_something = trio.Event()
             too_old = trio.current_time() - KEEP_IDLE_S
-            old: list[Connection] = []
-            for track in self._tracks.values():
-                old += track.lost
-                track.lost = []
-                for place in [place for place in track.places.values() if place.kept]:
-                    old += [kept for kept in place.kept if kept.idle_since < too_old]
-                    place.kept = [kept for kept in place.kept if kept.idle_since >= too_old]
-                    track.retire(place)
-                    if place.kept:
-                        self._kept_something.set()
+            old, is_more = self._tracks.take_idle(too_old)
+            if is_more:
+                self._kept_something.set()
             await close_all(old, self._now_us)
 
     # The end

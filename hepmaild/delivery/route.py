@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Protocol
 
 from hepmaild.config import Misbehaviour, RouteKind, RouteSettings, TlsMode
 from hepmaild.config_read import parse_next_hop
@@ -70,6 +72,9 @@ class Route:
     closed.  messages_per_second: of this process, 0: no limit.  fallback: further hosts and ports (0: the first one's).
     directory: where the sandbox keeps its files, absolute or relative to state_dir.  misbehave, misbehave_s: see
     `sandbox.play`.  mta_sts, dane, ipv6: what the resolver looks for (kind `mx`).
+
+    An account's own server: username, sealed: what it is logged in with, opened for each login by `OwnWays.open`.
+    public_only: it may not be at an address that only this network reaches.
     """
 
     name: str
@@ -89,6 +94,9 @@ class Route:
     mta_sts: bool = True
     dane: bool = True
     ipv6: bool = True
+    username: str = ""
+    sealed: bytes | None = field(default=None, repr=False)
+    public_only: bool = False
 
     @property
     def address(self) -> str:
@@ -105,6 +113,28 @@ class Route:
         """All hosts, in the order to try (kind `smtp`)."""
         others = tuple(Host(host, port or self.port, self.tls) for host, port in self.fallback)
         return (self.first_host, *others)
+
+
+class Away(Enum):
+    """Why nothing can leave by an account's own server."""
+
+    REMOVED = auto()
+    PAUSED = auto()
+
+
+class OwnWays(Protocol):
+    """Who knows the SMTP servers of accounts.  exist: whether there is any, as far as this process knows."""
+
+    exist: bool
+
+    def placeholder(self, name: str) -> Route:
+        """What stands for a server until it is looked for."""
+
+    async def find(self, name: str) -> Route | Away:
+        """The server as it is now: by a read that begins after the question.  Raises `StoreUnavailable`."""
+
+    def open(self, route: Route) -> Credentials | None:
+        """How to log in there.  Raises `SecretsUnavailable`."""
 
 
 def missing_route(name: str) -> Route:

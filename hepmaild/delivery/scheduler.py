@@ -41,7 +41,8 @@ class Room:
 class Scheduler:
     """`run` until `stop`; `wake` when there may be something to claim.
 
-    tracks: all tracks now; take: puts claimed jobs into their lanes.
+    tracks: all tracks now; take: puts claimed jobs into their lanes.  spare: how many jobs may be claimed for routes
+    that have no track yet.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class Scheduler:
         tracks: Callable[[], Iterable[Track]],
         take: Callable[[Sequence[Job]], None],
         now_us: Callable[[], int],
+        spare: Callable[[], int] = lambda: 0,
     ) -> None:
+        self._spare = spare
         self._queue = queue
         self._tracks = tracks
         self._take = take
@@ -140,7 +143,7 @@ class Scheduler:
             return min(max(due_s, 0.0 if jobs else SKIPPED_S if due_s <= 0 else TOGETHER_S), LOOK_AGAIN_S)
 
     def _survey(self, now: float) -> Room:
-        found = Room()
+        found = Room(self._spare())
         for track in self._tracks():
             room, full = track.survey(now)
             if room:

@@ -37,11 +37,13 @@ class Track:
 
     is_behind: the store may hold due work that was not claimed.  resolve: who finds the hosts of a destination.
 
+    contexts: for TLS; those of tracks that trust the same authorities may be shared.
+
     homes: where the mail of a destination went last.  lost: connections that nobody keeps any more; the pool closes
     them.
     """
 
-    def __init__(self, route: Route, cap: int) -> None:
+    def __init__(self, route: Route, cap: int, *, contexts: dict[bool, ssl.SSLContext] | None = None) -> None:
         self.route = route
         self.cap = cap
         self.hosts = route.hosts
@@ -61,7 +63,7 @@ class Track:
         self.line: deque[Place] = deque()
         self.held: tuple[deque[Place], ...] = (deque(), deque(), deque())
         self._idle: dict[str, Place] = {}  # places without lanes, the longest idle first
-        self._contexts: dict[bool, ssl.SSLContext] = {}
+        self._contexts = {} if contexts is None else contexts
         self._only: Lane | None = None
         if not self.is_mx:
             self._make_only_lane()
@@ -87,12 +89,13 @@ class Track:
         self.cap = cap
         was_mx = self.is_mx
         changed = route != self.route
+        if route.tls_ca != self.route.tls_ca:
+            self._contexts.clear()
         self.route = route
         if changed:
             self.hosts = route.hosts
             self.pace = Pace(route.messages_per_second) if route.messages_per_second else None
             self.resumes_at = 0.0
-            self._contexts.clear()
             self.homes.clear()
         for place in self.places.values():
             place_cap = min(cap, route.connections)
@@ -115,6 +118,12 @@ class Track:
             self._make_only_lane()
         for job, leased in waiting:
             self.push(job, leased)
+
+    def is_idle(self, now: float) -> bool:
+        """Whether nothing would be lost with it."""
+        if self.active or self.ready or self.listed or self.lost:
+            return False
+        return not any(place.kept or now < place.paused_until for place in self.places.values())
 
     # Lanes and places
 

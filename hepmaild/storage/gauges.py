@@ -12,18 +12,20 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection, bindparam, case, func, select
 
 from hepmaild.storage.schema import NEVER_US, queue, recipient
+from hepmaild.storage.stats import route_label
 
 _DUE = queue.c.due_at_us
+_ROUTE = route_label().label("route")
 _ENTRIES = select(
-    queue.c.route,
+    _ROUTE,
     func.count().label("entries"),
     func.sum(case((_DUE >= NEVER_US, 1), else_=0)).label("leased"),
     func.sum(case((bindparam("now") >= _DUE, 1), else_=0)).label("due"),
     func.min(_DUE).label("first_due_at_us"),
-).group_by(queue.c.route)
+).group_by(_ROUTE)
 _RECIPIENTS = (
     select(
-        queue.c.route,
+        _ROUTE,
         recipient.c.state,
         func.count().label("recipients"),
         func.sum(case((recipient.c.doubts > 0, 1), else_=0)).label("in_doubt"),
@@ -35,7 +37,7 @@ _RECIPIENTS = (
         & (recipient.c.destination == queue.c.destination)
         & recipient.c.due_at_us.is_not(None),
     )
-    .group_by(queue.c.route, recipient.c.state)
+    .group_by(_ROUTE, recipient.c.state)
 )
 
 

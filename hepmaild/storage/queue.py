@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, exists, func, null, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from hepmaild.own_routes import ALL, PREFIX
 from hepmaild.storage import credits as money
 from hepmaild.storage import messages
 from hepmaild.storage.schema import message, pause, queue, recipient
@@ -28,7 +29,11 @@ def _quiet(column: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Which part of the queue is meant.  destination: a domain; on routes with one next hop that of the address."""
+    """Which part of the queue is meant.
+
+    route: one, or `own:*` for all servers of accounts.  destination: a domain; on routes with one next hop that of the
+    address.
+    """
 
     route: str | None = None
     destination: str | None = None
@@ -39,7 +44,8 @@ class Where:
         step would sort all of them."""
         parts: list[ColumnElement[bool]] = [queue.c.message_id.is_not(None)]
         if self.route is not None:
-            parts.append(_quiet(queue.c.route) == self.route)
+            here = _quiet(queue.c.route)
+            parts.append(here.startswith(PREFIX) if self.route == ALL else here == self.route)
         if self.destination is not None:
             parts.append(_quiet(queue.c.destination).in_((self.destination, "")))
         return and_(*parts)
@@ -279,7 +285,8 @@ def pauses(conn: Connection) -> list[dict[str, Any]]:
 
 def has_waiting(conn: Connection, route: str) -> bool:
     """Whether anything waits on this route."""
-    return conn.execute(select(queue.c.message_id).where(queue.c.route == route).limit(1)).first() is not None
+    here = queue.c.route.startswith(PREFIX) if route == ALL else queue.c.route == route
+    return conn.execute(select(queue.c.message_id).where(here).limit(1)).first() is not None
 
 
 def list_waiting(conn: Connection, limit: int = 1000, where: Where | None = None) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, func, or_, select
 
+from hepmaild.own_routes import ALL, PREFIX
 from hepmaild.storage import audit
 from hepmaild.storage import queue as rows
 from hepmaild.storage.audit import Actor
@@ -117,12 +118,14 @@ def _rows(conn: Connection, wish: Wish, after: Cursor | None, *, falling: bool) 
     if wish.state == UNDER_WAY:
         query = select(queue).where(queue.c.owner.is_not(None))
         if wish.route:
-            query = query.where(_quiet(queue.c.route) == wish.route)
+            here = _quiet(queue.c.route)
+            query = query.where(here.startswith(PREFIX) if wish.route == ALL else here == wish.route)
         found = _ask(conn, query, after, look, falling=False)
     else:
         parts = []
         for route in (wish.route,) if wish.route else wish.routes:
-            query = select(queue).where(queue.c.route == route, queue.c.owner.is_(None))
+            here = queue.c.route.startswith(PREFIX) if route == ALL else queue.c.route == route
+            query = select(queue).where(here, queue.c.owner.is_(None))
             if wish.destination and _has_destinations(conn, route):
                 query = query.where(queue.c.destination == wish.destination)
             parts.append(_ask(conn, query, after, look, falling=falling))
@@ -209,16 +212,18 @@ def note_bulk(
 
 
 def waiting_routes(conn: Connection) -> tuple[str, ...]:
-    """The routes that something waits on, by one look into the index for each."""
+    """The routes that something waits on, by one look into the index for each; servers of accounts as `own:*`."""
     found: list[str] = []
     last = ""
     while len(found) < 1000:
-        route = conn.execute(select(func.min(queue.c.route)).where(queue.c.route > last)).scalar()
+        here = (queue.c.route > last) & ~queue.c.route.startswith(PREFIX)
+        route = conn.execute(select(func.min(queue.c.route)).where(here)).scalar()
         if route is None:
             break
         found.append(str(route))
         last = str(route)
-    return tuple(found)
+    own = select(queue.c.route).where(queue.c.route.startswith(PREFIX)).limit(1)
+    return (*found, ALL) if conn.execute(own).first() else tuple(found)
 
 
 __all__ = [

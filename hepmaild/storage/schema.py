@@ -23,7 +23,8 @@ from sqlalchemy import (
 )
 
 from hepmaild.storage import schema_base
-from hepmaild.storage import schema_people as _people  # noqa: F401  # its tables belong to the same metadata
+from hepmaild.storage import schema_own_smtp as _own_smtp  # noqa: F401  # its table belongs to the same metadata
+from hepmaild.storage import schema_people as _people  # noqa: F401  # and so do these
 from hepmaild.storage import schema_templates as _templates  # noqa: F401
 from hepmaild.storage.schema_base import BigId
 

@@ -9,10 +9,15 @@ from collections.abc import Callable
 from sqlalchemy import Column, Connection, Table, and_, func, select, update
 
 from hepmaild.storage.schema import dkim_key
+from hepmaild.storage.schema_own_smtp import smtp_server
 from hepmaild.storage.schema_people import user
 
 # Table and column, which may be null.  The row is named by the primary key, in its order.
-COLUMNS: tuple[tuple[Table, Column[bytes]], ...] = ((dkim_key, dkim_key.c.sealed_key), (user, user.c.totp_sealed))
+COLUMNS: tuple[tuple[Table, Column[bytes]], ...] = (
+    (dkim_key, dkim_key.c.sealed_key),
+    (user, user.c.totp_sealed),
+    (smtp_server, smtp_server.c.password_sealed),
+)
 
 
 def heads(conn: Connection, octets: int) -> Counter[bytes]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
+from hepmaild.own_routes import is_own, server_of
 from hepmaild.storage import caps
 from hepmaild.storage.directory import bump
 from hepmaild.storage.schema import account, sender
@@ -21,6 +22,7 @@ def put(
     """
     key = address.casefold()
     same = (sender.c.account_id == account_id) & (sender.c.address_key == key)
+    _refuse_own(conn, account_id, key)
     if is_default:
         conn.execute(update(sender).where(sender.c.account_id == account_id).values(is_default=False))
     values = {"address": address, "route": route, "daily_cap": daily_cap, "is_default": is_default}
@@ -33,12 +35,24 @@ def put(
 
 def remove(conn: Connection, *, address: str, account_id: str) -> None:
     """Take a sender away; raises ValueError when there is none."""
+    _refuse_own(conn, account_id, address.casefold())
     gone = conn.execute(
         delete(sender).where(sender.c.account_id == account_id, sender.c.address_key == address.casefold())
     )
     if not gone.rowcount:
         raise ValueError(f"there is no sender {address} there; `hepmaild sender list` shows all")
     bump(conn)
+
+
+def _refuse_own(conn: Connection, account_id: str, address_key: str) -> None:
+    """The sender of an account's own SMTP server comes, changes and goes with it."""
+    here = (sender.c.account_id == account_id) & (sender.c.address_key == address_key)
+    row = conn.execute(select(sender.c.address, sender.c.route).where(here)).one_or_none()
+    if row is not None and is_own(row.route):
+        server_id = server_of(row.route)
+        raise ValueError(
+            f"{row.address} belongs to its account's SMTP server; `hepmaild smtp-server edit {server_id}` changes it"
+        )
 
 
 def list_all(conn: Connection) -> list[dict[str, Any]]:

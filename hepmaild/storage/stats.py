@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, literal, select
 
+from hepmaild.own_routes import ALL, PREFIX, is_own, label_of
 from hepmaild.storage import queue as rows_of
 from hepmaild.storage.schema import NEVER_US, event, queue, recipient
 from hepmaild.storage.settle import WAITING
@@ -78,7 +79,8 @@ class Rate:
 def stats(conn: Connection, now_us: int, shown: int = SHOWN) -> dict[str, Any]:
     """Recipients that wait, by state, route and destination; the routes and the `shown` fullest destinations in full.
 
-    Takes some seconds for a million.
+    The servers of accounts are one route, `own:*`, and `own_paused` of them are paused.  Takes some seconds for a
+    million.
     """
     groups = _count(conn, now_us)
     routes: dict[str, Group] = {}
@@ -87,7 +89,8 @@ def stats(conn: Connection, now_us: int, shown: int = SHOWN) -> dict[str, Any]:
         assert group.destination is not None
         by_destination[group.destination] = by_destination.get(group.destination, 0) + group.waiting
         _add_up(routes.setdefault(group.route, Group(group.route)), group)
-    paused = rows_of.pauses(conn)
+    every_pause = rows_of.pauses(conn)
+    paused = [p for p in every_pause if not is_own(p["route"])]
     rates, span_s = _rates(conn, now_us)
     for route in {p["route"] for p in paused} | {route for route, where in rates if where is None}:
         routes.setdefault(route, Group(route))
@@ -106,6 +109,7 @@ def stats(conn: Connection, now_us: int, shown: int = SHOWN) -> dict[str, Any]:
         "by_route": {name: group.waiting for name, group in sorted(routes.items()) if group.waiting},
         "by_destination": by_destination,
         "paused": paused,
+        "own_paused": len(every_pause) - len(paused),
         "rate_over_s": span_s,
         "routes": [describe(group) for _, group in sorted(routes.items())],
         "destinations": [describe(group) for group in fullest],
@@ -120,6 +124,11 @@ def _add_up(total: Group, part: Group) -> None:
     total.in_doubt += part.in_doubt
     if part.oldest_at is not None:
         total.oldest_at = part.oldest_at if total.oldest_at is None else min(total.oldest_at, part.oldest_at)
+
+
+def route_label() -> ColumnElement[str]:
+    """A queue row's route as figures have it: see `own_routes`."""
+    return case((queue.c.route.startswith(PREFIX), ALL), else_=queue.c.route)
 
 
 def _domain(conn: Connection) -> ColumnElement[str]:
@@ -138,9 +147,10 @@ def _count(conn: Connection, now_us: int) -> list[Group]:
     age = case(*borders, else_=literal(len(_AGES_S) - 1)).label("age")
     where = _domain(conn).label("destination")
     found: dict[tuple[str, str], Group] = {}
+    route = route_label().label("route")
     for r in conn.execute(
         select(
-            queue.c.route,
+            route,
             where,
             recipient.c.state,
             age,
@@ -158,7 +168,7 @@ def _count(conn: Connection, now_us: int) -> list[Group]:
                 ),
             )
         )
-        .group_by(queue.c.route, where, recipient.c.state, age)
+        .group_by(route, where, recipient.c.state, age)
     ):
         found.setdefault((r.route, r.destination), Group(r.route, r.destination)).add(r)
     return list(found.values())
@@ -179,7 +189,8 @@ def _rates(conn: Connection, now_us: int) -> tuple[Rates, float]:
     parsed = []
     for r in conn.execute(_RECENT, {"since": now_us - RATE_US}):
         data = json.loads(r.data)
-        parsed.append((r.message_id, str(data.get("route", "")), data.get("destination", ""), data.get("outcomes", [])))
+        route = label_of(str(data.get("route", "")))
+        parsed.append((r.message_id, route, data.get("destination", ""), data.get("outcomes", [])))
     domains = _domains_of(conn, [m for m, _, where, _ in parsed if not where])
     for message_id, route, where, outcomes in parsed:
         for o in outcomes if isinstance(outcomes, list) else ():
@@ -253,7 +264,8 @@ class _Describer:
         return newest
 
     def _last_few(self, group: Group) -> Sequence[Any]:
-        last = select(queue.c.message_id).where(queue.c.route == group.route)
+        here = queue.c.route.startswith(PREFIX) if group.route == ALL else queue.c.route == group.route
+        last = select(queue.c.message_id).where(here)
         of_route = last.where(queue.c.owner.is_(None)).order_by(queue.c.due_at_us.desc()).limit(LAST_FEW)
         queries = [of_route]
         if group.destination is not None:

@@ -71,7 +71,9 @@ async def direct(
 
 
 def track_of(w: World, name: str = "direct") -> Track:
-    return w.pool._tracks[name]
+    track = w.pool._tracks.get(name)
+    assert track is not None
+    return track
 
 
 async def test_a_message_goes_to_its_destination(autojump_clock: MockClock) -> None:

@@ -17,7 +17,7 @@ from hepmaild.config import DeliverySettings, RouteKind, TlsMode
 from hepmaild.delivery.hops import Resolve
 from hepmaild.delivery.job import Attempt, Result
 from hepmaild.delivery.pool import DeliveryPool
-from hepmaild.delivery.route import Route
+from hepmaild.delivery.route import OwnWays, Route
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.mail.content import ContentBuilder
 from tests.conftest import LogEvents
@@ -58,6 +58,7 @@ async def world(
     state_dir: Path = Path("/nonexistent"),
     resolve: Resolve | None = None,
     is_paused: Callable[[str, str], bool] = lambda *_: False,
+    own: OwnWays | None = None,
 ) -> AsyncIterator[World]:
     """A running pool with a well-behaved peer for each host of a route; ended by its drain."""
     routes = routes or (smtp("upstream"),)
@@ -82,6 +83,7 @@ async def world(
             resolve=resolve,
             on_reported=reported.append,
             is_paused=is_paused,
+            own=own,
         )
         done = trio.Event()
 

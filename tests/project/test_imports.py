@@ -55,7 +55,21 @@ APART = ("hepmaild.smtp", "hepmaild.http", "hepmaild.delivery")
 
 _SMTP_PURE = "actions commands content core facts machine replies sasl say state verbs".split()  # noqa: SIM905
 _DELIVERY_PURE = "answers capabilities client dane hops job mta_sts mx outcome reader route tls_policy".split()  # noqa: SIM905
-_STORAGE_USERS = "census directory dkim_watch intake live outbox policy prepare reaper receipts signing tallier".split()  # noqa: SIM905
+_STORAGE_USERS = [
+    "census",
+    "directory",
+    "dkim_watch",
+    "intake",
+    "live",
+    "outbox",
+    "own_servers",
+    "policy",
+    "prepare",
+    "reaper",
+    "receipts",
+    "signing",
+    "tallier",
+]
 _LOGIN = "live_pass login members people second_factor tokens".split()  # noqa: SIM905
 
 # The first prefix that fits decides.
@@ -90,10 +104,19 @@ LEVELS: list[tuple[str, int]] = [
     ),
     *(
         (f"hepmaild.{name}", 1)
-        for name in ("config_check", "config_docs", "config_load", "config_read", "key_rules", "template_rules", "totp")
+        for name in (
+            "config_check",
+            "config_docs",
+            "config_load",
+            "config_read",
+            "key_rules",
+            "server_rules",
+            "template_rules",
+            "totp",
+        )
     ),
     ("hepmaild.search_words", 1),
-    *((f"hepmaild.{name}", 0) for name in ("config", "errors", "events", "mail")),
+    *((f"hepmaild.{name}", 0) for name in ("config", "errors", "events", "mail", "own_routes")),
     ("hepmaild", 0),
 ]
 

@@ -13,6 +13,7 @@ from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
 from hepmaild.http.dashboard.operator_accounts import sentence
 from hepmaild.mail.dkim_record import check_domain
 from hepmaild.mail.ids import is_message_id
+from hepmaild.own_routes import ALL
 from hepmaild.storage import queue_page
 from hepmaild.storage.queue import Where
 
@@ -132,7 +133,9 @@ def _mount_pauses(group: Pages) -> None:
         destination, error = _domain(form.get("destination", "").strip()[:300])
         settings = {known.name: known for known in dashboard.settings().route}
         if deed == "pause" and not error:
-            if route not in settings and route not in await visit.store.read(queue_page.waiting_routes):
+            if route == ALL:
+                error = "Servers of accounts are paused one by one: hepmaild smtp-server pause ID."
+            elif route not in settings and route not in await visit.store.read(queue_page.waiting_routes):
                 error = "There is no such route, and nothing waits on one."
             elif destination and route in settings and settings[route].kind is not RouteKind.MX:
                 error = "This route has one next hop for all destinations: pause the whole route."
