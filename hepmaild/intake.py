@@ -30,6 +30,7 @@ from hepmaild.delivery.job import Job, JobRecipient
 from hepmaild.directory import Directory
 from hepmaild.errors import ErrorKind, Refusal, StoreUnavailable
 from hepmaild.lifecycle import Lifecycle
+from hepmaild.mail import chaos
 from hepmaild.mail.address import destination_of
 from hepmaild.mail.content import Content
 from hepmaild.mail.submission import Door, KeyIdentity, RateState, Receipt, Recipient, Submission, Verified
@@ -195,7 +196,8 @@ class Intake:
         Cancelled before its unit begins it counts nothing.
         """
         plan = policy.plan_of(self.settings.plans, key.plan)
-        call = Call(key.key_id, key.account_id, plan.calls_per_minute, plan.messages_per_day, recipients)
+        paid = 0 if key.chaos else recipients
+        call = Call(key.key_id, key.account_id, plan.calls_per_minute, plan.messages_per_day, paid)
         state: RateState | Refusal = await self._counted(
             Door.SMTP if recipients else Door.HTTP, self._store.submit(call)
         )
@@ -266,8 +268,9 @@ class Intake:
 
     def _member(self, submission: Submission, prepared: Prepared) -> Accept:
         plan = policy.plan_of(self.settings.plans, submission.key.plan)
-        sender = prepared.sender
-        route = sender.route
+        sender, kind = prepared.sender, submission.key.chaos
+        route = chaos.route_of(kind) if kind else sender.route
+        life_s = self.settings.delivery.expire_after_s
         word, life_us = self._word(submission, prepared)
         destinations = self._destinations(route, prepared.recipients)
         left = self._left(route, destinations)
@@ -285,7 +288,7 @@ class Intake:
             smtputf8=prepared.smtputf8,
             recipients=prepared.recipients,
             content=prepared.content.data if prepared.content.size <= PIECE_OCTETS else None,
-            expires_at_us=prepared.at_us + self.settings.delivery.expire_after_s * 1_000_000,
+            expires_at_us=prepared.at_us + (min(life_s, chaos.LIFE_S) if kind else life_s) * 1_000_000,
             at_us=prepared.at_us,
             messages_per_day=plan.messages_per_day,
             event=accepted_event(submission, prepared),
@@ -296,8 +299,8 @@ class Intake:
             owner=self._outbox.owner,
             destinations=destinations,
             left=left,
-            cap_key=cap_key_of(sender.account_id, sender.address_key) if sender.daily_cap else "",
-            daily_cap=sender.daily_cap,
+            cap_key=cap_key_of(sender.account_id, sender.address_key) if sender.daily_cap and not kind else "",
+            daily_cap=0 if kind else sender.daily_cap,
         )
         member.answer = answer_of(first_receipt(member), is_final=self._answers_on_commit(submission))
         return member

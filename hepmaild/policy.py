@@ -75,6 +75,7 @@ def identity_of(row: KeyRow, secret_hash: bytes, plans: dict[str, Plan]) -> KeyI
         calls_per_minute=plan_of(plans, row.plan).calls_per_minute,
         secret_hash=secret_hash,
         senders=row.senders,
+        chaos=row.chaos,
     )
 
 

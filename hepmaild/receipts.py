@@ -35,7 +35,7 @@ def first_receipt(member: Accept, taken: Taken | None = None) -> Receipt:
         status=Status.QUEUED,
         sender=member.sender,
         recipients=len(member.recipients),
-        credits_charged=len(member.recipients) - len(suppressed),
+        credits_charged=member.price * (len(member.recipients) - len(suppressed)),
         rejected=tuple(Rejected(member.recipients[n].address, reply) for n, reply in sorted(suppressed.items())),
         retry_hint=hint,
         is_capped=turn is not None,
@@ -56,13 +56,15 @@ def outcome_of_attempt(
     if len(failed) + len(receipt.rejected) == receipt.recipients:
         reply = failed[0].reply or Reply(550, "5.0.0", "refused by the next hop")
         enhanced = reply.enhanced if reply.enhanced.startswith("5") else "5.0.0"
-        text = f"The next hop refused every recipient for good: {reply}. The credits were refunded."
+        money = "The credits were refunded." if member.price else "It was a chaos key's sandbox; nothing was charged."
+        text = f"The next hop refused every recipient for good: {reply}. {money}"
         return Refusal(ErrorKind.RELAY_FAILED, text, reply=Reply(550, enhanced, reply.text))
     attempted = receipt.recipients - len(receipt.rejected)
     rejected = receipt.rejected + tuple(
         Rejected(member.recipients[o.recipient_id].address, o.reply or Reply(550, "5.0.0", "refused")) for o in failed
     )
-    receipt = replace(receipt, rejected=rejected, credits_charged=receipt.recipients - len(rejected))
+    charged = member.price * (receipt.recipients - len(rejected))
+    receipt = replace(receipt, rejected=rejected, credits_charged=charged)
     waiting = [o for o in outcomes if o.result in (Result.DEFERRED, Result.IN_DOUBT)]
     if waiting or len(outcomes) < attempted:
         return replace(receipt, retry_hint=_hint(waiting))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,11 +15,13 @@ from hepmaild.cli.common import EMAIL, json_option, with_settings
 from hepmaild.cli.output import CommandFailed, print_json, print_pairs, print_table
 from hepmaild.config import STANDARD_PLAN, Settings
 from hepmaild.mail.address import key_of
+from hepmaild.mail.chaos import KINDS
 from hepmaild.mail.submission import Permission
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+EVERYTHING = "all"
 _SHOWN_ONCE = "This key is shown only now; a lost one can only be rotated."
 
 
@@ -40,6 +43,11 @@ def key() -> None:
 @click.option("--sender", "senders", multiple=True, type=EMAIL, help="Only this sender address; several times.")
 @click.option("--from-ip", "networks", multiple=True, metavar="CIDR", help="Only from there; several times.")
 @click.option("--expires", metavar="DATE", help="A date (the end of that day, UTC) or an instant with its zone.")
+@click.option(
+    "--chaos",
+    type=click.Choice(list(KINDS)),
+    help="Its mail never leaves: a sandbox misbehaves so towards it, and it costs nothing.",
+)
 @json_option
 @with_settings
 def key_mint(
@@ -50,6 +58,8 @@ def key_mint(
     senders: tuple[str, ...],
     networks: tuple[str, ...],
     expires: str | None,
+    *,
+    chaos: str | None,
     as_json: bool,
 ) -> None:
     """Make a key and show it, this once.
@@ -57,14 +67,12 @@ def key_mint(
     \b
     hepmaild key mint me@example.com --name shop
     hepmaild key mint me@example.com --name cron --permission smtp --from-ip 192.0.2.0/24 --expires 2027-12-31
+    hepmaild key mint me@example.com --name trouble --chaos greylist
     """
     from hepmaild.storage import keys
 
-    try:
-        expires_at_us = None if expires is None else key_rules.parse_expiry(expires)
-        addresses = key_rules.parse_networks(networks) or None
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    expires_at_us = None if expires is None else _expiry(expires)
+    addresses = _networks(networks) or None
     secret = keys.new_secret()
     made = backend.write(
         settings,
@@ -78,8 +86,23 @@ def key_mint(
         senders=sorted({key_of(sender) for sender in senders}) or None,
         addresses=addresses,
         expires_at_us=expires_at_us,
+        chaos=chaos,
     )
     _show_secret({**made, "key": secret}, as_json)
+
+
+def _expiry(text: str) -> int:
+    try:
+        return key_rules.parse_expiry(text)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _networks(texts: Sequence[str]) -> list[str]:
+    try:
+        return key_rules.parse_networks(texts)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def mint(
@@ -93,6 +116,7 @@ def mint(
     senders: list[str] | None = None,
     addresses: list[str] | None = None,
     expires_at_us: int | None = None,
+    chaos: str | None = None,
 ) -> dict[str, Any]:
     """Store a key for the account of this address, within its plan.  Refusals are ValueErrors."""
     from hepmaild.storage import accounts, keys
@@ -110,9 +134,10 @@ def mint(
         senders=senders,
         addresses=addresses,
         expires_at_us=expires_at_us,
+        chaos=chaos,
         now_us=backend.now_us(),
     )
-    data = {"key": made["id"], "permissions": permissions, "senders": senders, "addresses": addresses}
+    data = {"key": made["id"], "permissions": permissions, "senders": senders, "addresses": addresses, "chaos": chaos}
     backend.note(conn, found["id"], "key.mint", made["name"], {**data, "expires_at_us": expires_at_us})
     return made
 
@@ -135,7 +160,7 @@ def key_list(settings: Settings, email: str, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
-        columns = ("name", "last_five", "status", "permissions", "expires_at", "last_used_at", "id")
+        columns = ("name", "last_five", "status", "permissions", "expires_at", "last_used_at", "chaos", "id")
         print_table(rows, columns, empty=f"no key yet: hepmaild key mint {email} --name NAME")
 
 
@@ -150,6 +175,90 @@ def _list(conn: Connection, email: str) -> list[dict[str, Any]]:
             row["status"] = "expired"
         rows.append(row)
     return rows
+
+
+@key.command("edit")
+@click.argument("key_id", metavar="ID")
+@click.option("--name", help="1 to 100 characters, unique in the account.")
+@click.option(
+    "--permission",
+    "permissions",
+    multiple=True,
+    type=click.Choice([str(p) for p in Permission] + [EVERYTHING]),
+    help="What it may do, in place of what it may now; several times, or `all`.",
+)
+@click.option(
+    "--sender", "senders", multiple=True, metavar="ADDRESS", help="Only this sender address; several times, or `all`."
+)
+@click.option("--from-ip", "networks", multiple=True, metavar="CIDR", help="Only from there; several times, or `all`.")
+@click.option("--expires", metavar="DATE", help="A date (to its end, UTC), an instant with its zone, or `never`.")
+@click.option("--chaos", type=click.Choice(list(KINDS)), help="How the sandbox of a chaos key misbehaves from now on.")
+@json_option
+@with_settings
+def key_edit(settings: Settings, key_id: str, as_json: bool, **wished: Any) -> None:
+    """Change a key's name or restrictions; its secret stays.  What is not given stays as it is.
+
+    \b
+    hepmaild key edit ID --permission smtp --from-ip 192.0.2.0/24
+    hepmaild key edit ID --from-ip all --expires never
+    """
+    wish = _read_changes(**wished)
+    if not wish:
+        raise click.UsageError("say what to change: --name, --permission, --sender, --from-ip, --expires or --chaos")
+    row = backend.write(settings, backend.KEYS, _edit, key_id, wish)
+    if as_json:
+        print_json(row)
+    else:
+        print_pairs(row, ("id", "name", "permissions", "senders", "addresses", "expires_at", "chaos"))
+
+
+def _read_changes(
+    name: str | None,
+    permissions: Sequence[str],
+    senders: Sequence[str],
+    networks: Sequence[str],
+    expires: str | None,
+    chaos: str | None,
+) -> dict[str, Any]:
+    """What was given, by the names of the columns."""
+    wish: dict[str, Any] = {}
+    if name is not None:
+        wish["name"] = name
+    if permissions:
+        wish["permissions"] = _restriction(permissions, lambda values: sorted(set(values)))
+    if senders:
+        wish["senders"] = _restriction(senders, lambda values: sorted({key_of(EMAIL(value)) for value in values}))
+    if networks:
+        wish["addresses"] = _restriction(networks, _networks)
+    if expires is not None:
+        wish["expires_at_us"] = None if expires == "never" else _expiry(expires)
+    if chaos is not None:
+        wish["chaos"] = chaos
+    return wish
+
+
+def _restriction(values: Sequence[str], read: Callable[[Sequence[str]], list[str]]) -> list[str] | None:
+    if EVERYTHING not in values:
+        return read(values)
+    if len(values) > 1:
+        raise click.UsageError(f"`{EVERYTHING}` lifts a restriction, and stands alone")
+    return None
+
+
+def _edit(conn: Connection, key_id: str, wish: dict[str, Any]) -> dict[str, Any]:
+    from hepmaild.storage import keys
+
+    account_id = keys.account_of(conn, key_id)
+    before = keys.of_account(conn, account_id, key_id, is_to_change=True)
+    assert before is not None
+    columns = ("name", "permissions", "senders", "addresses", "expires_at_us")
+    values = {column: before[column] for column in columns}
+    changed = keys.change(conn, key_id, now_us=backend.now_us(), **{**values, **wish})
+    after = keys.of_account(conn, account_id, key_id)
+    assert after is not None
+    if changed:
+        backend.note(conn, account_id, "key.change", after["name"], {"key": key_id, **changed})
+    return after
 
 
 @key.command("rotate")

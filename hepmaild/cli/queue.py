@@ -323,16 +323,18 @@ def log_tail(settings: Settings, email: str | None, limit: int, follows: bool, a
             print_json(row)
     else:
         columns = ("at", "message_id", "state", "door", "sender", "recipients", "subject", "ms")
-        print_table(rows, columns, empty="nothing was sent yet")
+        marks = ("chaos",) if any(row["chaos"] for row in rows) else ()
+        print_table(rows, (*columns, *marks), empty="nothing was sent yet")
 
 
 def _print_line(row: Mapping[str, Any]) -> None:
     """A line of `--follow`: what comes next is not known, so columns have fixed places."""
     more = f" +{row['more']}" if row["more"] else ""
+    chaos = f"  (chaos: {row['chaos']})" if row["chaos"] else ""
     at = instant(row["at"])[:19].replace("T", " ")
     click.echo(
         f"{at}  {row['message_id']}  {clean(row['state']):<9}  {row['door']:<4}  "
-        f"{clean(row['sender'])}  {clean(row['recipients'])}{more}  {clean(row['subject'])}"
+        f"{clean(row['sender'])}  {clean(row['recipients'])}{more}  {clean(row['subject'])}{chaos}"
     )
 
 

@@ -30,6 +30,7 @@ from hepmaild.delivery.track import job_destination
 from hepmaild.errors import SecretsUnavailable, StoreUnavailable
 from hepmaild.events import Who
 from hepmaild.mail.address import destination_of
+from hepmaild.mail.chaos import is_chaos
 from hepmaild.mail.content import Content
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.schedule import retry_at_us, retry_delay_s
@@ -227,16 +228,23 @@ class Runner:
                 scope.deadline = trio.current_time() + self._courier.dot_timeout_s
                 await trio.sleep(part.wait_s)
             try:
-                path = await self._sandbox.keep(route.directory, job, content)
+                kept = await self._keep(route, job, content)
             except OSError as error:
                 log.warning("sandbox_failed", message_id=job.message_id, error=str(error))
                 failure = Failed(Stage.LOCAL, None, f"the sandbox could not write: {error.strerror or error}")
                 return (deferred(failure),) * len(job.recipients)
-            flight.transcript.add(self._now_us(), Who.NOTE, f"kept as {path.name}")
+            flight.transcript.add(self._now_us(), Who.NOTE, kept)
             if part.answers:
-                reply = Reply(250, "2.0.0", f"kept as {path.name}")
+                reply = Reply(250, "2.0.0", kept)
                 return (Verdict(Result.DELIVERED, reply),) * len(job.recipients)
         return part.doubts or (deferred(Failed(Stage.LOCAL, None, "the attempt was cut short")),) * len(job.recipients)
+
+    async def _keep(self, route: Route, job: Job, content: Content) -> str:
+        """Raises OSError.  What chaos keys send is not kept: nobody would ever take it away."""
+        if is_chaos(route.name):
+            return "taken by the sandbox of a chaos key"
+        path = await self._sandbox.keep(route.directory, job, content)
+        return f"kept as {path.name}"
 
     # Straight to the recipients' servers
 

@@ -12,6 +12,7 @@ from hepmaild.config_read import parse_next_hop
 from hepmaild.delivery.client import Credentials, Stage
 from hepmaild.delivery.hops import Hop, TlsLevel, TlsPolicy
 from hepmaild.delivery.tls_policy import mode_of
+from hepmaild.mail import chaos
 
 _DEFAULT_PORTS = {TlsMode.STARTTLS: 587, TlsMode.IMPLICIT: 465, TlsMode.OPPORTUNISTIC: 25, TlsMode.NONE: 25}
 
@@ -145,6 +146,12 @@ def missing_route(name: str) -> Route:
 def host_of(hop: Hop, port: int) -> Host:
     """A host that the resolver found."""
     return Host(hop.name, port, mode_of(hop.tls.level), hop.addresses, hop.tls)
+
+
+def chaos_route(name: str) -> Route | None:
+    """The sandbox that mail of chaos keys goes to; None: this is the name of another route."""
+    kind = chaos.kind_of(name)
+    return Route(name, RouteKind.SANDBOX, misbehave=Misbehaviour(kind)) if kind else None
 
 
 def from_settings(settings: RouteSettings) -> Route:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All tracks of a pool: those of the settings' routes, and those of accounts' own servers, made when they are needed.
+"""All tracks of a pool: those of the settings' routes, and, made when they are needed, those of accounts' own servers
+and of chaos keys.
 
 Own servers are many, and strangers': together they hold three quarters of the workers and half of what may stall, at
 most, so that however many of them hang, the service's own routes go on.  A track of one that has nothing to do is
@@ -16,11 +17,13 @@ import trio
 
 from hepmaild.delivery.connections import Connection
 from hepmaild.delivery.hops import Resolve
-from hepmaild.delivery.route import OwnWays, Route, missing_route
+from hepmaild.delivery.route import OwnWays, Route, chaos_route, missing_route
 from hepmaild.delivery.track import Track
+from hepmaild.mail.chaos import is_chaos
 from hepmaild.own_routes import is_own, label_of
 
 MAX_OWN = 1000  # tracks of own servers that are remembered although they have nothing to do
+CHAOS_SHARE = 8  # each kind of chaos has this part of the workers: its keys test, others work
 SPARE = 64  # jobs that may be claimed for own servers that have no track yet
 
 
@@ -57,6 +60,8 @@ class Tracks:
         track = self._by_name.get(name)
         if track is None and self._own is not None and is_own(name):
             track = self._make_own(self._own, name)
+        if track is None and (route := chaos_route(name)) is not None:
+            track = self._by_name[name] = Track(route, max(1, self._workers // CHAOS_SHARE))
         return track
 
     def get_or_missing(self, name: str) -> Track:
@@ -78,7 +83,7 @@ class Tracks:
                 track.replace_route(route, cap)
             track.resolve = self._resolve_for(route) if self._resolve_for and track.is_mx else self._resolve
         for name in self._by_name.keys() - {route.name for route in routes}:
-            if not (is_own(name) and self._own is not None):
+            if not (is_own(name) and self._own is not None) and chaos_route(name) is None:
                 self._by_name[name].replace_route(missing_route(name), 1)
 
     def figures(self) -> dict[str, tuple[int, int, int, int]]:
@@ -152,7 +157,10 @@ class Tracks:
         """Whether one more attempt of the track may stall; most: how many there may be in all."""
         if is_own(track.route.name):
             return self._own_stalled < most // 2 and track.stalled < most // 8
-        return track.stalled < (most if len(self._by_name) == 1 else most // 2)
+        if is_chaos(track.route.name):
+            return track.stalled < most // CHAOS_SHARE
+        is_alone = sum(not is_chaos(name) for name in self._by_name) == 1
+        return track.stalled < (most if is_alone else most // 2)
 
     def stall(self, track: Track) -> Track | None:
         """An attempt stalled; the track that stood back for it, to be listed again."""

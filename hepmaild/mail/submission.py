@@ -47,6 +47,7 @@ class KeyIdentity:
     """An authenticated key, as it was when it was last checked.
 
     secret_hash: by which it is looked up again.  senders: the only sender addresses (as compared) it may use, or None.
+    chaos: how the sandbox misbehaves that its mail goes to (`chaos.KINDS`); "": it is an ordinary key.
     """
 
     key_id: str
@@ -58,6 +59,7 @@ class KeyIdentity:
     calls_per_minute: int
     secret_hash: bytes = field(default=b"", repr=False)
     senders: frozenset[str] | None = None
+    chaos: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from sqlalchemy import Connection, bindparam, delete, select, update
 
 from hepmaild.errors import ErrorKind, Refusal
+from hepmaild.mail import chaos
 from hepmaild.mail.address import key_of
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.submission import KeyIdentity, Recipient
@@ -60,6 +61,11 @@ class Accept:
     left: Collection[str] = ()
     cap_key: str = ""
     daily_cap: int = 0
+
+    @property
+    def price(self) -> int:
+        """Credits for each recipient: what a chaos key sends goes nowhere, and costs nothing."""
+        return 0 if chaos.is_chaos(self.route) else 1
 
     @property
     def leased(self) -> list[str]:
@@ -143,9 +149,9 @@ def run(
         if isinstance(result, Taken):
             purse = purses[m.account_id]
             purse.count_message(now_us // DAY_US)
-            ledger_rows.append(
-                purse.book(len(suppressed) - len(m.recipients), "debit", m.at_us, message_id=m.message_id)
-            )
+            if m.price:
+                cost = m.price * (len(m.recipients) - len(suppressed))
+                ledger_rows.append(purse.book(-cost, "debit", m.at_us, message_id=m.message_id))
             accepted[len(results) - 1] = m
             if m.word is not None:
                 words[m.key.key_id, m.word] = (m.fingerprint, Twin(m.message_id, m.answer, m.at_us))
@@ -167,10 +173,11 @@ _NOBODY: Mapping[int, Reply] = {}
 def _find_suppressed(
     conn: Connection, members: list[Accept], purses: dict[str, Purse], now_us: int
 ) -> dict[str, Mapping[int, Reply]]:
-    """The suppressed recipients of each message.  Accounts that suppress nobody are not asked for."""
+    """The suppressed recipients of each message.  Accounts that suppress nobody are not asked for, and to the sandbox
+    of a chaos key everybody may be sent."""
     found: dict[str, Mapping[int, Reply]] = {}
     for account_id, purse in purses.items():
-        mine = [m for m in members if m.account_id == account_id] if purse.suppresses else []
+        mine = [m for m in members if m.account_id == account_id and m.price] if purse.suppresses else []
         if not mine:
             continue
         hits = suppress.find(conn, account_id, [key_of(r.address) for m in mine for r in m.recipients], now_us)
@@ -226,11 +233,12 @@ def _decide(
             return Refusal(ErrorKind.IDEMPOTENCY_MISMATCH, text)
         stale.append({"the_key": m.key.key_id, "the_word": m.word})
         del words[m.key.key_id, m.word]
-    cost = len(m.recipients) - len(suppressed)
+    recipients = len(m.recipients) - len(suppressed)
+    cost = m.price * recipients
     refusal = check_day(purse, m.messages_per_day, now_us) or check_balance(purse, cost)
     if refusal is not None:
         return refusal
-    if not cost:
+    if not recipients:
         first = suppressed[0]
         text = (
             f"Every recipient is suppressed: {first}. Nothing was charged; lift the suppression to send all the same."

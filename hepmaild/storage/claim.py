@@ -164,7 +164,7 @@ _EXPIRED = (
     .limit(bindparam("most"))
 )
 _LOCK_EXPIRED = (
-    select(queue.c.message_id, queue.c.destination, queue.c.account_id, queue.c.cap_key)
+    select(queue.c.message_id, queue.c.destination, queue.c.account_id, queue.c.route, queue.c.cap_key)
     .where(
         queue.c.message_id.in_(bindparam("ids", expanding=True)),
         queue.c.expires_at_us + 0 <= bindparam("now"),
@@ -186,7 +186,7 @@ def expire(conn: Connection, now_us: int, body_keep_us: int, most: int = EXPIRE_
     # Accounts are locked before queue rows, everywhere: two orders would be a deadlock.
     purses = money.lock(conn, {r.account_id for r in old})
     locked = conn.execute(_LOCK_EXPIRED, {"ids": sorted({r.message_id for r in old}), "now": now_us})
-    rows = [Row(r.message_id, r.destination, r.account_id, r.cap_key) for r in locked]
+    rows = [Row(r.message_id, r.destination, r.account_id, r.route, r.cap_key) for r in locked]
     ledger_rows: list[money.LedgerRow] = []
     ended = end_waiting(conn, rows, "expired", now_us, body_keep_us, purses, ledger_rows)
     money.save(conn, purses.values(), ledger_rows)

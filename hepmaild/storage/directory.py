@@ -20,7 +20,10 @@ GENERATION = select(counter.c.value).where(counter.c.name == "generation")
 
 @dataclass(frozen=True, slots=True)
 class KeyRow:
-    """A key with the state of its account.  None in a restriction: no restriction."""
+    """A key with the state of its account.  None in a restriction: no restriction.
+
+    chaos: how its sandbox misbehaves (`mail.chaos`); "": an ordinary key.
+    """
 
     key_id: str
     name: str
@@ -34,6 +37,7 @@ class KeyRow:
     account_email: str
     account_status: str
     plan: str
+    chaos: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ _KEY = select(
     api_key.c.senders,
     api_key.c.addresses,
     api_key.c.expires_at_us,
+    api_key.c.chaos,
     account.c.id.label("account_id"),
     account.c.email,
     account.c.status.label("account_status"),
@@ -90,6 +95,7 @@ def key_by_hash(conn: Connection, secret_hash: bytes) -> KeyRow | None:
         account_email=row.email,
         account_status=row.account_status,
         plan=row.plan,
+        chaos=row.chaos or "",
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
 
+from hepmaild.mail import chaos as chaos_rules
 from hepmaild.storage.directory import bump
 from hepmaild.storage.schema import account, api_key
 
@@ -60,11 +61,17 @@ def mint(
     addresses: list[str] | None,
     expires_at_us: int | None,
     now_us: int,
+    chaos: str | None = None,
 ) -> dict[str, Any]:
-    """Store a new key; `{"id", "name"}`.  `limit` is how many the account's plan allows.  Raises `Refused`."""
+    """Store a new key; `{"id", "name"}`.
+
+    limit: how many the account's plan allows.  chaos: how its sandbox misbehaves (`mail.chaos`); None: an ordinary key.
+    Raises `Refused`.
+    """
     name = _check_name(name)
     if expires_at_us is not None and expires_at_us <= now_us:
         raise Refused("the expiry lies in the past: give a date or instant to come", "expires")
+    _check_chaos(chaos)
     # Two mints at once must not both be the fifteenth: the account's row is the lock.
     conn.execute(select(account.c.id).where(account.c.id == account_id).with_for_update(key_share=True)).one()
     alive = (api_key.c.account_id == account_id) & (api_key.c.status != "deleted")
@@ -84,6 +91,7 @@ def mint(
             senders=_json(senders),
             addresses=_json(addresses),
             expires_at_us=expires_at_us,
+            chaos=chaos,
             created_at_us=now_us,
         )
     )
@@ -96,6 +104,11 @@ def _check_name(name: str) -> str:
     if not 1 <= len(name) <= 100 or not name.isprintable():
         raise Refused("a key's name has 1 to 100 printable characters", "name")
     return name
+
+
+def _check_chaos(chaos: str | None) -> None:
+    if chaos is not None and chaos not in chaos_rules.KINDS:
+        raise Refused(f"there is no chaos called {chaos!r}; there are {', '.join(chaos_rules.KINDS)}", "chaos")
 
 
 def _check_free(conn: Connection, account_id: str, name: str, but: str = "") -> None:
@@ -129,15 +142,20 @@ def change(
     addresses: list[str] | None,
     expires_at_us: int | None,
     now_us: int,
+    chaos: str | None = None,
 ) -> dict[str, list[Any]]:
     """Another name and other restrictions for a key, whose secret stays; what changed: `{column: [before, after]}`.
 
-    Raises `Refused`.  An expiry in the past may stay, but not be set.
+    Raises `Refused`.  An expiry in the past may stay, but not be set.  A chaos key can misbehave otherwise (chaos None:
+    as before), and never becomes an ordinary one, nor the other way: mail would leave, or stay, unexpectedly.
     """
     name = _check_name(name)
     before = _public(_find(conn, key_id))
     if expires_at_us is not None and expires_at_us <= now_us and expires_at_us != before["expires_at_us"]:
         raise Refused("the expiry lies in the past: give a date or instant to come", "expires")
+    if chaos is not None and before["chaos"] is None:
+        raise Refused("an ordinary key cannot become a chaos key: make a new one", "chaos")
+    _check_chaos(chaos)
     conn.execute(select(account.c.id).where(account.c.id == before["account_id"]).with_for_update(key_share=True)).one()
     _check_free(conn, before["account_id"], name, but=key_id)
     after: dict[str, Any] = {
@@ -146,6 +164,7 @@ def change(
         "senders": senders,
         "addresses": addresses,
         "expires_at_us": expires_at_us,
+        "chaos": before["chaos"] if chaos is None else chaos,
     }
     changed = {column: [before[column], value] for column, value in after.items() if before[column] != value}
     if changed:

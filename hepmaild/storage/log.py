@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
+from hepmaild.mail.chaos import kind_of
 from hepmaild.storage import queue as queue_rows
 from hepmaild.storage.schema import event, ledger, message, recipient
 
@@ -44,6 +45,7 @@ def tail(conn: Connection, account_id: str | None, limit: int = 50, before: tupl
             "key_last_five": r.key_last_five,
             "size": r.size,
             "route": r.route,
+            "chaos": kind_of(r.route) or None,
             "ms": None if r.finished_at_us is None else (r.finished_at_us - r.accepted_at_us) // 1000,
         }
         for r in rows
@@ -57,6 +59,7 @@ def show(conn: Connection, message_id: str) -> dict[str, Any]:
     money = conn.execute(select(ledger).where(ledger.c.message_id == message_id).order_by(ledger.c.seq))
     return {
         **shown,
+        "chaos": kind_of(shown["route"]) or None,
         "events": [{"seq": e.seq, "at": e.at_us, "kind": e.kind, "data": json.loads(e.data)} for e in events],
         "ledger": [
             {"at": r.at_us, "amount": r.amount, "balance_after": r.balance_after, "reason": r.reason} for r in money

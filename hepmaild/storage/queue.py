@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, exists, func, null, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from hepmaild.mail.chaos import is_chaos
 from hepmaild.own_routes import ALL, PREFIX
 from hepmaild.storage import credits as money
 from hepmaild.storage import messages
@@ -87,10 +88,11 @@ def cancel(conn: Connection, message_id: str, now_us: int, body_keep_us: int = 0
     rows = _waiting_rows(conn, message_id)
     _refuse_marked(message_id, rows)
     ledger_rows: list[money.LedgerRow] = []
-    ending = [Row(r.message_id, r.destination, r.account_id, r.cap_key) for r in rows]
+    ending = [Row(r.message_id, r.destination, r.account_id, r.route, r.cap_key) for r in rows]
     ended = end_waiting(conn, ending, "cancelled", now_us, body_keep_us, purses, ledger_rows)
     money.save(conn, purses.values(), ledger_rows)
-    return {"message_id": message_id, "cancelled": ended, "refunded": ended}
+    refunded = 0 if is_chaos(rows[0].route) else ended
+    return {"message_id": message_id, "cancelled": ended, "refunded": refunded}
 
 
 def retry(conn: Connection, message_id: str, now_us: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection, bindparam, case, exists, literal, select, update
 
 from hepmaild.delivery.job import Attempt, Outcome, Result
+from hepmaild.mail import chaos
 from hepmaild.storage import caps, messages, suppress
 from hepmaild.storage.bulk import Bulk, Query, Row
 from hepmaild.storage.credits import LedgerRow, Purse
@@ -51,9 +52,14 @@ class Report:
         return self.attempt.job.message_id
 
     @property
+    def is_chaos(self) -> bool:
+        """Whether a chaos key's sandbox said it: nothing was charged, and it says nothing of any address."""
+        return chaos.is_chaos(self.attempt.job.route)
+
+    @property
     def may_refund(self) -> bool:
         """Whether a recipient failed for good."""
-        return any(o.result is Result.FAILED for o in self.attempt.outcomes)
+        return not self.is_chaos and any(o.result is Result.FAILED for o in self.attempt.outcomes)
 
 
 _ROWS = Query(
@@ -184,6 +190,10 @@ class _End:
     final: int = 0
     failed: int = 0
 
+    @property
+    def is_chaos(self) -> bool:
+        return self.reports[0].is_chaos
+
     def add(self, report: Report) -> None:
         for o in report.attempt.outcomes:
             if o.result is Result.DELIVERED:
@@ -202,7 +212,7 @@ def _write_reports(
     finished: list[_End] = []
     rest: list[_End] = []
     for end in ends:
-        if end.failed:
+        if end.failed and not end.is_chaos:
             _refund(end, purses, ledger_rows)
         (finished if end.final >= end.waiting else rest).append(end)
     if finished:
@@ -220,6 +230,7 @@ def _write_reports(
 
 def _note_refusals(conn: Connection, ends: Iterable[_End]) -> None:
     """Count addresses that were refused for good; forget the count of those that were delivered to."""
+    ends = [end for end in ends if not end.is_chaos]
     for end in ends:
         for r in end.reports if end.failed else ():
             suppress.note(conn, r.attempt, r.rule)

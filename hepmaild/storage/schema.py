@@ -68,6 +68,7 @@ api_key = Table(
     Column("senders", Text, nullable=True),  # JSON list of address keys; null: all the account's
     Column("addresses", Text, nullable=True),  # JSON list of networks; null: from anywhere
     Column("expires_at_us", BigInteger, nullable=True),
+    Column("chaos", String(20), nullable=True),  # how its sandbox misbehaves (`mail.chaos`); null: an ordinary key
     Column("created_at_us", BigInteger, nullable=False),
     Column("last_used_at_us", BigInteger, nullable=True),
     Column("last_used_ip", String(45), nullable=True),

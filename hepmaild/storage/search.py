@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 
 from sqlalchemy import ColumnElement, Connection, Integer, Select, and_, exists, func, literal_column, or_, select
 
+from hepmaild.mail.chaos import kind_of
 from hepmaild.mail.ids import is_message_id
 from hepmaild.search_words import TEXT, Search, Term
 from hepmaild.storage.schema import TROUBLED, message, recipient
@@ -337,6 +338,7 @@ def _lines(conn: Connection, rows: Sequence[Any], shown: int = SHOWN_RECIPIENTS)
             "key_last_five": row.key_last_five,
             "size": row.size,
             "route": row.route,
+            "chaos": kind_of(row.route) or None,
             "ms": None if row.finished_at_us is None else (row.finished_at_us - row.accepted_at_us) // 1000,
         }
         for row in rows

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, case, delete, func, null, select, update
 
+from hepmaild.mail.chaos import is_chaos
 from hepmaild.storage import caps, messages
 from hepmaild.storage.bulk import Bulk
 from hepmaild.storage.credits import LedgerRow, Purse
@@ -85,11 +86,12 @@ def say_states(conn: Connection, ids: Collection[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A locked queue row whose recipients are to end."""
+    """A locked queue row whose recipients are to end.  route: what its chaos keys sent cost nothing."""
 
     message_id: str
     destination: str
     account_id: str
+    route: str
     cap_key: str = ""
 
 
@@ -142,7 +144,7 @@ def end_waiting(
     purses: Mapping[str, Purse],
     ledger_rows: list[LedgerRow],
 ) -> int:
-    """End every recipient that waits in these rows as `state` ("expired", "cancelled") and refund it; how many.
+    """End every recipient that waits in these rows as `state` ("expired", "cancelled"), refund what was paid; how many.
 
     The rows' accounts and then the rows themselves are locked; who locked the purses saves them with `ledger_rows`.
     """
@@ -159,12 +161,14 @@ def end_waiting(
     UNQUEUE.run(conn, [(r.message_id, r.destination) for r in rows])
     lost = int(state == "expired")
     _COUNT.run(conn, [(k, k * lost, m) for m, k in ended.items()])
-    refunds = [(m, k) for m, k in ended.items() if k]
-    for m, k in refunds:
-        ledger_rows.append(purses[accounts[m]].book(k, "refund", now_us, message_id=m))
+    free = {r.message_id for r in rows if is_chaos(r.route)}
+    ends = [(m, k, 0 if m in free else k) for m, k in ended.items() if k]
+    for m, _, refund in ends:
+        if refund:
+            ledger_rows.append(purses[accounts[m]].book(refund, "refund", now_us, message_id=m))
     messages.insert_events(
         conn,
-        [(m, accounts[m], now_us, state, json.dumps({"recipients": k, "refunded": k})) for m, k in refunds],
+        [(m, accounts[m], now_us, state, json.dumps({"recipients": k, "refunded": refund})) for m, k, refund in ends],
     )
     done = _finish(conn, ids, state, now_us, body_keep_us)
     _look(conn, ids)

@@ -133,6 +133,32 @@ def test_the_page_says_how_it_is_used(site: Site) -> None:
     assert "3 of 120 calls" in page
 
 
+def test_a_chaos_key_is_marked_wherever_it_shows(site: Site) -> None:
+    wrong = site.owner.post("/keys", {**NEW, "name": "trouble", "chaos": "fire"}, page="/keys/new")
+    assert wrong.status_code == 422
+    key_id, secret = mint(site, "trouble", chaos="5xx")
+    status, answer, _ = post(site.daemon, {**MESSAGE, "subject": "chaotic"}, secret)
+    assert (status, answer["code"]) == (502, "RELAY_FAILED")
+    assert "chaos: 5xx" in words(site.owner.get("/keys"))
+    path = f"/keys/{key_id}"
+    assert "nothing leaves, nothing is charged" in words(site.owner.get(path))
+    logs = site.owner.get("/logs?q=chaotic")
+    assert 'title="Sent with a chaos key' in logs
+    message = re.search(r'href="/logs/([0-9a-f]{16})"', logs)
+    assert message is not None
+    page = words(site.owner.get(f"/logs/{message[1]}"))
+    assert "chaos: 5xx" in page
+    assert "nothing was paid" in page
+    assert "the credit was refunded" not in page
+    # Another kind, the same key; an ordinary one never becomes one.
+    site.owner.follow(path, {**NEW, "name": "trouble", "chaos": "greylist"}, page=path)
+    assert post(site.daemon, MESSAGE, secret)[0] == 202
+    ordinary, secret = mint(site, "no trouble")
+    refused = site.owner.post(f"/keys/{ordinary}", {**NEW, "name": "x", "chaos": "5xx"}, page=f"/keys/{ordinary}")
+    assert refused.status_code == 422
+    assert post(site.daemon, MESSAGE, secret)[0] == 200
+
+
 def test_no_more_than_the_plan_allows(site: Site) -> None:
     made: list[str] = []
     while "/keys/new" in site.other.get("/keys").partition("<main")[2]:

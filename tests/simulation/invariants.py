@@ -9,6 +9,7 @@ from typing import Any
 
 from hepmaild.config import InDoubt, RouteKind, RouteSettings
 from hepmaild.errors import Refusal
+from hepmaild.mail.chaos import is_chaos, kind_of
 from hepmaild.mail.submission import Receipt
 from hepmaild.storage import credits as money
 from hepmaild.storage.schema import NEVER_US
@@ -17,6 +18,8 @@ from tests.simulation.plan import GONE, Dns, Plan, Temper
 from tests.simulation.trace import EPOCH_US, Violation
 from tests.simulation.world import World
 
+# Recipients of what is to leave, as a beginning of a statement.
+ORDINARY = "FROM recipient r JOIN message m ON m.id = r.message_id WHERE m.route NOT LIKE 'chaos:%'"
 WAITING = {"queued", "deferred", "capped", "held"}
 FINAL = {"sent", "failed", "expired", "cancelled"}
 PAUSE_GRACE_S = 10.0  # what is past the mark goes on; the octets of one content are on their way for no longer
@@ -100,7 +103,7 @@ def nothing_twice_in_silence(world: World) -> Iterator[str]:
     for message_id, address in sorted(ledger.times):
         if message_id not in known:
             yield f"{message_id} {address} was delivered, but is in no table"
-    for r in rows(world, "SELECT * FROM recipient ORDER BY message_id, n"):
+    for r in rows(world, f"SELECT r.* {ORDINARY} ORDER BY r.message_id, n"):
         times = ledger.times[r["message_id"], r["address"]]
         who = f"{r['message_id']} {r['address']} ({r['state']}, {r['doubts']} doubts)"
         if r["address"] in ledger.lied:
@@ -118,7 +121,7 @@ def clear_words_leave_no_doubt(world: World) -> Iterator[str]:
     clear = {Temper.GOOD, Temper.REFUSING, Temper.LATER, Temper.SILENT}
     if not world.plan.is_quiet or any(hop.temper not in clear for hop in world.plan.hops.values()):
         return
-    for r in rows(world, "SELECT * FROM recipient WHERE doubts > 0"):
+    for r in rows(world, f"SELECT r.* {ORDINARY} AND doubts > 0"):
         yield f"{r['message_id']} {r['address']} has {r['doubts']} doubts that nobody gave reason for"
 
 
@@ -143,6 +146,10 @@ def money_adds_up(world: World) -> Iterator[str]:
         )[0]
         spared = lost["spared"] or 0
         charged = -sums.get((m["id"], "debit"), 0)
+        if is_chaos(m["route"]):
+            if (m["id"], "debit") in sums or (m["id"], "refund") in sums:
+                yield f"{m['id']}: a chaos key's, and something was booked"
+            continue
         if charged != m["recipients"] - spared:
             yield f"{m['id']}: charged {charged} for {m['recipients']} recipients, {spared} of them suppressed"
         refunded = sums.get((m["id"], "refund"), 0)
@@ -203,9 +210,9 @@ def nobody_expires_in_fair_weather(world: World) -> Iterator[str]:
     retry_s = 1.1 * delivery.retry_after_s[-1]
     need_s = plan.calm_s + retry_s + delivery.attempt_timeout_s + 1.25 * delivery.lease_s + PAUSES_S
     held = {row["message_id"] for row in rows(world, "SELECT message_id FROM event WHERE kind = 'held'")}
-    sql = "SELECT r.*, m.route, m.expires_at_us FROM recipient r JOIN message m ON m.id = r.message_id"
+    sql = f"SELECT r.*, m.route, m.expires_at_us {ORDINARY}"
     routes = {route.name: route for route in plan.routes}
-    for r in rows(world, sql + " WHERE r.state = 'expired'"):
+    for r in rows(world, sql + " AND r.state = 'expired'"):
         if r["message_id"] in held or (r["doubts"] and delivery.in_doubt is InDoubt.HOLD):
             continue
         if (r["expires_at_us"] - EPOCH_US) / 1e6 > need_s and _calms_down(plan, routes[r["route"]], r["destination"]):
@@ -242,13 +249,25 @@ def caps_let_go(world: World) -> Iterator[str]:
         return
     days = int(plan.delivery.expire_after_s // (plan.day_s + 60))
     for sender, route in zip(plan.senders, plan.routes, strict=True):
-        mine = rows(world, "SELECT id FROM message WHERE sender = ?", sender.address)
+        mine = rows(world, "SELECT id FROM message WHERE sender = ? AND route NOT LIKE 'chaos:%'", sender.address)
         if sender.daily_cap and len(mine) > sender.daily_cap * days:
             continue
-        sql = "SELECT r.* FROM recipient r JOIN message m ON m.id = r.message_id"
-        for r in rows(world, sql + " WHERE m.sender = ? AND r.state = 'expired'", sender.address):
+        for r in rows(world, f"SELECT r.* {ORDINARY} AND m.sender = ? AND r.state = 'expired'", sender.address):
             if _is_healthy(plan, route, r["destination"]):
                 yield f"{r['message_id']} {r['address']} expired behind a cap that had room"
+
+
+def chaos_stays_here(world: World) -> Iterator[str]:
+    """What a chaos key sent came to no next hop, and ends as its sandbox would have it."""
+    ends = {"5xx": {"failed"}, "4xx": {"expired"}, "drop-after-dot": {"expired"}, "slow-dot": {"sent", "expired"}}
+    sql = "SELECT r.*, m.route FROM recipient r JOIN message m ON m.id = r.message_id WHERE m.route LIKE 'chaos:%'"
+    for r in rows(world, sql):
+        who = f"{r['message_id']} {r['address']} ({r['state']}) of a chaos key"
+        if world.ledger.times[r["message_id"], r["address"]]:
+            yield f"{who} left"
+        allowed = ends.get(kind_of(r["route"]), {"sent", "expired"})
+        if r["state"] not in WAITING | allowed | {"cancelled"}:
+            yield f"{who} should be {allowed}"
 
 
 def the_suppressed_are_left_alone(world: World) -> Iterator[str]:
@@ -298,6 +317,7 @@ LOOKS = (
     nobody_expires_in_fair_weather,
     caps_hold,
     caps_let_go,
+    chaos_stays_here,
     the_suppressed_are_left_alone,
     pauses_hold,
     nobody_runs_in_circles,

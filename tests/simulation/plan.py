@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hepmaild.config import DeliverySettings, InDoubt, RouteKind, RouteSettings, SenderSettings, TlsMode
+from hepmaild.mail.chaos import KINDS
 
+CHAOS_SHARE = 0.25  # of the runs
+FIRST_CHAOS = 100  # the first number of a chaos key's messages
 DESTINATIONS = 4
 GONE = "gone"  # local parts that begin so are nobody's, for good
 
@@ -109,7 +112,7 @@ class Death:
 
 @dataclass(frozen=True)
 class Message:
-    """What a customer sends.  word: it may be repeated safely, and is when no answer came."""
+    """What a customer sends.  word: it may be repeated safely, and is when no answer came.  chaos: by such a key."""
 
     n: int
     at_s: float
@@ -118,6 +121,7 @@ class Message:
     recipients: tuple[str, ...]
     word: bool
     body_octets: int
+    chaos: str = ""
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ def make_plan(seed: int) -> Plan:
         hops=hops,
         store=_store(r, calm_s, alone=alone) if storms else StorePlan(latency_s=r.choice((0.0, 0.001, 0.01))),
         deaths={n: _deaths(r, calm_s) if deadly else () for n in range(processes)},
-        messages=_messages(r, calm_s, len(senders)),
+        messages=_messages(r, calm_s, len(senders)) + _chaos(seed, calm_s, len(senders)),
         acts=_acts(r, calm_s),
         calm_s=calm_s,
         scarce=r.random() < 0.1,
@@ -286,6 +290,21 @@ def _messages(r: random.Random, calm_s: float, senders: int) -> tuple[Message, .
         size = r.choices((20, 3000, 70_000), weights=(85, 10, 5))[0]
         found.append(Message(n, at_s, r.randrange(2), r.randrange(senders), recipients, r.random() < 0.5, size))
     return tuple(sorted(found, key=lambda m: m.at_s))
+
+
+def _chaos(seed: int, calm_s: float, senders: int) -> tuple[Message, ...]:
+    """Messages of chaos keys among the others, in some runs; by dice of their own."""
+    r = dice(seed, "chaos")
+    if r.random() >= CHAOS_SHARE:
+        return ()
+    found = []
+    for n in range(FIRST_CHAOS, FIRST_CHAOS + r.randint(1, 4)):
+        recipients = tuple(_address(r, n, k) for k in range(r.choice((1, 1, 2, 3))))
+        at_s, sender = r.uniform(0, calm_s * 0.7), r.randrange(senders)
+        found.append(
+            Message(n, at_s, r.randrange(2), sender, recipients, r.random() < 0.5, 20, r.choice(sorted(KINDS)))
+        )
+    return tuple(found)
 
 
 def _address(r: random.Random, n: int, k: int) -> str:

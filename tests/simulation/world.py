@@ -152,7 +152,9 @@ class World:
             f"Subject: number {message.n}\r\n{word}\r\n{body}"
         )
         return Submission(
-            key=KeyIdentity(f"key-{account}", "app", "00000", f"account-{account}", "", "standard", 120),
+            key=KeyIdentity(
+                f"key-{account}", "app", "00000", f"account-{account}", "", "standard", 120, chaos=message.chaos
+            ),
             origin=Origin(Door.SMTP, "192.0.2.1", f"session-{message.n}"),
             recipients=tuple(Recipient(address) for address in message.recipients),
             source=Content(content.encode()),

@@ -35,6 +35,7 @@ COLUMNS = (
     "size",
     "route",
     "ms",
+    "chaos",
 )
 _ACTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 

@@ -12,6 +12,7 @@ from typing import Any
 from werkzeug.datastructures import MultiDict
 
 from hepmaild.key_rules import parse_expiry, parse_networks
+from hepmaild.mail.chaos import KINDS
 from hepmaild.mail.submission import Permission
 
 DAY_US = 86_400_000_000
@@ -27,13 +28,14 @@ PERMISSIONS: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class KeyWish:
-    """What a key is to be.  None: no restriction."""
+    """What a key is to be.  None: no restriction, or (chaos) an ordinary key."""
 
     name: str
     permissions: list[str] | None
     senders: list[str] | None
     addresses: list[str] | None
     expires_at_us: int | None
+    chaos: str | None = None
 
     def values(self) -> dict[str, Any]:
         """By the names of the columns."""
@@ -43,19 +45,28 @@ class KeyWish:
             "senders": self.senders,
             "addresses": self.addresses,
             "expires_at_us": self.expires_at_us,
+            "chaos": self.chaos,
         }
 
 
 def typed_of(row: dict[str, Any] | None) -> dict[str, Any]:
     """The form as it stands before anybody types: of a key, or (None) of a new one."""
     if row is None:
-        return {"name": "", "permissions": list(PERMISSIONS), "senders": [], "addresses": "", "expires": ""}
+        return {
+            "name": "",
+            "permissions": list(PERMISSIONS),
+            "senders": [],
+            "addresses": "",
+            "expires": "",
+            "chaos": "",
+        }
     return {
         "name": row["name"],
         "permissions": list(PERMISSIONS) if row["permissions"] is None else row["permissions"],
         "senders": row["senders"] or [],
         "addresses": "\n".join(row["addresses"] or ()),
         "expires": "" if row["expires_at_us"] is None else show_expiry(row["expires_at_us"]),
+        "chaos": row["chaos"] or "",
     }
 
 
@@ -82,6 +93,7 @@ def read_wish(
         "senders": list(dict.fromkeys(form.getlist("sender")))[:MAX_TEXT],
         "addresses": form.get("addresses", "")[:MAX_TEXT].replace("\r\n", "\n"),
         "expires": form.get("expires", "")[:MAX_TEXT].strip(),
+        "chaos": form.get("chaos", "")[:MAX_TEXT],
     }
     errors: dict[str, str] = {}
     if not 1 <= len(typed["name"]) <= 100 or not typed["name"].isprintable():
@@ -91,6 +103,8 @@ def read_wish(
     if not set(typed["senders"]) <= set(senders):  # leaving them out could lift the restriction
         errors["senders"] = "One of these is no sender of the account any more: choose again."
         typed["senders"] = [sender for sender in typed["senders"] if sender in senders]
+    if typed["chaos"] and typed["chaos"] not in KINDS:
+        errors["chaos"] = "Choose one of these."
     addresses = _networks(typed["addresses"], errors)
     expires_at_us = _expiry(typed["expires"], errors)
     if errors:
@@ -102,6 +116,7 @@ def read_wish(
         sorted(typed["senders"]) or None,
         addresses or None,
         expires_at_us,
+        typed["chaos"] or None,
     )
     return wish, typed, {}
 

@@ -17,6 +17,7 @@ from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
 from hepmaild.http.dashboard.key_form import PERMISSIONS, KeyWish, read_wish, typed_of
 from hepmaild.http.dashboard.overview import NO_SENDER, book_of
 from hepmaild.http.dashboard.snippets import make_snippets, place_of
+from hepmaild.mail.chaos import KINDS
 from hepmaild.policy import SenderBook, plan_of
 from hepmaild.storage import audit, keys
 from hepmaild.storage.audit import Actor
@@ -101,7 +102,8 @@ def _mount_key(group: Pages) -> None:
         done = await visit.store.write(rotate_unit, visit.account_id, visit.actor, key_id, last, secret, now_us)
         if done is None:
             return visit.not_found()
-        wish = KeyWish(row["name"], row["permissions"], row["senders"], row["addresses"], row["expires_at_us"])
+        restrictions = (row["permissions"], row["senders"], row["addresses"], row["expires_at_us"])
+        wish = KeyWish(row["name"], *restrictions, row["chaos"])
         return await _secret_page(visit, await book_of(visit), key_id, row["name"], wish, secret, is_new=False)
 
 
@@ -143,6 +145,7 @@ async def _new_page(visit: Visit, book: SenderBook, typed: dict[str, Any], error
         typed=typed,
         errors=errors,
         permissions=PERMISSIONS,
+        kinds=KINDS,
         senders=_choices(book, typed),
         used=used,
         most=_most(visit),
@@ -162,6 +165,7 @@ async def _key_page(visit: Visit, row: dict[str, Any], typed: dict[str, Any], er
         typed=typed,
         errors=errors,
         permissions=PERMISSIONS,
+        kinds=KINDS,
         senders=_choices(book, typed),
         uses=uses,
         uses_are_more=is_more,
@@ -183,7 +187,14 @@ async def _secret_page(
         if s.name in SHOWN and (wish.permissions is None or doors[s.name] in wish.permissions)
     ]
     return await visit.render(
-        "keys/secret.html", key_id=key_id, name=name, secret=secret, snippets=snippets, place=place, is_new=is_new
+        "keys/secret.html",
+        key_id=key_id,
+        name=name,
+        chaos=wish.chaos,
+        secret=secret,
+        snippets=snippets,
+        place=place,
+        is_new=is_new,
     )
 
 

@@ -15,6 +15,7 @@ from hepmaild.http.compat import Stream
 from hepmaild.http.dashboard import timeline
 from hepmaild.http.dashboard.frame import HEADERS, Dashboard, Form, Pages, Visit
 from hepmaild.http.dashboard.parts import Parts, disposition, take_apart
+from hepmaild.mail.chaos import kind_of
 from hepmaild.mail.content import Content
 from hepmaild.mail.ids import is_message_id
 from hepmaild.storage import live as live_rows
@@ -54,6 +55,7 @@ def _mount_page(group: Pages, dashboard: Dashboard) -> None:
             "logs/message.html",
             m=found,
             seq=seq,
+            chaos=kind_of(found["route"]),
             groups=timeline.groups(found["events"], addresses),
             parts=parts,
             tab=tab,
@@ -166,7 +168,7 @@ def _mount_deeds(group: Pages, dashboard: Dashboard) -> None:
         del form
         keep_us = int(dashboard.settings().delivery.body_days * DAY_US)
         call = {"actor": visit.actor, "now_us": dashboard.now_us(), "body_keep_us": keep_us}
-        return await _do(visit, message_id, "Cancelled; what had not left was refunded.", rows.cancel, call)
+        return await _do(visit, message_id, "Cancelled; what had been paid for it was refunded.", rows.cancel, call)
 
 
 async def _do(visit: Visit, message_id: str, notice: str, deed: Any, call: dict[str, Any]) -> Response:
