@@ -214,6 +214,7 @@ class _Daemon:
             meter=meter,
             people=self.people,
             dashboard=self._make_dashboard(limiters),
+            own_servers=self.own_servers,
         )
 
     def _make_operations(self) -> Operations:

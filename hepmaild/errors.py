@@ -77,6 +77,8 @@ class ErrorKind(Enum):
     DRAINING = (40, Answer(503, 421, "4.3.2"))
     MALFORMED_MESSAGE = (41, Answer(400, 550, "5.6.0"))
     INTERNAL = (42, Answer(500, 421, "4.3.0"))
+    MISSING_FIELDS = (50, Answer(400, 550, "5.6.0"))
+    SMTP_NOT_FOUND = (51, Answer(404, 550, "5.6.0"))
 
     @property
     def answer(self) -> Answer:
@@ -88,8 +90,41 @@ class ErrorKind(Enum):
         """The UPPER_SNAKE code of the JSON API.  Kinds that only operators tell apart share one code."""
         return _SHARED_API_CODES.get(self.name, self.name)
 
+    @property
+    def own_smtp_answer(self) -> tuple[int, str]:
+        """HTTP status and lower_snake code of `POST /v1/emails`."""
+        status = self.answer.http_status
+        return _OWN_SMTP.get(self.name) or (status, _OWN_SMTP_BY_STATUS.get(status, self.name.lower()))
+
 
 _SHARED_API_CODES = {"BACKLOG_FULL": "UNAVAILABLE", "DRAINING": "UNAVAILABLE", "MESSAGE_TOO_LARGE": "REQUEST_TOO_LARGE"}
+
+# `POST /v1/emails` (own-smtp-api.md) has codes of its own, coarser ones, and sometimes another status.
+_OWN_SMTP = {
+    "HTTPS_REQUIRED": (403, "https_required"),
+    "MISSING_KEY": (401, "invalid_auth_header"),
+    "INVALID_KEY": (401, "invalid_api_key"),
+    "KEY_DISABLED": (401, "invalid_api_key"),
+    "KEY_EXPIRED": (401, "invalid_api_key"),
+    "UNSUPPORTED_MEDIA_TYPE": (400, "invalid_request"),
+    "MISSING_FIELDS": (400, "missing_required_fields"),
+    "NO_RECIPIENTS": (400, "missing_required_fields"),
+    "NO_BODY": (400, "missing_email_content"),
+    "TOO_MANY_RECIPIENTS": (400, "invalid_recipient"),
+    "INVALID_ADDRESS": (400, "invalid_recipient"),
+    "SENDER_NOT_ALLOWED": (400, "from_mismatch"),
+    "CONFLICTING_CONTENT": (400, "conflicting_content"),
+    "UNKNOWN_TEMPLATE": (404, "template_not_found"),
+    "RELAY_FAILED": (502, "email_send_failed"),
+}
+_OWN_SMTP_BY_STATUS = {
+    400: "invalid_request",
+    403: "forbidden",
+    413: "payload_too_large",
+    429: "rate_limit_exceeded",
+    500: "internal_server_error",
+    503: "service_unavailable",
+}
 
 
 @dataclass(frozen=True, slots=True)

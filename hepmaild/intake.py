@@ -33,7 +33,16 @@ from hepmaild.lifecycle import Lifecycle
 from hepmaild.mail import chaos
 from hepmaild.mail.address import destination_of
 from hepmaild.mail.content import Content
-from hepmaild.mail.submission import Door, KeyIdentity, RateState, Receipt, Recipient, Submission, Verified
+from hepmaild.mail.submission import (
+    Door,
+    KeyIdentity,
+    Permission,
+    RateState,
+    Receipt,
+    Recipient,
+    Submission,
+    Verified,
+)
 from hepmaild.metrics import Meter
 from hepmaild.outbox import FirstAttempt, Outbox
 from hepmaild.prepare import Prepared, Preparer
@@ -125,12 +134,16 @@ class Intake:
         self._failed_keys = policy.FailedKeys(settings.limits.unknown_keys_per_minute, now_us)
         self._pending: dict[str, _Pending] = {}
 
-    async def authenticate(self, secret: str, *, door: Door, peer_ip: str) -> Verified | Refusal:
-        """Check a key.  Refusals: INVALID_KEY, KEY_DISABLED, KEY_EXPIRED, IP_NOT_ALLOWED, CHANNEL_NOT_ALLOWED,
-        ACCOUNT_SUSPENDED, TOO_MANY_FAILED_KEYS (retry_after_s: HTTP's Retry-After; SMTP waits that long, at most
-        10 s, before its 535).  Cancel-safe.
+    async def authenticate(
+        self, secret: str, *, door: Door, peer_ip: str, needs: Permission | None = None
+    ) -> Verified | Refusal:
+        """Check a key.  needs: which permission instead of the door's.
+
+        Refusals: INVALID_KEY, KEY_DISABLED, KEY_EXPIRED, IP_NOT_ALLOWED, CHANNEL_NOT_ALLOWED, ACCOUNT_SUSPENDED,
+        TOO_MANY_FAILED_KEYS (retry_after_s: HTTP's Retry-After; SMTP waits that long, at most 10 s, before its 535).
+        Cancel-safe.
         """
-        return await self._counted(door, self._authenticate(secret, door, peer_ip))
+        return await self._counted(door, self._authenticate(secret, door, peer_ip, needs))
 
     async def _counted(self, door: Door, question: Coroutine[Any, Any, T]) -> T:
         """The answer to a question of a door; both doors' refusals are counted here, so that they agree."""
@@ -143,7 +156,9 @@ class Intake:
             self._meter.refused(door, answer.kind)
         return answer
 
-    async def _authenticate(self, secret: str, door: Door, peer_ip: str) -> Verified | Refusal:
+    async def _authenticate(
+        self, secret: str, door: Door, peer_ip: str, needs: Permission | None
+    ) -> Verified | Refusal:
         secret_hash = keys.hash_secret(secret)
         row = await self._directory.key(secret_hash) if keys.looks_like_key(secret) else None
         if row is None:
@@ -152,11 +167,13 @@ class Intake:
                 text = f"too many unknown API keys from your IP address: check the key, try again in {wait_s} seconds"
                 return Refusal(ErrorKind.TOO_MANY_FAILED_KEYS, text, retry_after_s=wait_s)
             return Refusal(ErrorKind.INVALID_KEY, "this is not a valid API key: use one from the API Keys tab")
-        return self._judge(row, secret_hash, door, peer_ip)
+        return self._judge(row, secret_hash, door, peer_ip, needs)
 
-    def _judge(self, row: KeyRow, secret_hash: bytes, door: Door, peer_ip: str) -> Verified | Refusal:
+    def _judge(
+        self, row: KeyRow, secret_hash: bytes, door: Door, peer_ip: str, needs: Permission | None = None
+    ) -> Verified | Refusal:
         now_us = self._now_us()
-        refusal = policy.check_key(row, door, peer_ip, now_us)
+        refusal = policy.check_key(row, door, peer_ip, now_us, needs)
         if refusal is not None:
             return refusal
         self._outbox.used(Used(row.key_id, now_us, peer_ip[:45], door.value))
@@ -250,11 +267,12 @@ class Intake:
             recipients = len(member.recipients) - left_out
             self._meter.accepted(submission.origin.door, recipients, member.size, commit_s, left_out)
             taken = self._hand_over(member, prepared, result)
-            receipt = first_receipt(member, result)
+            is_paused = result.turn is None and self._is_paused(member)
+            receipt = first_receipt(member, result, is_paused=is_paused)
             if waiter is None:
                 pending.answer = receipt
                 return receipt
-            in_vain = result.turn is not None or (self._lifecycle.is_draining and not taken)
+            in_vain = result.turn is not None or is_paused or (self._lifecycle.is_draining and not taken)
             pending.answer = receipt if in_vain else await self._wait(waiter, receipt, member)
             await self._record(member, pending.answer)
             return pending.answer
@@ -319,6 +337,10 @@ class Intake:
             for where in dict.fromkeys(destinations or ONE_HOP)
             if self._outbox.is_paused(route, where) or not self._dispatcher.capacity_hint(route, (where,))
         )
+
+    def _is_paused(self, member: Accept) -> bool:
+        """Whether nobody is to work on any of it now, as far as this process knows."""
+        return all(self._outbox.is_paused(member.route, where) for where in member.destinations or ONE_HOP)
 
     def _word(self, submission: Submission, prepared: Prepared) -> tuple[str | None, int]:
         """The idempotency word with its namespace, and how long it lives."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hepmaild.config import Plan
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail.address import key_of
-from hepmaild.mail.submission import Door, KeyIdentity, Recipient
+from hepmaild.mail.submission import Door, KeyIdentity, Permission, Recipient
 from hepmaild.storage.directory import KeyRow, SenderRow
 
 _STANDARD = Plan()
@@ -25,15 +25,20 @@ def plan_of(plans: dict[str, Plan], name: str) -> Plan:
     return plans.get(name) or plans.get("standard") or _STANDARD
 
 
-def check_key(row: KeyRow, door: Door, peer_ip: str, now_us: int) -> Refusal | None:
-    """Whether the key may be used here and now (api-keys.md; order: send-api.md "Errors")."""
+def check_key(row: KeyRow, door: Door, peer_ip: str, now_us: int, needs: Permission | None = None) -> Refusal | None:
+    """Whether the key may be used here and now (api-keys.md; order: send-api.md "Errors").
+
+    needs: what it must be allowed instead of the door.
+    """
     if row.status == "disabled":
         return Refusal(ErrorKind.KEY_DISABLED, "this API key is disabled: enable it in the dashboard, or use another")
     if row.expires_at_us is not None and row.expires_at_us <= now_us:
         return Refusal(ErrorKind.KEY_EXPIRED, "this API key has expired: give it a later expiry, or use another")
     if row.addresses is not None and not _is_inside(peer_ip, row.addresses):
         return Refusal(ErrorKind.IP_NOT_ALLOWED, "this API key may not be used from this IP address")
-    if row.permissions is not None and door.value not in row.permissions:
+    if row.permissions is not None and (needs or door).value not in row.permissions:
+        if needs is not None:
+            return Refusal(ErrorKind.CHANNEL_NOT_ALLOWED, f"this API key has not the permission {needs.value}")
         return Refusal(ErrorKind.CHANNEL_NOT_ALLOWED, f"this API key may not be used over {door.value.upper()}")
     if row.account_status != "active":
         return Refusal(ErrorKind.ACCOUNT_SUSPENDED, "the account is suspended: ask its operator")

@@ -19,13 +19,15 @@ from hepmaild.storage.accept import Accept, Taken
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def first_receipt(member: Accept, taken: Taken | None = None) -> Receipt:
+def first_receipt(member: Accept, taken: Taken | None = None, *, is_paused: bool = False) -> Receipt:
     """The receipt right after the commit: everything still waits, but for who is suppressed.
 
-    taken: what the commit said; None before it.
+    taken: what the commit said; None before it.  is_paused: somebody keeps it from leaving.
     """
     suppressed = {} if taken is None else taken.suppressed
     hint = "The message is queued; the first attempt is made as soon as possible."
+    if is_paused:
+        hint = "The message is queued; the way it is to leave by is paused, and it leaves when that is over."
     turn = None if taken is None else taken.turn
     if turn is not None:
         hint = f"{turn.text[:1].upper()}{turn.text[1:]}."

@@ -30,9 +30,11 @@ from hepmaild.http.dashboard.mount import mount
 from hepmaild.http.errors import finish, json_response, refuse
 from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies
 from hepmaild.http.oauth import LoginDesk, oauth_blueprint
+from hepmaild.http.own_smtp import own_blueprint
 from hepmaild.http.send import SendDesk, send_blueprint
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.metrics import Meter
+from hepmaild.own_servers import OwnServers
 
 log = structlog.get_logger()
 
@@ -261,10 +263,15 @@ def build_app(
     readiness: Readiness,
     login: LoginDesk | None = None,
     dashboard: Dashboard | None = None,
+    own_servers: OwnServers | None = None,
 ) -> App:
-    """The application, complete.  login: where programs can log in.  dashboard: what pages need; None: no pages."""
+    """The application, complete.  login: where programs can log in.  dashboard: what pages need; None: no pages.
+    own_servers: of accounts; None: there are none.
+    """
     app = App(surroundings, dashboard)
     app.register_blueprint(send_blueprint(desk))
+    if own_servers is not None:
+        app.register_blueprint(own_blueprint(desk, own_servers))
     app.register_blueprint(health_blueprint(readiness))
     if login is not None:
         app.register_blueprint(oauth_blueprint(login))

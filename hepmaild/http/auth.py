@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import base64
 import time
+from dataclasses import replace
 
 from hepmaild.errors import ErrorKind, Refusal, RefusedError
 from hepmaild.http.call import Call
 from hepmaild.intake import Intake
-from hepmaild.mail.submission import Door, KeyIdentity, RateState
+from hepmaild.mail.submission import Door, KeyIdentity, Permission, RateState
 
 MAX_SECRET = 256
 WINDOW_S = 60
@@ -35,15 +36,26 @@ def read_credentials(authorization: str | None) -> str | Refusal:
     return Refusal(ErrorKind.MISSING_KEY, f"An API key is needed. {_HOW}")
 
 
-async def identify(intake: Intake, call: Call, authorization: str | None) -> KeyIdentity:
+def check_readable(authorization: str | None) -> None:
+    """Raises RefusedError (MISSING_KEY) when no key can be read from the header, whatever is wrong with it."""
+    secret = read_credentials(authorization)
+    if isinstance(secret, Refusal):
+        raise RefusedError(replace(secret, kind=ErrorKind.MISSING_KEY))
+
+
+async def identify(
+    intake: Intake, call: Call, authorization: str | None, needs: Permission | None = None
+) -> KeyIdentity:
     """Whose request this is, counted in the shared window.  From here on every answer tells the key's rate.
+
+    needs: which permission the key must have instead of `http`.
 
     Raises RefusedError (401, 403 or 429) and StoreUnavailable (503).  Cancelled before the count, nothing is counted.
     """
     secret = read_credentials(authorization)
     if isinstance(secret, Refusal):
         raise RefusedError(secret)
-    verified = await intake.authenticate(secret, door=Door.HTTP, peer_ip=str(call.client_ip))
+    verified = await intake.authenticate(secret, door=Door.HTTP, peer_ip=str(call.client_ip), needs=needs)
     if isinstance(verified, Refusal):
         raise RefusedError(verified)
     key = verified.key

@@ -15,6 +15,7 @@ from hepmaild.mail.submission import RateState
 
 API_PREFIXES = ("/api/", "/v1/", "/oauth/")
 LOGIN_PREFIX = "/oauth/"
+OWN_SMTP_PREFIX = "/v1/"
 STATE_KEY = "hepmaild.connection"
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -45,7 +46,8 @@ class Call:
 
     client_ip: after trusted proxies.  is_https: all the way from the client.  is_api: answered in JSON.  rate: set once
     the key is valid.  by_proxy: the connection is a proxy's, so the request counts as its client's connection.
-    code: the API code of a refusal, for the log.  is_login: refusals have numbers (login-api.md).
+    code: the API code of a refusal, for the log.  is_login: refusals have numbers (login-api.md); is_own_smtp: they are
+    those of own-smtp-api.md.
     """
 
     request_id: str
@@ -59,6 +61,7 @@ class Call:
     key_id: str = ""
     closes: bool = field(default=False)
     is_login: bool = False
+    is_own_smtp: bool = False
 
     @property
     def client(self) -> str:
@@ -87,4 +90,5 @@ def open_call(request: Request, proxies: TrustedProxies) -> Call:
             is_https = said.rpartition(",")[2].strip().lower() == "https"
     call = Call(request_id, client_ip, is_https, is_api_path(request.path), by_proxy, connection)
     call.is_login = request.path.startswith(LOGIN_PREFIX)
+    call.is_own_smtp = request.path.startswith(OWN_SMTP_PREFIX)
     return call

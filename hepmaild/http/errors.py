@@ -16,6 +16,11 @@ DEFAULT_RETRY_AFTER_S = {429: 1, 503: 5}
 # login-api.md has numbers: the HTTP status and two digits, of which others than 01 stand here.
 LOGIN_CODES = {ErrorKind.INVALID_JSON: 40002, ErrorKind.TOO_MANY_CONNECTIONS: 42902}
 
+_OWN_SMTP_SENTENCES = {
+    "invalid_api_key": "Invalid or inactive API key",
+    "email_send_failed": "The SMTP server refused the message; the credits were refunded, and its reply is in Logs",
+}
+
 
 def json_response(status: int, body: dict[str, Any]) -> Response:
     """A JSON answer; nothing an API says may be kept by a cache."""
@@ -32,6 +37,10 @@ def refuse(refusal: Refusal, call: Call) -> Response:
     """The answer for a refusal.  Nothing was charged, or it was refunded."""
     status = refusal.kind.answer.http_status
     call.code = refusal.kind.api_code
+    if call.is_own_smtp:
+        own_status, own_body = own_smtp_answer(refusal)
+        call.code = own_body["code"]
+        return _refuse(own_status, own_body, refusal, call)
     text = refusal.message
     if refusal.kind is ErrorKind.RELAY_FAILED and refusal.reply is not None and str(refusal.reply) not in text:
         text = f"{text.rstrip('.')}: {refusal.reply}"
@@ -44,6 +53,17 @@ def refuse(refusal: Refusal, call: Call) -> Response:
     elif refusal.field is not None:
         body["field"] = refusal.field
     body.update(refusal.extra)
+    return _refuse(status, body, refusal, call)
+
+
+def own_smtp_answer(refusal: Refusal) -> tuple[int, dict[str, Any]]:
+    """Status and body in the form of own-smtp-api.md.  A server's reply is in Logs, not here."""
+    status, code = refusal.kind.own_smtp_answer
+    text = _OWN_SMTP_SENTENCES.get(code) or refusal.message[:1].upper() + refusal.message[1:]
+    return status, {"error": text, "code": code}
+
+
+def _refuse(status: int, body: dict[str, Any], refusal: Refusal, call: Call) -> Response:
     response = json_response(status, body)
     if refusal.rate is not None:
         call.rate = refusal.rate

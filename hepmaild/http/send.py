@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,19 +22,36 @@ from quart.wrappers import Request, Response
 
 from hepmaild.errors import Refusal, RefusedError
 from hepmaild.events import Step, Who
-from hepmaild.http.auth import identify
+from hepmaild.http.auth import check_readable, identify
 from hepmaild.http.body import Received, check_length, check_media_type, read_body
 from hepmaild.http.call import Call
 from hepmaild.http.errors import json_response
 from hepmaild.http.fields import Wanted, read_idempotency_word, read_request
 from hepmaild.http.limits import MemoryGate, Timeouts
 from hepmaild.intake import Intake
-from hepmaild.mail.submission import Door, KeyIdentity, Origin, Receipt, Status, Submission
+from hepmaild.mail.content import Content
+from hepmaild.mail.submission import Door, KeyIdentity, Origin, Permission, Receipt, Status, Submission
 
 THREAD_OCTETS = 256 << 10  # above this, JSON and base64 are worked on in a thread, and the memory gate counts
 # Two requests of the largest size at once, one of them being parsed: measured, 20 of them peak at 290 MB in all.
 GATE_OCTETS = 52 << 20
-ENDPOINT = b"email/send\x00"  # the same body at another endpoint is another call
+ENDPOINT = b"email/send\x00"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A call that sends.
+
+    namespace: the same body at another endpoint is another call.  reader: what reads the body of a request of this key;
+    raises StoreUnavailable, and what it gives RefusedError.  needs: the permission that a key must have, None: `http`.
+    unreadable_is_missing: a bad Authorization header is told as a missing one.
+    """
+
+    namespace: bytes
+    reader: Callable[[KeyIdentity], Awaitable[Callable[[Content, int], Wanted]]]
+    respond: Callable[[Receipt], Response]
+    needs: Permission | None = None
+    unreadable_is_missing: bool = False
 
 
 @dataclass(slots=True)
@@ -56,28 +74,32 @@ class SendDesk:
     def __post_init__(self) -> None:
         self.gate = MemoryGate(GATE_OCTETS, self.timeouts.gate_s)
 
-    async def send(self, request: Request, call: Call) -> Response:
-        """Answer one request.  Raises RefusedError and StoreUnavailable.
+    async def send(self, request: Request, call: Call, endpoint: Endpoint) -> Response:
+        """Answer one request at `endpoint`.  Raises RefusedError and StoreUnavailable.
 
         Cancelled before the commit it costs nothing but the call; from the commit on the message is accepted.
         """
-        key = await identify(self.intake, call, request.headers.get("Authorization"))
+        authorization = request.headers.get("Authorization")
+        if endpoint.unreadable_is_missing:
+            check_readable(authorization)
+        key = await identify(self.intake, call, authorization, endpoint.needs)
         check_length(request, self.max_request)
         body = await read_body(request, self.max_request, self.timeouts, self.spool_dir, self.files)
         try:
             check_media_type(request)
+            read = await endpoint.reader(key)
             if body.content.size <= THREAD_OCTETS:
-                wanted = read_request(body.content, self.max_recipients)
-                return await self._accept(request, call, key, body, wanted)
+                wanted = read(body.content, self.max_recipients)
+                return await self._accept(request, call, key, body, wanted, endpoint)
             async with self.gate.admit(body.content.size):
-                wanted = await trio.to_thread.run_sync(
-                    read_request, body.content, self.max_recipients, limiter=self.threads
-                )
-                return await self._accept(request, call, key, body, wanted)
+                wanted = await trio.to_thread.run_sync(read, body.content, self.max_recipients, limiter=self.threads)
+                return await self._accept(request, call, key, body, wanted, endpoint)
         finally:
             body.content.close()
 
-    async def _accept(self, request: Request, call: Call, key: KeyIdentity, body: Received, wanted: Wanted) -> Response:
+    async def _accept(
+        self, request: Request, call: Call, key: KeyIdentity, body: Received, wanted: Wanted, endpoint: Endpoint
+    ) -> Response:
         word = read_idempotency_word(request.headers.getlist("Idempotency-Key"))
         version, cipher = call.connection.tls()
         submission = Submission(
@@ -86,14 +108,14 @@ class SendDesk:
             recipients=wanted.recipients,
             source=wanted.draft,
             idempotency_word=word,
-            fingerprint=hashlib.sha256(ENDPOINT + body.digest).digest(),
+            fingerprint=hashlib.sha256(endpoint.namespace + body.digest).digest(),
             steps=_steps(request, body, key, f"{version} {cipher}".strip()),
         )
         del wanted
         answer = await self.intake.accept(submission)
         if isinstance(answer, Refusal):
             raise RefusedError(answer)
-        return receipt_response(answer)
+        return endpoint.respond(answer)
 
 
 def _steps(request: Request, body: Received, key: KeyIdentity, tls: str) -> tuple[Step, ...]:
@@ -125,6 +147,14 @@ def receipt_response(receipt: Receipt) -> Response:
     return response
 
 
+async def _reader(key: KeyIdentity) -> Callable[[Content, int], Wanted]:
+    del key
+    return read_request
+
+
+SEND_ENDPOINT = Endpoint(ENDPOINT, reader=_reader, respond=receipt_response)
+
+
 def send_blueprint(desk: SendDesk) -> Blueprint:
     """The route of the endpoint."""
     blueprint = Blueprint("send", __name__)
@@ -132,6 +162,6 @@ def send_blueprint(desk: SendDesk) -> Blueprint:
     @blueprint.post("/api/v1/email/send", provide_automatic_options=False)
     async def send() -> Response:
         request: Any = current_request
-        return await desk.send(request, request.call)
+        return await desk.send(request, request.call, SEND_ENDPOINT)
 
     return blueprint

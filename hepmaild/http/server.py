@@ -33,6 +33,7 @@ from hepmaild.http.send import SendDesk
 from hepmaild.intake import Intake
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.metrics import Meter
+from hepmaild.own_servers import OwnServers
 from hepmaild.people import People
 
 log = structlog.get_logger()
@@ -56,7 +57,7 @@ class HttpDoor:
     ssl_context: offers h2 and http/1.1 by ALPN; whoever made it may load another certificate into it at any time.
     readiness: why no new mail can be taken, empty when it can.  spool_dir: for large request bodies; None: the
     system's folder for temporary files.  people: who may log in; None: nobody.
-    dashboard: what pages need; None: there are none.
+    dashboard: what pages need; None: there are none.  own_servers: SMTP servers of accounts; None: there are none.
     """
 
     def __init__(
@@ -73,8 +74,10 @@ class HttpDoor:
         meter: Meter | None = None,
         people: People | None = None,
         dashboard: Dashboard | None = None,
+        own_servers: OwnServers | None = None,
     ) -> None:
         self._settings = settings
+        self._own_servers = own_servers
         self._dashboard = dashboard
         self._people = people
         self._meter = meter or Meter()
@@ -114,7 +117,7 @@ class HttpDoor:
         login = None
         if self._people is not None:
             login = LoginDesk(self._people, self._desk.files, self._timeouts, self._settings.gravatar)
-        return build_app(surroundings, self._desk, self._readiness, login, self._dashboard)
+        return build_app(surroundings, self._desk, self._readiness, login, self._dashboard, self._own_servers)
 
     async def run(self, *, task_status: trio.TaskStatus[BoundHttp] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until `lifecycle.draining`, then let running requests end, for at most `Timeouts.grace_s`.

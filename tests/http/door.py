@@ -19,7 +19,8 @@ from hepmaild.http.limits import Timeouts
 from hepmaild.http.server import BoundHttp, HttpDoor
 from hepmaild.intake import Intake
 from hepmaild.lifecycle import Lifecycle
-from hepmaild.mail.submission import Door, KeyIdentity, RateState, Receipt, Status, Submission, Verified
+from hepmaild.mail.submission import Door, KeyIdentity, Permission, RateState, Receipt, Status, Submission, Verified
+from hepmaild.own_servers import OwnServers
 from hepmaild.people import People
 from hepmaild.tls import new_context
 from tests.peers.certificates import Certificate, make_certificate
@@ -41,11 +42,15 @@ class ScriptedIntake(Intake):
         self.accept_by: Accept | None = None
         self.result: Receipt | Refusal | Exception = RECEIPT
         self.peers: list[str] = []
+        self.needed: list[Permission | None] = []
         self.calls = 0
         self.submissions: list[Submission] = []
 
-    async def authenticate(self, secret: str, *, door: Door, peer_ip: str) -> Verified | Refusal:
+    async def authenticate(
+        self, secret: str, *, door: Door, peer_ip: str, needs: Permission | None = None
+    ) -> Verified | Refusal:
         assert door is Door.HTTP
+        self.needed.append(needs)
         self.peers.append(peer_ip)
         if secret != KEY:
             return Refusal(ErrorKind.INVALID_KEY, "this is not a valid API key")
@@ -128,6 +133,7 @@ async def open_door(
     timeouts: Timeouts | None = None,
     make: type[HttpDoor] = HttpDoor,
     people: People | None = None,
+    own_servers: OwnServers | None = None,
 ) -> AsyncIterator[Running]:
     """A door on a free loopback port; it is drained at the end, which must not take long."""
     certificate = make_certificate(folder)
@@ -156,6 +162,7 @@ async def open_door(
         spool_dir=folder,
         timeouts=timeouts,
         people=people,
+        own_servers=own_servers,
     )
     stopped = trio.Event()
 

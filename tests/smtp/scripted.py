@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hepmaild.errors import ErrorKind, Refusal, StoreUnavailable
 from hepmaild.intake import Intake
 from hepmaild.mail.reply import Reply
-from hepmaild.mail.submission import Door, KeyIdentity, RateState, Receipt, Status, Submission, Verified
+from hepmaild.mail.submission import Door, KeyIdentity, Permission, RateState, Receipt, Status, Submission, Verified
 
 KEY = KeyIdentity("key1", "test", "abcde", "account1", "owner@example.com", "standard", 120)
 RATE = RateState(120, 119, 0)
@@ -61,7 +61,10 @@ class ScriptedIntake(Intake):
             raise StoreUnavailable("scripted")
         return answer
 
-    async def authenticate(self, secret: str, *, door: Door, peer_ip: str) -> Verified | Refusal:
+    async def authenticate(
+        self, secret: str, *, door: Door, peer_ip: str, needs: Permission | None = None
+    ) -> Verified | Refusal:
+        assert needs is None
         self.secrets.append(secret)
         answer = self._answer("auth")
         return answer if isinstance(answer, Refusal) else Verified(KEY)
