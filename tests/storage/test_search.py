@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, event, insert, select
 
 from hepmaild.search_words import Search, parse
 from hepmaild.storage import search
@@ -202,3 +202,37 @@ def test_places_are_what_they_were() -> None:
     assert Place.parse(str(place)) == place
     for text in ("", "1", "-", "x-0123456789abcdef", "1-xyz", "²-0123456789abcdef", "9" * 30 + "-0123456789abcdef"):
         assert Place.parse(text) is None
+
+
+async def test_known_ids_are_looked_up_one_by_one(log: Store) -> None:
+    """SQLite would rather go through all messages of the account, of which there may be a million."""
+    if not log.is_sqlite:
+        return  # PostgreSQL counts what there is, and chooses by that
+    plans = await log.read(_plans_of_known_ids)
+    assert len(plans) >= 4
+    assert [plan for plan in plans if "account_id" in plan] == []
+
+
+def _plans_of_known_ids(conn: Connection) -> list[str]:
+    """How SQLite goes about every statement on `message` behind an index, and behind the live stream."""
+    asked: list[tuple[str, Any]] = []
+
+    def note(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if "FROM message" in statement:
+            asked.append((statement, parameters))
+
+    event.listen(conn, "before_cursor_execute", note)
+    address = conn.execute(select(recipient.c.address).limit(1)).scalar_one()
+    for text in (f"to:{address}", f"{address} order", f"to:{address} status:failed after:2020-01-01"):
+        search.find(conn, ACCOUNT, parse(text, NOW_US))
+    ids = conn.execute(select(message.c.id).limit(20)).scalars().all()
+    asked.pop()
+    search.matching(conn, ACCOUNT, Search(), ids)
+    search.matching(conn, ACCOUNT, parse("order after:2020-01-01", NOW_US), ids)
+    event.remove(conn, "before_cursor_execute", note)
+    found = []
+    for statement, parameters in asked:
+        for row in conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters):
+            if " message " in row[-1]:
+                found.append(row[-1])
+    return found
