@@ -99,7 +99,18 @@ function onFrame(frame) {
   // The oldest first, so that each finds its place above the one before.
   [...frame.lines].reverse().forEach(take);
   frame.changed.forEach(change);
-  if (frame.more > 0 && isNewest && !isReading()) onResync();
+  if (frame.more > 0) closeGap(frame);
+}
+
+// More has happened than a frame holds: of what is older than its last line some is missing here.
+function closeGap(frame) {
+  if (held.size > 0 || missed > 0 || !isNewest || isReading()) {
+    missed += frame.more;
+    showPill();
+    return;
+  }
+  const last = rowOf(frame.lines.at(-1).id);
+  while (last?.nextElementSibling) last.nextElementSibling.remove();
 }
 
 let running = null;
