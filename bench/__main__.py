@@ -49,6 +49,17 @@ def _arguments() -> argparse.Namespace:
     backlog.add_argument("--rounds", type=int, default=5)
     backlog.add_argument("--size", type=int, default=1024, help="octets of each waiting message")
     backlog.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
+    pages = commands.add_parser("pages", help="every page and search with a million messages")
+    pages.add_argument("--messages", type=int, default=1_000_000)
+    pages.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
+    pages.add_argument("--times", type=int, default=40, help="each page")
+    live = commands.add_parser("live", help="what open log pages cost the mail")
+    live.add_argument("--pages", type=int, default=50)
+    live.add_argument("--events", type=float, default=500, help="a second, offered")
+    live.add_argument("--seconds", type=float, default=20, help="of each run")
+    live.add_argument("--rounds", type=int, default=5)
+    live.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
+    live.add_argument("--quick", action="store_true", help="two short runs each")
     profile = commands.add_parser("profile", help="where the daemon's time goes, by function and by thread")
     profile.add_argument("--connections", type=int, default=20)
     profile.add_argument("--messages", type=int, default=3000)
@@ -104,6 +115,15 @@ def main() -> int:
             return backlog.run(
                 options.waiting, options.messages, options.connections, options.rounds, options.size, options.database
             )
+        elif options.command == "pages":
+            from bench import pages
+
+            return pages.run(options.messages, options.database, options.times)
+        elif options.command == "live":
+            from bench import live
+
+            plan = live.Plan(options.pages, options.events, options.seconds, options.rounds)
+            return live.run(live.quick(plan) if options.quick else plan, options.database)
         elif options.command == "profile":
             from bench import where
 
