@@ -45,6 +45,7 @@ from hepmaild.http.server import BoundHttp, HttpDoor
 from hepmaild.intake import Intake, IntakeSettings
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.live import LiveHub
+from hepmaild.materials import Materials
 from hepmaild.metrics import Meter, Metrics, watch_loop
 from hepmaild.operations import Insides, Operations
 from hepmaild.outbox import Outbox
@@ -215,6 +216,7 @@ class _Daemon:
             people=self.people,
             dashboard=self._make_dashboard(limiters),
             own_servers=self.own_servers,
+            materials=Materials(store, clock.now_us, limiters.files),
         )
 
     def _make_operations(self) -> Operations:

@@ -79,6 +79,9 @@ class ErrorKind(Enum):
     INTERNAL = (42, Answer(500, 421, "4.3.0"))
     MISSING_FIELDS = (50, Answer(400, 550, "5.6.0"))
     SMTP_NOT_FOUND = (51, Answer(404, 550, "5.6.0"))
+    CONFLICTING_CONTENT = (60, Answer(400, 550, "5.6.0"))
+    UPLOAD_QUOTA_REACHED = (61, Answer(429, 452, "4.2.2"))
+    INVALID_UPLOAD = (62, Answer(400, 550, "5.6.0"))
 
     @property
     def answer(self) -> Answer:
@@ -97,7 +100,12 @@ class ErrorKind(Enum):
         return _OWN_SMTP.get(self.name) or (status, _OWN_SMTP_BY_STATUS.get(status, self.name.lower()))
 
 
-_SHARED_API_CODES = {"BACKLOG_FULL": "UNAVAILABLE", "DRAINING": "UNAVAILABLE", "MESSAGE_TOO_LARGE": "REQUEST_TOO_LARGE"}
+_SHARED_API_CODES = {
+    "BACKLOG_FULL": "UNAVAILABLE",
+    "DRAINING": "UNAVAILABLE",
+    "MESSAGE_TOO_LARGE": "REQUEST_TOO_LARGE",
+    "CONFLICTING_CONTENT": "INVALID_FIELD",
+}
 
 # `POST /v1/emails` (own-smtp-api.md) has codes of its own, coarser ones, and sometimes another status.
 _OWN_SMTP = {

@@ -81,6 +81,7 @@ def identity_of(row: KeyRow, secret_hash: bytes, plans: dict[str, Plan]) -> KeyI
         secret_hash=secret_hash,
         senders=row.senders,
         chaos=row.chaos,
+        permissions=row.permissions,
     )
 
 

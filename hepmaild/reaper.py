@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is old goes: words, calls, kept content, orphaned pieces, logs past their plan's days, slots, suppressions.
+"""What is old goes: words, calls, content, uploads, orphaned pieces, logs past their plan's days, slots, suppressions.
 
 What stands behind a daily cap is looked at too, so that its timers stay true.
 
@@ -17,7 +17,7 @@ from hepmaild.config import Plan, SenderSettings
 from hepmaild.errors import StoreUnavailable
 from hepmaild.mail.address import key_of
 from hepmaild.outbox import Outbox
-from hepmaild.storage import cap_line, caps, links, prune, sessions, sts, suppress, tries
+from hepmaild.storage import cap_line, caps, links, prune, sessions, sts, suppress, tries, uploads
 from hepmaild.storage.sqlite import shrink
 from hepmaild.storage.store import Store
 from hepmaild.tallier import Tallier
@@ -75,6 +75,8 @@ class Reaper:
         await self._all(prune.idempotency_words, now_us - WORD_LIFE_US)
         await self._all(prune.bodies, now_us)
         await self._all(prune.orphans, now_us - ORPHAN_AGE_US)
+        await self._all(uploads.prune, now_us)
+        await self._all(uploads.prune_pieces)
         await self._all(cap_line.prune, now_us)
         await self._all(suppress.prune, now_us)
         await self._all(sts.prune, now_us)

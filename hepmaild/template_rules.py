@@ -41,7 +41,7 @@ def check(wish: TemplateWish) -> dict[str, str]:
     errors: dict[str, str] = {}
     if not 1 <= len(wish.name) <= MAX_NAME or not wish.name.isprintable() or wish.name != wish.name.strip():
         errors["name"] = f"Give the template a name of 1 to {MAX_NAME} printable characters."
-    if not _KEY.fullmatch(wish.key):
+    if not is_key(wish.key):
         errors["key"] = "Use 1 to 64 lower-case letters, digits, hyphens and underscores, such as order-shipped."
     if len(wish.wording.subject) > MAX_SUBJECT or has_control_characters(wish.wording.subject):
         errors["subject"] = f"A subject is one line of at most {MAX_SUBJECT} characters."
@@ -55,6 +55,11 @@ def check(wish: TemplateWish) -> dict[str, str]:
     if len(wish.samples) > MAX_SAMPLES or any(len(value) > MAX_SAMPLE for value in wish.samples.values()):
         errors["samples"] = f"At most {MAX_SAMPLES} sample values of at most {MAX_SAMPLE} characters."
     return errors
+
+
+def is_key(text: str) -> bool:
+    """Whether this can be a template's key at all."""
+    return _KEY.fullmatch(text) is not None
 
 
 def key_from(name: str) -> str:

@@ -20,14 +20,11 @@ from hepmaild.http.shapes import MAX_FILENAME, MAX_HEADERS, SEND, AttachmentIn, 
 from hepmaild.http.typed import echo
 from hepmaild.mail.address import MAX_NAME_LENGTH, has_control_characters, key_of, parse_mailbox
 from hepmaild.mail.content import Content
+from hepmaild.mail.sizes import check_sizes
 from hepmaild.mail.submission import Attachment, Draft, Kind, Mailbox, Recipient
+from hepmaild.mail.template import MAX_SUBJECT, Ask, Wording, read_ask
 
-MAX_SUBJECT = 988
 MAX_REPLY_TO = 320
-MAX_BODY_OCTETS = 10 << 20
-MAX_ATTACHMENTS = 10
-MAX_ATTACHMENT_OCTETS = 15 << 20
-MAX_TOTAL_OCTETS = 18 << 20
 MAX_HEADER_NAME = 76
 MAX_HEADER_VALUE = 8192
 
@@ -50,10 +47,14 @@ _WHITE_SPACE = str.maketrans("", "", " \t\r\n")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a send request asks for.  recipients: distinct over to, cc and bcc, in this order."""
+    """What a send request asks for.  recipients: distinct over to, cc and bcc, in this order.
+
+    ask: the draft is not complete before it is filled in (`materials`), nor are attachments with an `upload_id`.
+    """
 
     draft: Draft
     recipients: tuple[Recipient, ...]
+    ask: Ask = Ask()
 
 
 def read_request(content: Content, max_recipients: int) -> Wanted:
@@ -84,13 +85,14 @@ def check_fields(request: SendRequest, max_recipients: int) -> Wanted:
         kind: _read_addresses(value, kind, recipients, max_recipients)
         for kind, value in ((Kind.TO, request.to), (Kind.CC, request.cc), (Kind.BCC, request.bcc))
     }
-    _refuse_template(request)
-    if not request.html and not request.text:
+    own = Wording(_one_line(request.subject, "subject"), _text(request.html, "html"), _text(request.text, "text"))
+    ask = read_ask(request.template_id, request.template_key, request.variables, own)
+    if not own.html and not own.text and not ask.names_template:
         raise _refused(ErrorKind.NO_BODY, "Send html, text or both; both are empty.", "html")
     draft = Draft(
-        html=_text(request.html, "html"),
-        text=_text(request.text, "text"),
-        subject=_one_line(request.subject, "subject")[:MAX_SUBJECT],
+        html=own.html,
+        text=own.text,
+        subject=own.subject if ask.values is not None else own.subject[:MAX_SUBJECT],
         from_name=_one_line(request.from_name, "fromName").strip()[:MAX_NAME_LENGTH] or None,
         sender=None if request.sender is None else _mailbox(request.sender, "from"),
         to=shown[Kind.TO],
@@ -101,8 +103,9 @@ def check_fields(request: SendRequest, max_recipients: int) -> Wanted:
             _read_attachment(item, f"attachments[{index}]") for index, item in enumerate(request.attachments or ())
         ),
     )
-    _check_sizes(draft)
-    return Wanted(draft, tuple(recipients.values()))
+    if not any(each.upload_id for each in draft.attachments):
+        check_sizes(draft)
+    return Wanted(draft, tuple(recipients.values()), ask)
 
 
 def _refused(kind: ErrorKind, message: str, field: str) -> RefusedError:
@@ -166,12 +169,6 @@ def _read_reply_to(value: str | None) -> tuple[Mailbox, ...]:
     return (_mailbox(value, "replyTo"),)
 
 
-def _refuse_template(request: SendRequest) -> None:
-    for field, value in (("templateId", request.template_id), ("templateKey", request.template_key)):
-        if value is not None:
-            raise _refused(ErrorKind.UNKNOWN_TEMPLATE, f"{field} names no template of this account.", field)
-
-
 def _read_headers(headers: dict[str, str]) -> Iterator[tuple[str, str]]:
     if len(headers) > MAX_HEADERS:
         raise _refused(ErrorKind.INVALID_FIELD, f"headers may have {MAX_HEADERS} members.", "headers")
@@ -190,15 +187,15 @@ def _read_headers(headers: dict[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _read_attachment(item: AttachmentIn, label: str) -> Attachment:
-    if item.upload_id is not None:
-        text = f"{label}.uploadId names no upload of this account."
-        raise _refused(ErrorKind.UNKNOWN_UPLOAD, text, f"{label}.uploadId")
+    is_uploaded = item.upload_id is not None
+    if item.upload_id == "":
+        raise _refused(ErrorKind.UNKNOWN_UPLOAD, f"{label}.uploadId names no upload.", f"{label}.uploadId")
     filename = _one_line(item.filename, f"{label}.filename")
-    if not filename or len(filename) > MAX_FILENAME:
+    if (not filename and not is_uploaded) or len(filename) > MAX_FILENAME:
         text = f"{label}.filename must be 1 to {MAX_FILENAME} characters."
         raise _refused(ErrorKind.INVALID_ATTACHMENT, text, f"{label}.filename")
-    content_type = _one_line(item.content_type, f"{label}.contentType") or "application/octet-stream"
-    if not _CONTENT_TYPE.fullmatch(content_type):
+    content_type = _one_line(item.content_type, f"{label}.contentType")
+    if content_type and not is_media_type(content_type):
         text = f'{label}.contentType is no media type; "application/pdf" is one.'
         raise _refused(ErrorKind.INVALID_ATTACHMENT, text, f"{label}.contentType")
     content_id = _one_line(item.content_id, f"{label}.contentId")
@@ -206,10 +203,20 @@ def _read_attachment(item: AttachmentIn, label: str) -> Attachment:
     if content_id and not _CONTENT_ID.fullmatch(content_id):
         text = f"{label}.contentId must be up to 200 ASCII characters without spaces and angle brackets."
         raise _refused(ErrorKind.INVALID_ATTACHMENT, text, f"{label}.contentId")
+    if is_uploaded and item.content is not None:
+        text = f"{label} has both content and uploadId: leave one of them out."
+        raise _refused(ErrorKind.INVALID_ATTACHMENT, text, label)
+    if item.upload_id is not None:
+        return Attachment(filename, b"", content_type, content_id or None, item.upload_id)
     if item.content is None:
         text = f"{label}.content is missing: the file in base64."
         raise _refused(ErrorKind.INVALID_ATTACHMENT, text, f"{label}.content")
-    return Attachment(filename, item.content, content_type, content_id or None)
+    return Attachment(filename, item.content, content_type or "application/octet-stream", content_id or None)
+
+
+def is_media_type(text: str) -> bool:
+    """Whether this may stand in a part's Content-Type."""
+    return _CONTENT_TYPE.fullmatch(text) is not None
 
 
 def decode_attachments(payload: dict[str, Any]) -> None:
@@ -233,23 +240,6 @@ def _octets(encoded: str, field: str) -> bytes:
         return binascii.a2b_base64(encoded.translate(_WHITE_SPACE), strict_mode=True)
     except ValueError:
         raise _refused(ErrorKind.INVALID_ATTACHMENT, f"{field} is not base64.", field) from None
-
-
-def _check_sizes(draft: Draft) -> None:
-    body = sum(len(part.encode("utf-8")) for part in (draft.text, draft.html) if part is not None)
-    if body > MAX_BODY_OCTETS:
-        text = "html and text together are larger than 10 MB; shorten them."
-        raise _refused(ErrorKind.BODY_TOO_LARGE, text, "html" if draft.html else "text")
-    if len(draft.attachments) > MAX_ATTACHMENTS:
-        text = f"A message may have {MAX_ATTACHMENTS} attachments; send fewer."
-        raise _refused(ErrorKind.TOO_MANY_ATTACHMENTS, text, "attachments")
-    for index, attachment in enumerate(draft.attachments):
-        if len(attachment.content) > MAX_ATTACHMENT_OCTETS:
-            text = "An attachment may have 15 MB; this one is larger."
-            raise _refused(ErrorKind.ATTACHMENT_TOO_LARGE, text, f"attachments[{index}]")
-    if body + sum(len(attachment.content) for attachment in draft.attachments) > MAX_TOTAL_OCTETS:
-        text = "The attachments and the body together are larger than 18 MB; send fewer or smaller ones."
-        raise _refused(ErrorKind.ATTACHMENT_TOO_LARGE, text, "attachments")
 
 
 def read_idempotency_word(values: list[str]) -> str | None:

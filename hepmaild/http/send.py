@@ -21,7 +21,7 @@ from quart import request as current_request
 from quart.wrappers import Request, Response
 
 from hepmaild.errors import Refusal, RefusedError
-from hepmaild.events import Step, Who
+from hepmaild.events import MAX_TEXT, Step, Who
 from hepmaild.http.auth import check_readable, identify
 from hepmaild.http.body import Received, check_length, check_media_type, read_body
 from hepmaild.http.call import Call
@@ -30,7 +30,9 @@ from hepmaild.http.fields import Wanted, read_idempotency_word, read_request
 from hepmaild.http.limits import MemoryGate, Timeouts
 from hepmaild.intake import Intake
 from hepmaild.mail.content import Content
-from hepmaild.mail.submission import Door, KeyIdentity, Origin, Permission, Receipt, Status, Submission
+from hepmaild.mail.sizes import MAX_TOTAL_OCTETS
+from hepmaild.mail.submission import Door, KeyIdentity, Origin, Permission, Receipt, Recipient, Status, Submission
+from hepmaild.materials import Found, Materials
 
 THREAD_OCTETS = 256 << 10  # above this, JSON and base64 are worked on in a thread, and the memory gate counts
 # Two requests of the largest size at once, one of them being parsed: measured, 20 of them peak at 290 MB in all.
@@ -58,14 +60,15 @@ class Endpoint:
 class SendDesk:
     """What the send endpoint needs.
 
-    max_request, max_recipients: from the settings.  spool_dir: for large bodies; None: the system's.  threads: for
-    parsing them; files: for writing them.
+    max_request, max_recipients: from the settings.  spool_dir: for large bodies; None: the system's.  materials:
+    templates and uploads.  threads: for parsing bodies; files: for writing them.
     """
 
     intake: Intake
     max_request: int
     max_recipients: int
     spool_dir: Path | None = None
+    materials: Materials = field(default_factory=Materials)
     timeouts: Timeouts = Timeouts()
     threads: trio.CapacityLimiter = field(default_factory=partial(trio.CapacityLimiter, 1))
     files: trio.CapacityLimiter = field(default_factory=partial(trio.CapacityLimiter, 4))
@@ -90,41 +93,57 @@ class SendDesk:
             read = await endpoint.reader(key)
             if body.content.size <= THREAD_OCTETS:
                 wanted = read(body.content, self.max_recipients)
-                return await self._accept(request, call, key, body, wanted, endpoint)
+                found = await self.materials.find(key, wanted.draft, wanted.ask)
+                if found.octets <= THREAD_OCTETS:
+                    return await self._accept(request, call, key, body, wanted.recipients, found, endpoint)
+                # A few words may name megabytes.  What came large itself has room already, and names little more.
+                async with self.gate.admit(min(found.octets, MAX_TOTAL_OCTETS)):
+                    return await self._accept(request, call, key, body, wanted.recipients, found, endpoint)
             async with self.gate.admit(body.content.size):
                 wanted = await trio.to_thread.run_sync(read, body.content, self.max_recipients, limiter=self.threads)
-                return await self._accept(request, call, key, body, wanted, endpoint)
+                found = await self.materials.find(key, wanted.draft, wanted.ask)
+                return await self._accept(request, call, key, body, wanted.recipients, found, endpoint)
         finally:
             body.content.close()
 
     async def _accept(
-        self, request: Request, call: Call, key: KeyIdentity, body: Received, wanted: Wanted, endpoint: Endpoint
+        self,
+        request: Request,
+        call: Call,
+        key: KeyIdentity,
+        body: Received,
+        recipients: tuple[Recipient, ...],
+        found: Found,
+        endpoint: Endpoint,
     ) -> Response:
+        draft = await self.materials.complete(found)
         word = read_idempotency_word(request.headers.getlist("Idempotency-Key"))
         version, cipher = call.connection.tls()
         submission = Submission(
             key=key,
             origin=Origin(Door.HTTP, str(call.client_ip), call.request_id, tls_version=version, tls_cipher=cipher),
-            recipients=wanted.recipients,
-            source=wanted.draft,
+            recipients=recipients,
+            source=draft,
             idempotency_word=word,
             fingerprint=hashlib.sha256(endpoint.namespace + body.digest).digest(),
-            steps=_steps(request, body, key, f"{version} {cipher}".strip()),
+            steps=_steps(request, body, key, f"{version} {cipher}".strip(), found.note),
         )
-        del wanted
+        del found, draft
         answer = await self.intake.accept(submission)
         if isinstance(answer, Refusal):
             raise RefusedError(answer)
         return endpoint.respond(answer)
 
 
-def _steps(request: Request, body: Received, key: KeyIdentity, tls: str) -> tuple[Step, ...]:
+def _steps(request: Request, body: Received, key: KeyIdentity, tls: str, note: str) -> tuple[Step, ...]:
     """The inbound leg, as Logs shows it: no secret in it."""
     at_us = time.time_ns() // 1000
     said = f"POST {request.path} HTTP/{request.http_version}, {body.content.size} octets, key …{key.last_five}"
-    if tls:
-        return (Step(at_us, Who.NOTE, f"TLS: {tls}"), Step(at_us, Who.PEER, said))
-    return (Step(at_us, Who.PEER, said),)
+    steps = [Step(at_us, Who.NOTE, f"TLS: {tls}")] if tls else []
+    steps.append(Step(at_us, Who.PEER, said))
+    if note:
+        steps.append(Step(at_us, Who.NOTE, note[:MAX_TEXT]))
+    return tuple(steps)
 
 
 def receipt_response(receipt: Receipt) -> Response:

@@ -32,6 +32,7 @@ from hepmaild.http.oauth import LoginDesk
 from hepmaild.http.send import SendDesk
 from hepmaild.intake import Intake
 from hepmaild.lifecycle import Lifecycle
+from hepmaild.materials import Materials
 from hepmaild.metrics import Meter
 from hepmaild.own_servers import OwnServers
 from hepmaild.people import People
@@ -58,6 +59,7 @@ class HttpDoor:
     readiness: why no new mail can be taken, empty when it can.  spool_dir: for large request bodies; None: the
     system's folder for temporary files.  people: who may log in; None: nobody.
     dashboard: what pages need; None: there are none.  own_servers: SMTP servers of accounts; None: there are none.
+    dashboard: what pages need; None: there are none.  materials: templates and uploads; None: there are none.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class HttpDoor:
         people: People | None = None,
         dashboard: Dashboard | None = None,
         own_servers: OwnServers | None = None,
+        materials: Materials | None = None,
     ) -> None:
         self._settings = settings
         self._own_servers = own_servers
@@ -87,7 +90,12 @@ class HttpDoor:
         self._counter = ConnectionCounter(limits.connections_per_ip)
         self._timeouts = timeouts or Timeouts()
         self._desk = SendDesk(
-            intake, settings.max_request_bytes, limits.recipients_per_message, spool_dir, self._timeouts
+            intake,
+            settings.max_request_bytes,
+            limits.recipients_per_message,
+            spool_dir,
+            materials or Materials(),
+            self._timeouts,
         )
         self._readiness = readiness
         self._bound: BoundHttp | None = None

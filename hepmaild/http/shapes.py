@@ -18,7 +18,7 @@ from hepmaild.http.typed import Shape
 MAX_FILENAME = 255
 MAX_HEADERS = 100
 
-Variables = dict[str, str | int | float | bool]
+Variables = dict[str, str | int | float | bool | None]
 
 
 def _described(description: str, *examples: Any, **schema: Any) -> Meta:

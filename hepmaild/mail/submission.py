@@ -48,6 +48,7 @@ class KeyIdentity:
 
     secret_hash: by which it is looked up again.  senders: the only sender addresses (as compared) it may use, or None.
     chaos: how the sandbox misbehaves that its mail goes to (`chaos.KINDS`); "": it is an ordinary key.
+    permissions: what it may do, or None: everything.
     """
 
     key_id: str
@@ -60,6 +61,7 @@ class KeyIdentity:
     secret_hash: bytes = field(default=b"", repr=False)
     senders: frozenset[str] | None = None
     chaos: str = ""
+    permissions: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +74,16 @@ class Recipient:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A decoded attachment.  `content_id` set: shown inline by the HTML part (`cid:`)."""
+    """A decoded attachment.  `content_id` set: shown inline by the HTML part (`cid:`).
+
+    upload_id: the content is still to be put in (`materials`), and with it a name and a type that are "" here.
+    """
 
     filename: str
     content: bytes
     content_type: str = "application/octet-stream"
     content_id: str | None = None
+    upload_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

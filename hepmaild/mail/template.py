@@ -52,6 +52,7 @@ _TOKENS = (
 # quotes only.  Where it stops to match, nothing is known about what follows.
 _PLAIN_MARKUP = re.compile(rf"(?:{'|'.join(_TOKENS)})*+", re.DOTALL | re.IGNORECASE | re.ASCII)
 _TOO_LARGE = 10**400  # a float ends at 10**309; the interpreter writes no more than 4300 digits
+LONGEST_REFERENCE = 6  # of what a character may become: `&#127;`
 _REFERENCES = {code: f"&#{code};" for code in range(128)}
 
 
@@ -62,6 +63,40 @@ class Wording:
     subject: str = ""
     html: str | None = None
     text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a request wants filled in.
+
+    template_id, template_key: which template (both: they name the same one); None twice: its own words.
+    values: None: there was no `variables` object, and its own words stay as they are.
+    """
+
+    template_id: str | None = None
+    template_key: str | None = None
+    values: Mapping[str, str] | None = None
+
+    @property
+    def names_template(self) -> bool:
+        """Whether the words are a template's."""
+        return self.template_id is not None or self.template_key is not None
+
+
+def read_ask(template_id: str | None, template_key: str | None, variables: Any, own: Wording) -> Ask:
+    """What `templateId`, `templateKey` and `variables` of a request ask for; own: its `subject`, `html` and `text`.
+
+    `text` may stand beside a template, and takes the place of the template's.
+    Raises RefusedError: CONFLICTING_CONTENT (`subject` or `html` beside a template), INVALID_FIELD.
+    """
+    ask = Ask(template_id, template_key, read_variables(variables))
+    if ask.names_template:
+        for field, value in (("subject", own.subject), ("html", own.html)):
+            if value:
+                name = "templateKey" if template_id is None else "templateId"
+                text = f"{field} and {name} exclude each other: the template has its own; leave one of them out."
+                raise RefusedError(Refusal(ErrorKind.CONFLICTING_CONTENT, text, field=field))
+    return ask
 
 
 def read_variables(value: Any, field: str = "variables") -> dict[str, str] | None:
@@ -114,6 +149,15 @@ def names_in(wording: Wording) -> list[str]:
     """The names of its placeholders, each once, in the order in which they come."""
     parts = (wording.subject, wording.html or "", wording.text or "")
     return list(dict.fromkeys(name for part in parts for name in _PLACEHOLDER.findall(part)))
+
+
+def length_bound(wording: Wording, values: Mapping[str, str]) -> int:
+    """No less than the characters that `fill` writes, without writing them."""
+    octets = len(wording.subject) + len(wording.html or "") + len(wording.text or "")
+    for part, most in ((wording.html, LONGEST_REFERENCE), (wording.text, 1)):
+        for name in _PLACEHOLDER.findall(part or ""):
+            octets += most * len(values.get(name, ""))
+    return octets
 
 
 def fill(wording: Wording, values: Mapping[str, str], max_length: int) -> Wording:

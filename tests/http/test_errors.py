@@ -188,7 +188,8 @@ async def test_invalid_json(door: Running, body: bytes) -> None:
         ({"headers": {"From": "x"}}, "HEADER_NOT_ALLOWED", "headers.From"),
         ({"attachments": [{"filename": "a", "content": "%"}]}, "INVALID_ATTACHMENT", "attachments[0].content"),
         ({"attachments": [{"uploadId": "u1"}]}, "UNKNOWN_UPLOAD", "attachments[0].uploadId"),
-        ({"templateId": "t"}, "UNKNOWN_TEMPLATE", "templateId"),
+        ({"templateId": "t", "subject": None}, "UNKNOWN_TEMPLATE", "templateId"),
+        ({"templateKey": "t", "subject": None, "text": None}, "UNKNOWN_TEMPLATE", "templateKey"),
     ],
 )
 async def test_fields(door: Running, change: dict[str, Any], code: str, field: str) -> None:

@@ -19,7 +19,7 @@ GOOD: dict[str, Any] = {"to": "a@b.c", "text": "x"}
 def refusal(**change: Any) -> tuple[str, str | None]:
     with pytest.raises(RefusedError) as caught:
         read_fields({**GOOD, **change}, 100)
-    return caught.value.refusal.kind.name, caught.value.refusal.field
+    return caught.value.refusal.kind.api_code, caught.value.refusal.field
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,13 @@ def refusal(**change: Any) -> tuple[str, str | None]:
         ({"attachments": [{"filename": "a", "content": "", "contentId": "a b"}]},
          "INVALID_ATTACHMENT", "attachments[0].contentId"),
         ({"attachments": [{"uploadId": 5}]}, "INVALID_FIELD", "attachments[0].uploadId"),
-        ({"templateKey": "welcome", "text": None}, "UNKNOWN_TEMPLATE", "templateKey"),
+        ({"templateKey": "welcome", "subject": "x"}, "INVALID_FIELD", "subject"),
+        ({"templateId": "t", "subject": "", "html": "<p>"}, "INVALID_FIELD", "html"),
+        ({"variables": []}, "INVALID_FIELD", "variables"),
+        ({"variables": {"a": 1, "b": []}}, "INVALID_FIELD", "variables.b"),
+        ({"variables": {"a": {"b": 1}}}, "INVALID_FIELD", "variables.a"),
+        ({"attachments": [{"uploadId": ""}]}, "UNKNOWN_UPLOAD", "attachments[0].uploadId"),
+        ({"attachments": [{"uploadId": "u", "content": "AA=="}]}, "INVALID_ATTACHMENT", "attachments[0]"),
         ({"templateId": 5}, "INVALID_FIELD", "templateId"),
         ({"variables": "x"}, "INVALID_FIELD", "variables"),
         # 400 comes before 413
