@@ -7,6 +7,8 @@ import ipaddress
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 
+MAPPED_BITS = 96  # before the IPv4 address in ::ffff:0:0/96 (RFC 4291 §2.5.5.2)
+
 
 def parse_expiry(text: str) -> int:
     """A date (the end of that day, UTC) or an instant with its zone, as Unix microseconds; else ValueError."""
@@ -28,7 +30,10 @@ def parse_expiry(text: str) -> int:
 
 
 def parse_networks(texts: Iterable[str]) -> list[str]:
-    """Addresses and CIDR ranges in their normal form, each once; else ValueError."""
+    """Addresses and CIDR ranges in their normal form, each once; else ValueError.
+
+    IPv4 written as IPv6 (::ffff:192.0.2.1) is IPv4: so clients are looked at, by whichever socket they came.
+    """
     found: dict[str, None] = {}
     for text in texts:
         try:
@@ -38,5 +43,12 @@ def parse_networks(texts: Iterable[str]) -> list[str]:
             raise ValueError(
                 f"{text!r} is no IP address or CIDR range such as 192.0.2.0/24 or 2001:db8::/32{hint}"
             ) from None
-        found[str(network)] = None
+        found[str(_unmapped(network))] = None
     return list(found)
+
+
+def _unmapped(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
+    if mapped is None or network.prefixlen < MAPPED_BITS:
+        return network
+    return ipaddress.IPv4Network((mapped, network.prefixlen - MAPPED_BITS))

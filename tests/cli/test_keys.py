@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hepmaild key edit`: what is given changes, what is not given stays, and so does the secret; chaos keys."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cli.conftest import Cli
+
+ME = "me@example.com"
+
+
+def mint(cli: Cli, *options: str) -> str:
+    cli.ok("account", "add", ME)
+    key_id: str = cli.json("key", "mint", ME, "--name", "shop", *options)["id"]
+    return key_id
+
+
+def test_edit_changes_what_is_given(cli: Cli) -> None:
+    key_id = mint(cli, "--permission", "smtp", "--from-ip", "192.0.2.0/24", "--expires", "2199-12-31")
+    before = cli.json("key", "list", ME)[0]
+    changed = cli.json("key", "edit", key_id, "--name", "store", "--permission", "http", "--sender", "A@Example.com")
+    assert changed["name"] == "store"
+    assert changed["permissions"] == ["http"]
+    assert changed["senders"] == ["a@example.com"]
+    assert changed["addresses"] == ["192.0.2.0/24"]
+    assert changed["expires_at"] == before["expires_at"]
+    assert changed["last_five"] == before["last_five"]
+    lifted = cli.json(
+        *("key", "edit", key_id, "--permission", "all", "--sender", "all", "--from-ip", "all", "--expires", "never")
+    )
+    restrictions = ("permissions", "senders", "addresses", "expires_at")
+    assert [lifted[name] for name in restrictions] == [None] * 4
+    actions = [row["action"] for row in cli.json("audit", "list", ME)]
+    assert actions.count("key.change") == 2
+    cli.ok("key", "edit", key_id, "--name", "store")
+    assert [row["action"] for row in cli.json("audit", "list", ME)] == actions, "nothing changed"
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "status"),
+    [
+        ((), "say what to change", 2),
+        (("--permission", "all", "--permission", "smtp"), "stands alone", 2),
+        (("--from-ip", "192.0.2.1/24"), "host bits are set", 2),
+        (("--sender", "nobody"), "is not an email address", 2),
+        (("--expires", "2001-01-01"), "lies in the past", 1),
+        (("--expires", "tomorrow"), "is not a date", 2),
+        (("--name", ""), "1 to 100 printable characters", 1),
+        (("--chaos", "5xx"), "cannot become a chaos key", 1),
+    ],
+)
+def test_edit_refuses(cli: Cli, options: tuple[str, ...], said: str, status: int) -> None:
+    key_id = mint(cli)
+    before = cli.json("key", "list", ME)
+    assert said in cli.refused("key", "edit", key_id, *options, status=status)
+    assert cli.json("key", "list", ME) == before
+
+
+def test_a_chaos_key(cli: Cli) -> None:
+    key_id = mint(cli, "--chaos", "greylist")
+    assert cli.json("key", "list", ME)[0]["chaos"] == "greylist"
+    assert cli.json("key", "edit", key_id, "--chaos", "slow-dot")["chaos"] == "slow-dot"
+    assert cli.json("key", "edit", key_id, "--name", "other")["chaos"] == "slow-dot"
+    assert "slow-dot" in cli.ok("key", "list", ME)
+    assert "is not one of" in cli.refused("key", "edit", key_id, "--chaos", "fire", status=2)
