@@ -22,14 +22,17 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTo
 from werkzeug.exceptions import NotFound as NoSuchPage
 
 from hepmaild.errors import ErrorKind, Refusal, RefusedError, StoreUnavailable
+from hepmaild.http.answers import Healthy, Ready
 from hepmaild.http.body import too_large
 from hepmaild.http.call import Call, open_call
 from hepmaild.http.compat import HttpConnection, Request
 from hepmaild.http.dashboard.frame import Dashboard, plain_page
 from hepmaild.http.dashboard.mount import mount
+from hepmaild.http.docs_page import docs_blueprint
 from hepmaild.http.errors import finish, json_response, refuse
 from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies
 from hepmaild.http.oauth import LoginDesk, oauth_blueprint
+from hepmaild.http.openapi import openapi_blueprint
 from hepmaild.http.own_smtp import own_blueprint
 from hepmaild.http.send import SendDesk, send_blueprint
 from hepmaild.lifecycle import Lifecycle
@@ -245,14 +248,14 @@ def health_blueprint(readiness: Readiness) -> Blueprint:
 
     @blueprint.get("/healthz")
     async def healthz() -> Response:
-        return json_response(200, {"ok": True})
+        return json_response(200, Healthy(ok=True))
 
     @blueprint.get("/readyz")
     async def readyz() -> Response:
         problems = ["the checks did not end in time"]
         with trio.move_on_after(READINESS_TIMEOUT_S):
             problems = await readiness()
-        return json_response(503 if problems else 200, {"ok": not problems, "problems": problems})
+        return json_response(503 if problems else 200, Ready(ok=not problems, problems=problems))
 
     return blueprint
 
@@ -273,8 +276,10 @@ def build_app(
     if own_servers is not None:
         app.register_blueprint(own_blueprint(desk, own_servers))
     app.register_blueprint(health_blueprint(readiness))
+    app.register_blueprint(openapi_blueprint())
     if login is not None:
         app.register_blueprint(oauth_blueprint(login))
     if dashboard is not None:
+        app.register_blueprint(docs_blueprint(dashboard))
         mount(app, dashboard)
     return app

@@ -14,6 +14,7 @@ from hepmaild.http.limits import Address, TrustedProxies, client_of
 from hepmaild.mail.submission import RateState
 
 API_PREFIXES = ("/api/", "/v1/", "/oauth/")
+API_PATHS = frozenset({"/api", "/healthz", "/readyz"})
 LOGIN_PREFIX = "/oauth/"
 OWN_SMTP_PREFIX = "/v1/"
 STATE_KEY = "hepmaild.connection"
@@ -71,7 +72,7 @@ class Call:
 
 def is_api_path(path: str) -> bool:
     """Whether programs, not people, ask here."""
-    return path == "/api" or path.startswith(API_PREFIXES)
+    return path in API_PATHS or path.startswith(API_PREFIXES)
 
 
 def open_call(request: Request, proxies: TrustedProxies) -> Call:

@@ -22,7 +22,7 @@ _OWN_SMTP_SENTENCES = {
 }
 
 
-def json_response(status: int, body: dict[str, Any]) -> Response:
+def json_response(status: int, body: dict[str, Any] | msgspec.Struct) -> Response:
     """A JSON answer; nothing an API says may be kept by a cache."""
     try:
         octets = msgspec.json.encode(body)
@@ -33,27 +33,29 @@ def json_response(status: int, body: dict[str, Any]) -> Response:
     return response
 
 
-def refuse(refusal: Refusal, call: Call) -> Response:
-    """The answer for a refusal.  Nothing was charged, or it was refunded."""
-    status = refusal.kind.answer.http_status
-    call.code = refusal.kind.api_code
-    if call.is_own_smtp:
-        own_status, own_body = own_smtp_answer(refusal)
-        call.code = own_body["code"]
-        return _refuse(own_status, own_body, refusal, call)
+def sentence_of(refusal: Refusal) -> str:
+    """What is said, with a capital unless it begins with the name of a field."""
     text = refusal.message
     if refusal.kind is ErrorKind.RELAY_FAILED and refusal.reply is not None and str(refusal.reply) not in text:
         text = f"{text.rstrip('.')}: {refusal.reply}"
     if refusal.field is None or not text.startswith(refusal.field):
         text = text[:1].upper() + text[1:]
-    body: dict[str, Any] = {"ok": False, "error": text, "code": call.code}
-    if call.is_login:
-        number = LOGIN_CODES.get(refusal.kind, status * 100 + 1)
-        call.code, body = str(number), {"code": number, "message": text}
-    elif refusal.field is not None:
+    return text
+
+
+def error_answer(refusal: Refusal) -> tuple[int, dict[str, Any]]:
+    """Status and body in the form of send-api.md."""
+    body: dict[str, Any] = {"ok": False, "error": sentence_of(refusal), "code": refusal.kind.api_code}
+    if refusal.field is not None:
         body["field"] = refusal.field
-    body.update(refusal.extra)
-    return _refuse(status, body, refusal, call)
+    return refusal.kind.answer.http_status, {**body, **refusal.extra}
+
+
+def login_answer(refusal: Refusal) -> tuple[int, dict[str, Any]]:
+    """Status and body in the form of login-api.md."""
+    status = refusal.kind.answer.http_status
+    number = LOGIN_CODES.get(refusal.kind, status * 100 + 1)
+    return status, {"code": number, "message": sentence_of(refusal), **refusal.extra}
 
 
 def own_smtp_answer(refusal: Refusal) -> tuple[int, dict[str, Any]]:
@@ -63,7 +65,11 @@ def own_smtp_answer(refusal: Refusal) -> tuple[int, dict[str, Any]]:
     return status, {"error": text, "code": code}
 
 
-def _refuse(status: int, body: dict[str, Any], refusal: Refusal, call: Call) -> Response:
+def refuse(refusal: Refusal, call: Call) -> Response:
+    """The answer for a refusal.  Nothing was charged, or it was refunded."""
+    answer_of = login_answer if call.is_login else own_smtp_answer if call.is_own_smtp else error_answer
+    status, body = answer_of(refusal)
+    call.code = str(body["code"])
     response = json_response(status, body)
     if refusal.rate is not None:
         call.rate = refusal.rate

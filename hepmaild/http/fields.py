@@ -16,7 +16,19 @@ from typing import Any
 
 from hepmaild.errors import ErrorKind, Refusal, RefusedError
 from hepmaild.http.body import load_object
-from hepmaild.http.shapes import MAX_FILENAME, MAX_HEADERS, SEND, AttachmentIn, SendRequest
+from hepmaild.http.shapes import (
+    CONTENT_ID,
+    DENIED,
+    DENIED_PREFIXES,
+    MAX_FILENAME,
+    MAX_HEADER_NAME,
+    MAX_HEADER_VALUE,
+    MAX_HEADERS,
+    MEDIA_TYPE,
+    SEND,
+    AttachmentIn,
+    SendRequest,
+)
 from hepmaild.http.typed import echo
 from hepmaild.mail.address import MAX_NAME_LENGTH, has_control_characters, key_of, parse_mailbox
 from hepmaild.mail.content import Content
@@ -25,23 +37,10 @@ from hepmaild.mail.submission import Attachment, Draft, Kind, Mailbox, Recipient
 from hepmaild.mail.template import MAX_SUBJECT, Ask, Wording, read_ask
 
 MAX_REPLY_TO = 320
-MAX_HEADER_NAME = 76
-MAX_HEADER_VALUE = 8192
 
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
-_DENIED = frozenset(
-    {
-        "apparently-to", "arc-authentication-results", "arc-message-signature", "arc-seal", "authentication-results",
-        "bcc", "cc", "date", "delivered-to", "dkim-signature", "domainkey-signature", "from", "message-id",
-        "mime-version", "received", "received-spf", "reply-to", "return-path", "sender", "subject", "to",
-        "x-idempotency-key",
-    }
-)  # fmt: skip
-_DENIED_PREFIXES = ("content-", "resent-")
-_CONTENT_TYPE = re.compile(
-    r"[A-Za-z0-9!#$&^_.+-]{1,127}/[A-Za-z0-9!#$&^_.+-]{1,127}(?:[ \t]*;[ \t]*[\x20-\x7e]{1,500})?"
-)
-_CONTENT_ID = re.compile(r"[!-;=?-~]{1,200}")
+_CONTENT_TYPE = re.compile(MEDIA_TYPE)
+_CONTENT_ID = re.compile(CONTENT_ID)
 _WHITE_SPACE = str.maketrans("", "", " \t\r\n")
 
 
@@ -177,7 +176,7 @@ def _read_headers(headers: dict[str, str]) -> Iterator[tuple[str, str]]:
         if not _HEADER_NAME.fullmatch(name) or len(name) > MAX_HEADER_NAME:
             text = f"{field} is no name for a header field: use up to {MAX_HEADER_NAME} ASCII letters, digits and -."
             raise _refused(ErrorKind.INVALID_HEADER_VALUE, text, field)
-        if name.lower() in _DENIED or name.lower().startswith(_DENIED_PREFIXES):
+        if name.lower() in DENIED or name.lower().startswith(DENIED_PREFIXES):
             text = f"The header field {echo(name)} cannot be set this way; leave it out."
             raise _refused(ErrorKind.HEADER_NOT_ALLOWED, text, field)
         if len(value) > MAX_HEADER_VALUE:

@@ -17,6 +17,7 @@ from quart import request as current_request
 from quart.wrappers import Request, Response
 
 from hepmaild.errors import ErrorKind, RefusedError, StoreUnavailable
+from hepmaild.http.answers import LoginError, Tokens, User
 from hepmaild.http.body import check_length, check_media_type, read_body
 from hepmaild.http.call import Call
 from hepmaild.http.errors import json_response
@@ -109,19 +110,19 @@ class LoginDesk:
         finally:
             body.content.close()
 
-    def _describe(self, user: UserRow) -> dict[str, Any]:
-        return {
-            "id": user.user_id,
-            "account_id": user.account_id,
-            "email_address": user.email,
-            "first_name": user.first_name,
-            "surname": user.surname,
-            "gravatar_url": gravatar_url(user.email) if self.gravatar else "",
-            "is_owner": user.scope == OWNER,
-            "is_verified": user.is_verified,
-            "created_at_utc": user.created_at_us // 1000,
-            "modified_at_utc": user.modified_at_us // 1000,
-        }
+    def _describe(self, user: UserRow) -> User:
+        return User(
+            id=user.user_id,
+            account_id=user.account_id,
+            email_address=user.email,
+            first_name=user.first_name,
+            surname=user.surname,
+            gravatar_url=gravatar_url(user.email) if self.gravatar else "",
+            is_owner=user.scope == OWNER,
+            is_verified=user.is_verified,
+            created_at_utc=user.created_at_us // 1000,
+            modified_at_utc=user.modified_at_us // 1000,
+        )
 
 
 def read_basic(authorization: str | None) -> tuple[str, str] | None:
@@ -152,22 +153,14 @@ def answer(result: TokenSet | LoginRefusal, call: Call) -> Response:
     """A token set, or why there is none."""
     if isinstance(result, LoginRefusal):
         return login_refusal(result, call)
-    return json_response(
-        200,
-        {
-            "token_type": "bearer",
-            "access_token": result.access_token,
-            "expires_at": result.expires_at_ms,
-            "scope": list(result.scope),
-            "refresh_token": result.refresh_token,
-        },
-    )
+    tokens = Tokens("bearer", result.access_token, result.expires_at_ms, list(result.scope), result.refresh_token)
+    return json_response(200, tokens)
 
 
 def login_refusal(refusal: LoginRefusal, call: Call) -> Response:
     """`{"code", "message"}`."""
     call.code = str(refusal.code)
-    response = json_response(refusal.http_status, {"code": refusal.code, "message": refusal.message})
+    response = json_response(refusal.http_status, LoginError(refusal.code, refusal.message))
     if refusal.retry_after_s is not None:
         response.headers["Retry-After"] = str(refusal.retry_after_s)
     if refusal.code == BAD_ACCESS_TOKEN.code:

@@ -9,15 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
 from hepmaild.errors import ErrorKind, Refusal, RefusedError
 from hepmaild.http.body import load_object
 from hepmaild.http.fields import Wanted, check_fields, decode_attachments
-from hepmaild.http.shapes import AttachmentIn, SendRequest, Variables
+from hepmaild.http.shapes import (
+    MAILBOX,
+    Address,
+    AttachmentIn,
+    Line,
+    MaybeAddress,
+    ReplyTo,
+    SendRequest,
+    TemplateId,
+    TemplateKey,
+    Variables,
+    described,
+)
 from hepmaild.http.typed import Shape
 from hepmaild.mail.address import key_of, parse_mailbox
 from hepmaild.mail.content import Content
@@ -25,34 +36,33 @@ from hepmaild.mail.submission import Mailbox
 from hepmaild.storage.smtp_servers import ServerRow
 
 
-def _described(description: str, *examples: Any) -> Meta:
-    return Meta(description=description, examples=list(examples) or None)
-
-
 class OwnSendRequest(msgspec.Struct, rename="camel"):
     """A message to be sent by one of the account's own SMTP servers.  Unknown members are ignored."""
 
     smtp_id: Annotated[
-        str | None, _described("The SMTP server, by its id; left out: the account's default server.")
+        Annotated[str, described(format="smtp-server-id")] | None,
+        described("The SMTP server, by its id; left out: the account's default server."),
     ] = None
     sender: Annotated[
-        str | None, _described("The server's user name or address; a display name is allowed.", "you@example.com")
+        Annotated[str, described(format="server-address", pattern=MAILBOX)] | None,
+        described("The server's user name or address; a display name is allowed.", "you@example.com"),
     ] = msgspec.field(name="from", default=None)
-    to: Annotated[str | list[str] | None, _described("One address or several; required.", "recipient@example.com")] = (
-        None
-    )
-    cc: Annotated[str | list[str] | None, _described("As to; written into the message.")] = None
-    bcc: Annotated[str | list[str] | None, _described("As to; never written into the message.")] = None
-    reply_to: Annotated[str | None, _described("Where answers go.", "help@example.com")] = None
-    subject: Annotated[str | None, _described("Required unless a template is used.", "Hello")] = None
-    html: Annotated[str | None, _described("Required unless a template is used.", "<h1>Hello</h1>")] = None
-    text: Annotated[str | None, _described("The plain alternative.", "Hello")] = None
-    attachments: Annotated[list[AttachmentIn] | None, _described("At most 10 files.")] = None
-    template_id: Annotated[str | None, _described("A template of the account, by its id.")] = None
-    template_key: Annotated[str | None, _described("A template of the account, by its key.", "welcome")] = None
+    to: Annotated[
+        Address | Annotated[list[Address], described(minItems=1)] | None,
+        described("One address or several.", "recipient@example.com"),
+    ] = None
+    cc: Annotated[MaybeAddress | list[Address] | None, described("As to; written into the message.")] = None
+    bcc: Annotated[MaybeAddress | list[Address] | None, described("As to; never written into the message.")] = None
+    reply_to: Annotated[ReplyTo | None, described("Where answers go.", "help@example.com")] = None
+    subject: Annotated[Line | None, described("Required unless a template is used.", "Hello")] = None
+    html: Annotated[str | None, described("Required unless a template is used.", "<h1>Hello</h1>")] = None
+    text: Annotated[str | None, described("The plain alternative.", "Hello")] = None
+    attachments: Annotated[list[AttachmentIn] | None, described("At most 10 files.")] = None
+    template_id: Annotated[TemplateId | None, described("A template of the account, by its id.")] = None
+    template_key: Annotated[TemplateKey | None, described("A template of the account, by its key.", "welcome")] = None
     variables: Annotated[
         Variables | None,
-        _described("What the placeholders of a template, or of subject, html and text, stand for.", {"name": "Joe"}),
+        described("What the placeholders of a template, or of subject, html and text, stand for.", {"name": "Joe"}),
     ] = None
 
 

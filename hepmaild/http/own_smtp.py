@@ -15,6 +15,7 @@ from quart import Blueprint
 from quart import request as current_request
 from quart.wrappers import Response
 
+from hepmaild.http.answers import OwnSendAnswer
 from hepmaild.http.errors import json_response
 from hepmaild.http.fields import Wanted
 from hepmaild.http.own_fields import read_own_request
@@ -29,10 +30,8 @@ NAMESPACE = b"v1/emails\x00"
 
 def own_response(receipt: Receipt) -> Response:
     """200, or 202 with `queued` when the first attempt did not finish, or did not bring everything to its end."""
-    body: dict[str, Any] = {"success": True, "messageId": receipt.header_message_id}
     is_queued = receipt.status is Status.QUEUED
-    if is_queued:
-        body["queued"] = True
+    body = OwnSendAnswer(success=True, message_id=receipt.header_message_id, queued=is_queued)
     response = json_response(202 if is_queued else 200, body)
     if receipt.replayed:
         response.headers["idempotency-replayed"] = "true"

@@ -22,6 +22,7 @@ from quart.wrappers import Request, Response
 
 from hepmaild.errors import Refusal, RefusedError
 from hepmaild.events import MAX_TEXT, Step, Who
+from hepmaild.http.answers import RejectedOut, SendAnswer, SendData
 from hepmaild.http.auth import check_readable, identify
 from hepmaild.http.body import Received, check_length, check_media_type, read_body
 from hepmaild.http.call import Call
@@ -148,19 +149,17 @@ def _steps(request: Request, body: Received, key: KeyIdentity, tls: str, note: s
 
 def receipt_response(receipt: Receipt) -> Response:
     """200 when everything that could leave has left, 202 when something still waits."""
-    data: dict[str, Any] = {
-        "messageId": receipt.message_id,
-        "smtpMessageId": receipt.header_message_id,
-        "status": receipt.status.value,
-        "from": receipt.sender,
-        "recipients": receipt.recipients,
-        "creditsCharged": receipt.credits_charged,
-    }
-    if receipt.rejected:
-        data["rejected"] = [{"address": each.address, "reply": str(each.reply)} for each in receipt.rejected]
-    if receipt.status is Status.QUEUED:
-        data["retryHint"] = receipt.retry_hint
-    response = json_response(200 if receipt.status is Status.SENT else 202, {"ok": True, "data": data})
+    data = SendData(
+        message_id=receipt.message_id,
+        smtp_message_id=receipt.header_message_id,
+        status=receipt.status,
+        sender=receipt.sender,
+        recipients=receipt.recipients,
+        credits_charged=receipt.credits_charged,
+        rejected=[RejectedOut(each.address, str(each.reply)) for each in receipt.rejected],
+        retry_hint=receipt.retry_hint if receipt.status is Status.QUEUED else None,
+    )
+    response = json_response(200 if receipt.status is Status.SENT else 202, SendAnswer(ok=True, data=data))
     if receipt.replayed:
         response.headers["idempotency-replayed"] = "true"
     return response
