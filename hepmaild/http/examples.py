@@ -48,6 +48,11 @@ REFUSALS: tuple[Refusal, ...] = (
         field="cc[2]",
     ),
     Refusal(Kind.NO_BODY, "Send html, text or both; both are empty.", field="html"),
+    Refusal(
+        Kind.CONFLICTING_CONTENT,
+        "html and templateKey exclude each other: the template has its own; leave one of them out.",
+        field="html",
+    ),
     Refusal(Kind.INVALID_FIELD, "subject must be a string.", field="subject"),
     Refusal(
         Kind.INVALID_HEADER_VALUE,

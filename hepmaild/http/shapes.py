@@ -143,19 +143,26 @@ def _given(*names: str, **others: Any) -> dict[str, Any]:
     }
 
 
-_ABSENT = {"type": "null"}
+_NULL = {"type": "null"}
+_EMPTY = {"type": ["null", "string"], "maxLength": 0}
+_BY_TEMPLATE = [
+    _given("templateId", subject=_EMPTY, html=_EMPTY, templateKey=_NULL),
+    _given("templateKey", subject=_EMPTY, html=_EMPTY, templateId=_NULL),
+]
 
 # What the types cannot say of a whole object.
 WHOLE: dict[str, dict[str, Any]] = {
-    "SendRequest": {"anyOf": [_given("html"), _given("text"), _given("templateId"), _given("templateKey")]},
+    "SendRequest": {
+        "anyOf": [
+            _given("html", templateId=_NULL, templateKey=_NULL),
+            _given("text", templateId=_NULL, templateKey=_NULL),
+            *_BY_TEMPLATE,
+        ]
+    },
     "OwnSendRequest": {
         "required": ["from", "to"],
         "allOf": [{"properties": {"from": {"type": "string"}, "to": {"type": ["string", "array"]}}}],
-        "anyOf": [
-            _given("subject", "html", templateId=_ABSENT, templateKey=_ABSENT),
-            _given("templateId", subject=_ABSENT, html=_ABSENT, templateKey=_ABSENT),
-            _given("templateKey", subject=_ABSENT, html=_ABSENT, templateId=_ABSENT),
-        ],
+        "anyOf": [_given("subject", "html", templateId=_NULL, templateKey=_NULL), *_BY_TEMPLATE],
     },
     "AttachmentIn": {
         "anyOf": [
