@@ -10,6 +10,8 @@ from hepmaild.mail.reply import Reply
 # Only the SMTP door says these.
 SMTP_ONLY = frozenset({Kind.MALFORMED_MESSAGE})
 
+# Only uploads are refused so.
+UPLOAD_ONLY = frozenset({Kind.UPLOAD_QUOTA_REACHED})
 # Only POST /v1/emails says these, and it cannot say those.
 OWN_ONLY = frozenset({Kind.MISSING_FIELDS, Kind.SMTP_NOT_FOUND})
 NOT_OWN = frozenset({Kind.NO_RECIPIENTS, Kind.HEADER_NOT_ALLOWED})
@@ -77,6 +79,11 @@ REFUSALS: tuple[Refusal, ...] = (
         Kind.UNKNOWN_UPLOAD,
         "attachments[0].uploadId names no upload of this account.",
         field="attachments[0].uploadId",
+    ),
+    Refusal(
+        Kind.UPLOAD_QUOTA_REACHED,
+        "The uploads of this account have no room for that; they go 24 hours after they came.",
+        retry_after_s=3600,
     ),
     Refusal(Kind.UNKNOWN_TEMPLATE, "templateKey names no template of this account.", field="templateKey"),
     Refusal(Kind.BODY_TOO_LARGE, "html and text together are larger than 10 MB; shorten them.", field="html"),

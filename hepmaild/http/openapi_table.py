@@ -26,7 +26,7 @@ from hepmaild.http.answers import (
     User,
 )
 from hepmaild.http.errors import error_answer, login_answer, own_smtp_answer
-from hepmaild.http.examples import BY_KIND, NOT_OWN, OWN_ONLY, REFUSALS, SMTP_ONLY
+from hepmaild.http.examples import BY_KIND, NOT_OWN, OWN_ONLY, REFUSALS, SMTP_ONLY, UPLOAD_ONLY
 from hepmaild.http.oauth import BAD_ACCESS_TOKEN, STORE_DOWN, UNKNOWN_GRANT
 from hepmaild.http.own_fields import OwnSendRequest
 from hepmaild.http.shapes import RefreshRequest, SendRequest
@@ -42,6 +42,7 @@ from hepmaild.login import (
 )
 
 JSON = "application/json"
+ELSEWHERE = SMTP_ONLY | UPLOAD_ONLY
 RATE_HEADERS = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
 
 
@@ -190,7 +191,7 @@ SEND = Operation(
             _SEND_HEADERS,
         ),
     ),
-    denials=tuple(_denial(each) for each in REFUSALS if each.kind not in SMTP_ONLY | OWN_ONLY),
+    denials=tuple(_denial(each) for each in REFUSALS if each.kind not in ELSEWHERE | OWN_ONLY),
     denial_headers=RATE_HEADERS,
     curl="""curl {url}/api/v1/email/send \\
   -H 'Authorization: Bearer YOUR_API_KEY' \\
@@ -236,7 +237,7 @@ OWN_SEND = Operation(
             _SEND_HEADERS,
         ),
     ),
-    denials=tuple(_denial(each, own_smtp_answer) for each in REFUSALS if each.kind not in SMTP_ONLY | NOT_OWN),
+    denials=tuple(_denial(each, own_smtp_answer) for each in REFUSALS if each.kind not in ELSEWHERE | NOT_OWN),
     error=OwnSendError,
     denial_headers=RATE_HEADERS,
     curl="""curl -X POST {url}/v1/emails \\
