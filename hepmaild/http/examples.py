@@ -11,7 +11,7 @@ from hepmaild.mail.reply import Reply
 SMTP_ONLY = frozenset({Kind.MALFORMED_MESSAGE})
 
 # Only uploads are refused so.
-UPLOAD_ONLY = frozenset({Kind.UPLOAD_QUOTA_REACHED})
+UPLOAD_ONLY = frozenset({Kind.INVALID_UPLOAD, Kind.UPLOAD_QUOTA_REACHED})
 # Only POST /v1/emails says these, and it cannot say those.
 OWN_ONLY = frozenset({Kind.MISSING_FIELDS, Kind.SMTP_NOT_FOUND})
 NOT_OWN = frozenset({Kind.NO_RECIPIENTS, Kind.HEADER_NOT_ALLOWED})
@@ -79,6 +79,11 @@ REFUSALS: tuple[Refusal, ...] = (
         Kind.UNKNOWN_UPLOAD,
         "attachments[0].uploadId names no upload of this account.",
         field="attachments[0].uploadId",
+    ),
+    Refusal(
+        Kind.INVALID_UPLOAD,
+        "The multipart body cannot be used: there is no file in it, in a part named file.",
+        field="file",
     ),
     Refusal(
         Kind.UPLOAD_QUOTA_REACHED,
