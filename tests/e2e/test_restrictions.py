@@ -49,7 +49,7 @@ NOT_THIS = (400, "SENDER_NOT_ALLOWED")
 
 @dataclass(frozen=True)
 class Row:
-    """A restriction, and what each door says.  http, smtp: by where the client is; smtp: of MAIL, or (550) of content."""
+    """A restriction, and what each door says, by where the client is.  smtp: of MAIL, or (550) of the content."""
 
     what: str
     wish: dict[str, Any]

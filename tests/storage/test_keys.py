@@ -25,11 +25,11 @@ def mint(n: int) -> Any:
 
 
 async def try_to_mint(store: Store, n: int) -> bool:
+    """False: there are as many as the plan allows."""
     try:
         await store.write(mint(n))
     except keys.Refused as refused:
-        assert "as many as its plan allows" in str(refused)
-        return False
+        return "as many as its plan allows" not in str(refused)
     return True
 
 
