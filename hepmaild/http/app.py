@@ -35,6 +35,7 @@ from hepmaild.http.oauth import LoginDesk, oauth_blueprint
 from hepmaild.http.openapi import openapi_blueprint
 from hepmaild.http.own_smtp import own_blueprint
 from hepmaild.http.send import SendDesk, send_blueprint
+from hepmaild.http.uploads import UploadDesk, uploads_blueprint
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.metrics import Meter
 from hepmaild.own_servers import OwnServers
@@ -275,6 +276,10 @@ def build_app(
     app.register_blueprint(send_blueprint(desk))
     if own_servers is not None:
         app.register_blueprint(own_blueprint(desk, own_servers))
+    if desk.materials.uploads is not None:
+        materials = desk.materials
+        door = UploadDesk(desk.intake, desk.materials.uploads, desk.timeouts, materials.calls_inside, dashboard)
+        app.register_blueprint(uploads_blueprint(door))
     app.register_blueprint(health_blueprint(readiness))
     app.register_blueprint(openapi_blueprint())
     if login is not None:

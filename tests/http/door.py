@@ -20,6 +20,7 @@ from hepmaild.http.server import BoundHttp, HttpDoor
 from hepmaild.intake import Intake
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.mail.submission import Door, KeyIdentity, Permission, RateState, Receipt, Status, Submission, Verified
+from hepmaild.materials import Materials
 from hepmaild.own_servers import OwnServers
 from hepmaild.people import People
 from hepmaild.tls import new_context
@@ -133,6 +134,7 @@ async def open_door(
     timeouts: Timeouts | None = None,
     make: type[HttpDoor] = HttpDoor,
     people: People | None = None,
+    materials: Materials | None = None,
     own_servers: OwnServers | None = None,
 ) -> AsyncIterator[Running]:
     """A door on a free loopback port; it is drained at the end, which must not take long."""
@@ -163,6 +165,7 @@ async def open_door(
         timeouts=timeouts,
         people=people,
         own_servers=own_servers,
+        materials=materials,
     )
     stopped = trio.Event()
 
