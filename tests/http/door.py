@@ -6,7 +6,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,14 @@ class ScriptedIntake(Intake):
         return _told(self.window)  # type: ignore[no-any-return]
 
     async def accept(self, submission: Submission) -> Receipt | Refusal:
+        state: RateState | Refusal | None = None
+        if not submission.is_counted:
+            state = await self.take_call(submission.key)
+            if isinstance(state, Refusal):
+                return state
         self.submissions.append(submission)
-        if self.accept_by is not None:
-            return await self.accept_by(submission)
-        return _told(self.result)  # type: ignore[no-any-return]
+        answer: Receipt | Refusal = _told(self.result) if self.accept_by is None else await self.accept_by(submission)
+        return answer if state is None else replace(answer, rate=state)
 
 
 def _told(value: Any) -> Any:

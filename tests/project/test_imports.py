@@ -102,6 +102,8 @@ LEVELS: list[tuple[str, int]] = [
             "threads",
             "timers",
             "tls",
+            "tlsstream",
+            "transport",
         )
     ),
     *(
