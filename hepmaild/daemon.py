@@ -216,9 +216,7 @@ class _Daemon:
             people=self.people,
             dashboard=self._make_dashboard(limiters),
             own_servers=self.own_servers,
-            materials=Materials(
-                store, clock.now_us, limiters.files, lambda: self._shown.limits.upload_bytes_per_account
-            ),
+            materials=Materials(store, clock.now_us, limiters.files),
         )
 
     def _make_operations(self) -> Operations:

@@ -11,6 +11,7 @@ import base64
 import re
 import secrets
 import unicodedata
+from typing import NamedTuple
 
 import argon2
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -19,8 +20,20 @@ MIN_LENGTH = 10
 _MIN_DIGITS = 14  # of a password of nothing else
 MAX_LENGTH = 1000  # beyond it nobody means well: hashing costs by length
 
+
+class Cost(NamedTuple):
+    """What guessing costs, and checking too: rounds, memory, threads at once (argon2id)."""
+
+    rounds: int
+    memory_kib: int
+    lanes: int
+
+    def hasher(self) -> argon2.PasswordHasher:
+        return argon2.PasswordHasher(time_cost=self.rounds, memory_cost=self.memory_kib, parallelism=self.lanes)
+
+
 # The first choice of RFC 9106 §4 needs 2 GiB; this is its second, for a machine that does other things too.
-_HASHER = argon2.PasswordHasher(time_cost=3, memory_cost=65_536, parallelism=4)
+COST = Cost(rounds=3, memory_kib=65_536, lanes=4)
 
 _OBVIOUS = frozenset(
     """
@@ -66,15 +79,18 @@ def _repeats_address(folded: str, email: str) -> bool:
     return folded == email or core in {email, local, domain, domain.partition(".")[0]}
 
 
-def hash_password(password: str) -> str:
+def hash_password(password: str, cost: Cost = COST) -> str:
     """The argon2id hash to keep, with its salt and parameters.  Takes about a tenth of a second."""
-    return _HASHER.hash(_octets(password))
+    return cost.hasher().hash(_octets(password))
 
 
 def verify_password(kept: str, password: str) -> bool:
-    """Whether this is the password.  Takes as long for a wrong one; False too for a hash that is none."""
+    """Whether this is the password.  Takes as long for a wrong one; False too for a hash that is none.
+
+    What it costs stands in the hash.
+    """
     try:
-        return _HASHER.verify(kept, _octets(password))
+        return COST.hasher().verify(kept, _octets(password))
     except (VerificationError, InvalidHashError):
         return False
 
@@ -84,17 +100,17 @@ def _octets(password: str) -> bytes:
     return unicodedata.normalize("NFC", password).encode("utf-8", "surrogatepass")
 
 
-def decoy() -> str:
+def decoy(cost: Cost = COST) -> str:
     """A hash that no password fits, to be checked when there is no other: it takes as long."""
 
     def noise(octets: int) -> str:
         return base64.b64encode(secrets.token_bytes(octets)).decode("ascii").rstrip("=")
 
-    made = _HASHER
+    made = cost.hasher()
     parameters = f"m={made.memory_cost},t={made.time_cost},p={made.parallelism}"
     return f"$argon2id$v=19${parameters}${noise(made.salt_len)}${noise(made.hash_len)}"
 
 
-def needs_rehash(kept: str) -> bool:
-    """Whether the hash was made with other parameters than today's."""
-    return _HASHER.check_needs_rehash(kept)
+def needs_rehash(kept: str, cost: Cost = COST) -> bool:
+    """Whether the hash was made at another cost."""
+    return cost.hasher().check_needs_rehash(kept)

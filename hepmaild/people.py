@@ -70,8 +70,8 @@ class People:
     """`start` before the first question; `run` renews the signing key, until cancelled.
 
     hashing: how many passwords are worked on at once.  files: for the vault.  turn_wait_s: how long a login may wait
-    for others.  Every method raises `StoreUnavailable` when the store fails; cancelled before its commit it changes
-    nothing.
+    for others.  cost: of new hashes, and of the work done for addresses that nobody has.  Every method raises
+    `StoreUnavailable` when the store fails; cancelled before its commit it changes nothing.
     """
 
     def __init__(
@@ -83,9 +83,11 @@ class People:
         files: trio.CapacityLimiter,
         now_us: Callable[[], int],
         turn_wait_s: float = TURN_WAIT_S,
+        cost: passwords.Cost = passwords.COST,
     ) -> None:
         self._store = store
         self._turn_wait_s = turn_wait_s
+        self._cost = cost
         self._hashing = hashing
         self._now_us = now_us
         self._tokens = Tokens(store, now_us)
@@ -203,8 +205,8 @@ class People:
             await self._store.write(tries.take_back, proof.try_id)
             return SUSPENDED
         rehashed = None
-        if found.password_hash is not None and passwords.needs_rehash(found.password_hash):
-            rehashed = await trio.to_thread.run_sync(passwords.hash_password, password, limiter=self._hashing)
+        if found.password_hash is not None and passwords.needs_rehash(found.password_hash, self._cost):
+            rehashed = await self._hash(password)
         token = new_refresh_token()
         granted: Granted | str = await self._store.write(
             grants.by_password,
@@ -288,7 +290,7 @@ class People:
             if isinstance(proved, LoginRefusal):
                 return proved
             found, proof = proved
-            kept = await trio.to_thread.run_sync(passwords.hash_password, new, limiter=self._hashing)
+            kept = await self._hash(new)
         token = new_refresh_token()
         granted: Granted | str = await self._store.write(
             grants.by_change,
@@ -365,7 +367,7 @@ class People:
                 factor = await self.second_factor.look(found, otp)
             except SecretsUnavailable:
                 return NO_SECRETS
-            kept = await trio.to_thread.run_sync(passwords.hash_password, password, limiter=self._hashing)
+            kept = await self._hash(password)
         refresh_token = new_refresh_token()
         granted: Granted | str = await self._store.write(
             grants.by_link,
@@ -407,9 +409,12 @@ class People:
         finally:
             self._turns.release()
 
+    async def _hash(self, password: str) -> str:
+        return await trio.to_thread.run_sync(passwords.hash_password, password, self._cost, limiter=self._hashing)
+
     async def _is_password(self, found: UserRow | None, password: str) -> bool:
         """Whether it is; the same work whoever is asked for."""
-        kept = passwords.decoy() if found is None or found.password_hash is None else found.password_hash
+        kept = passwords.decoy(self._cost) if found is None or found.password_hash is None else found.password_hash
         given = password[: passwords.MAX_LENGTH + 1]
         return await trio.to_thread.run_sync(passwords.verify_password, kept, given, limiter=self._hashing)
 

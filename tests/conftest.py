@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For every test: what was logged, and no ERROR that nobody expected."""
+"""For every test: what was logged, and no ERROR that nobody expected; databases that are there already."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+import trio
 
 from hepmaild import logs
-
-# How fast a machine makes examples says nothing about what is tested with them.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any machine")
+from hepmaild.config import DatabaseSettings
+from tests.peers import postgres
 
 
 class LogEvents(list[dict[str, Any]]):
@@ -43,3 +42,39 @@ def log_events() -> Iterator[LogEvents]:
     logs.configure(level="debug", extra=lambda event: events.append(dict(event)))
     yield events
     assert not events.unexpected_errors(), "logged at ERROR; call log_events.expect_error(...) if that is meant"
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL, without a database, of the one PostgreSQL server of the whole run."""
+    postgres.require_postgres()
+    with postgres.open_server(durable=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of a database with the present schema, for `postgres.open_database(…, template)`."""
+    with postgres.open_database(postgres_server) as url:
+        _migrate(url, tmp_path_factory.mktemp("migrated"))
+        yield url.rpartition("/")[2]
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the present schema, to be copied."""
+    folder = tmp_path_factory.mktemp("migrated")
+    _migrate("sqlite:///test.db", folder)
+    return folder / "test.db"
+
+
+def _migrate(url: str, folder: Path) -> None:
+    """By the store's own way."""
+    from hepmaild.storage.store import open_store
+    from hepmaild.storage.unit import UnitRunner
+
+    async def upgrade() -> None:
+        async with open_store(DatabaseSettings(url=url), folder, UnitRunner(lambda: 0), exclusive=True) as store:
+            await store.upgrade()
+
+    trio.run(upgrade)

@@ -30,21 +30,14 @@ class Site:
     other: Visitor
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """A PostgreSQL server for the whole run."""
-    postgres.require_postgres()
-    with postgres.open_server() as server:
-        yield server
-
-
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     """Everything, for a whole module, once on each engine."""
     with ExitStack() as stack:
         url = "sqlite:///hepmaild.db"
         if request.param == "postgresql":
-            url = stack.enter_context(postgres.open_database(request.getfixturevalue("postgres_server")))
+            server, template = map(request.getfixturevalue, ("postgres_server", "migrated_postgres"))
+            url = stack.enter_context(postgres.open_database(server, template))
         sink = stack.enter_context(capture_sink())
         daemon = stack.enter_context(open_daemon(sink_port=sink.port, database_url=url, start=False))
         key = daemon.setup()

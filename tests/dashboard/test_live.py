@@ -216,10 +216,10 @@ async def test_one_that_does_not_read_slows_nobody(site: Site) -> None:
 
 
 @pytest.fixture
-def pair(postgres_server: str) -> Iterator[tuple[Daemon, Daemon, str, Visitor]]:
+def pair(postgres_server: str, migrated_postgres: str) -> Iterator[tuple[Daemon, Daemon, str, Visitor]]:
     """Two processes on one PostgreSQL; somebody signed in at the second."""
     with ExitStack() as stack:
-        url = stack.enter_context(postgres.open_database(postgres_server))
+        url = stack.enter_context(postgres.open_database(postgres_server, migrated_postgres))
         sink = stack.enter_context(capture_sink())
         first = stack.enter_context(open_daemon(sink_port=sink.port, database_url=url, start=False, name="first"))
         key = first.setup()

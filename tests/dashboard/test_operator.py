@@ -103,7 +103,8 @@ def desk(request: pytest.FixtureRequest, evil_port: int) -> Iterator[Desk]:
     with ExitStack() as stack:
         url = "sqlite:///hepmaild.db"
         if request.param == "postgresql":
-            url = stack.enter_context(postgres.open_database(request.getfixturevalue("postgres_server")))
+            server, template = map(request.getfixturevalue, ("postgres_server", "migrated_postgres"))
+            url = stack.enter_context(postgres.open_database(server, template))
         sink = stack.enter_context(capture_sink())
         hop = {"kind": "smtp", "host": "127.0.0.1", "tls": "none"}
         changes: dict[str, Any] = {

@@ -69,7 +69,8 @@ def sign_in(daemon: Daemon, link: str) -> Iterator[Visitor]:
     """Use a one-time link as a person would: open it, choose a password."""
     token = link.rpartition("/")[2]
     with open_client(daemon) as client:
-        assert client.get(f"/link/{token}").status_code == 200
+        opened = client.get(f"/link/{token}")
+        assert opened.status_code == 200, f"{opened.status_code} {words(opened.text)}"
         response = client.post("/link", data={"token": token, "password": PASSWORD})
         assert response.status_code == 303, words(response.text)
         yield Visitor(client)

@@ -41,16 +41,8 @@ def service(sink: CaptureSink) -> Iterator[Service]:
         assert "Traceback" not in daemon.log()
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """A PostgreSQL server for the whole run."""
-    postgres.require_postgres()
-    with postgres.open_server() as server:
-        yield server
-
-
 @pytest.fixture
-def postgres_database(postgres_server: str) -> Iterator[str]:
-    """A new, empty database."""
-    with postgres.open_database(postgres_server) as url:
+def postgres_database(postgres_server: str, migrated_postgres: str) -> Iterator[str]:
+    """A new database with the present schema."""
+    with postgres.open_database(postgres_server, migrated_postgres) as url:
         yield url

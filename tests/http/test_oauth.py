@@ -30,11 +30,10 @@ from tests.people.conftest import (
     database_url,
     open_world,
     opener,
-    postgres_server,
 )
 from tests.storage.conftest import Opener
 
-__all__ = ["database_url", "opener", "postgres_server"]
+__all__ = ["database_url", "opener"]
 
 GRANT = "/oauth/token?grant_type=password"
 REFRESH = "/oauth/token?grant_type=refresh_token"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -56,11 +57,16 @@ def wait_until(
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that was free a moment ago (for programs that cannot choose one themselves)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port on 127.0.0.1 that was free a moment ago (for programs that cannot choose one themselves).
+
+    Not one of those that the system gives to outgoing connections: until the program binds it, any other connection of
+    this machine might get it, and the tests of another process have many.
+    """
+    while True:
+        port = 16_384 + secrets.randbelow(16_384)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def port_answers(port: int, *, host: str = "127.0.0.1") -> bool:

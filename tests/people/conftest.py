@@ -23,22 +23,23 @@ from hepmaild.storage.store import Store
 from hepmaild.storage.unit import UnitRunner
 from hepmaild.vault import Vault
 from tests.storage.books import Clock
-from tests.storage.conftest import Opener, database_url, opener, postgres_server
+from tests.storage.conftest import Opener, database_url, opener
 
-__all__ = ["database_url", "opener", "postgres_server"]
+__all__ = ["database_url", "opener"]
 
 ANN, BEN, EVE = "ann@example.com", "ben@example.com", "eve@elsewhere.example"
 PASSWORD = "correct horse battery"
 IP, OTHER_IP = "192.0.2.7", "192.0.2.8"
 AGENT = "a test"
 TURN_WAIT_S = 2.0
+CHEAP = passwords.Cost(rounds=1, memory_kib=64, lanes=1)  # of a hash; most tests are not about what guessing costs
 MINUTE_US = 60_000_000
 
 
 @cache
 def kept_password() -> str:
     """The hash of `PASSWORD`, made once."""
-    return passwords.hash_password(PASSWORD)
+    return passwords.hash_password(PASSWORD, CHEAP)
 
 
 @dataclass
@@ -125,10 +126,16 @@ def actor_of(viewer: Viewer) -> Actor:
     return Actor(viewer.user_id, viewer.email, IP, "dashboard")
 
 
-def make_people(store: Store, folder: Path, clock: Clock) -> People:
+def make_people(store: Store, folder: Path, clock: Clock, cost: passwords.Cost = CHEAP) -> People:
     limiters = [trio.CapacityLimiter(2) for _ in range(2)]
     return People(
-        store, Vault(folder), hashing=limiters[0], files=limiters[1], now_us=clock.now_us, turn_wait_s=TURN_WAIT_S
+        store,
+        Vault(folder),
+        hashing=limiters[0],
+        files=limiters[1],
+        now_us=clock.now_us,
+        turn_wait_s=TURN_WAIT_S,
+        cost=cost,
     )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
@@ -78,20 +79,17 @@ def outside(url: str, folder: Path, statement: str) -> None:
 Opener = Callable[..., AbstractAsyncContextManager[Store]]
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    postgres.require_postgres()
-    with postgres.open_server() as url:
-        yield url
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """An empty database on each engine."""
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database on each engine that has the present schema; with the mark `empty_database` it has nothing."""
+    is_empty = request.node.get_closest_marker("empty_database") is not None
     if request.param == "sqlite":
+        if not is_empty:
+            shutil.copyfile(request.getfixturevalue("migrated_sqlite"), tmp_path / "test.db")
         yield "sqlite:///test.db"
         return
-    with postgres.open_database(request.getfixturevalue("postgres_server")) as url:
+    template = "template1" if is_empty else request.getfixturevalue("migrated_postgres")
+    with postgres.open_database(request.getfixturevalue("postgres_server"), template) as url:
         yield url
 
 
