@@ -1,0 +1,512 @@
+BEGIN TRANSACTION;
+CREATE TABLE account (
+	id VARCHAR(36) NOT NULL, 
+	email TEXT NOT NULL, 
+	email_key TEXT NOT NULL, 
+	"plan" VARCHAR(100) NOT NULL, 
+	status VARCHAR(20) NOT NULL, 
+	balance BIGINT NOT NULL, 
+	ledger_seq BIGINT NOT NULL, 
+	ledger_head VARCHAR(64) NOT NULL, 
+	day INTEGER NOT NULL, 
+	day_messages INTEGER NOT NULL, 
+	created_at_us BIGINT NOT NULL, 
+	CONSTRAINT pk_account PRIMARY KEY (id), 
+	CONSTRAINT uq_account_email_key UNIQUE (email_key)
+);
+INSERT INTO "account" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c','owner@example.com','owner@example.com','standard','active',91,11,'888d9894463b8b94781964caaf1c691fc1ebb802b1805dad14bf228ad6d65eb6',20783,9,1795669265616742);
+INSERT INTO "account" VALUES('25629fe6-80d3-4064-84cb-add245084209','other@elsewhere.example','other@elsewhere.example','standard','active',10,1,'18c2445932d26083ae266261f1b5b22893a369974039706f25286a84e7f8c8f7',0,0,1795669265750013);
+INSERT INTO "account" VALUES('610bf4eb-3540-4e12-92e0-af40c6a2da13','operator@example.com','operator@example.com','standard','active',0,0,'0000000000000000000000000000000000000000000000000000000000000000',0,0,1795669265844019);
+CREATE TABLE alembic_version (
+	version_num VARCHAR(32) NOT NULL, 
+	CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+);
+INSERT INTO "alembic_version" VALUES('0001');
+CREATE TABLE api_key (
+	id VARCHAR(36) NOT NULL, 
+	account_id VARCHAR(36) NOT NULL, 
+	name VARCHAR(100) NOT NULL, 
+	secret_hash BLOB NOT NULL, 
+	last_five VARCHAR(5) NOT NULL, 
+	status VARCHAR(20) NOT NULL, 
+	permissions TEXT, 
+	senders TEXT, 
+	addresses TEXT, 
+	expires_at_us BIGINT, 
+	created_at_us BIGINT NOT NULL, 
+	last_used_at_us BIGINT, 
+	last_used_ip VARCHAR(45), 
+	last_used_door VARCHAR(10), 
+	CONSTRAINT pk_api_key PRIMARY KEY (id), 
+	CONSTRAINT fk_api_key_account_id FOREIGN KEY(account_id) REFERENCES account (id), 
+	CONSTRAINT uq_api_key_secret_hash UNIQUE (secret_hash)
+);
+INSERT INTO "api_key" VALUES('302d411c-62e4-4565-a7e6-3502aa271bd5','a763f40c-84c9-4f03-b0e9-40d1a46d558c','app',X'0944D9B559FB0754FB3C0C8E5F622A6D9A141FCE4462315239CA4420CA3658C7','O3BGh','active',NULL,NULL,NULL,NULL,1795669265707663,1795669273737600,'127.0.0.1','http');
+INSERT INTO "api_key" VALUES('c5133917-38b5-45ba-8dbc-dc87c4ddda64','a763f40c-84c9-4f03-b0e9-40d1a46d558c','disabled',X'796FFEC151A9A960E1331C57EDFD8A9836E44A9C9918F689CE9F080D318DA3CD','zzhFB','disabled','["smtp"]',NULL,'["192.0.2.0/24"]',NULL,1795669265912435,NULL,NULL,NULL);
+CREATE TABLE audit (
+	account_id VARCHAR(36) NOT NULL, 
+	seq BIGINT NOT NULL, 
+	at_us BIGINT NOT NULL, 
+	user_id VARCHAR(36), 
+	actor TEXT NOT NULL, 
+	ip VARCHAR(45) NOT NULL, 
+	via VARCHAR(10) NOT NULL, 
+	action VARCHAR(60) NOT NULL, 
+	subject TEXT NOT NULL, 
+	data TEXT NOT NULL, 
+	hash VARCHAR(64) NOT NULL, 
+	CONSTRAINT pk_audit PRIMARY KEY (account_id, seq)
+)
+ WITHOUT ROWID
+
+;
+INSERT INTO "audit" VALUES('25629fe6-80d3-4064-84cb-add245084209',1,1795669265752567,NULL,'command line (root)','','cli','account.add','other@elsewhere.example','{"credits":10,"operator":false,"plan":"standard"}','6ff347243ee2d1904d7b361aa44db76ff8ff1f17b73c1a8ac06f471e40bd4de3');
+INSERT INTO "audit" VALUES('610bf4eb-3540-4e12-92e0-af40c6a2da13',1,1795669265846279,NULL,'command line (root)','','cli','account.add','operator@example.com','{"credits":0,"operator":true,"plan":"standard"}','2e73f60c0cb507d602f7ffe8c845f05ead1c9bdec9b6e945866bc171366aa6fd');
+INSERT INTO "audit" VALUES('610bf4eb-3540-4e12-92e0-af40c6a2da13',2,1795669272493113,NULL,'command line (root)','','cli','user.link','operator@example.com','{"purpose":"sign-in","second_factor_dropped":false}','cb4a66ebd6759618cf376b08617e9990a566d6628f94a8b8d1e5a877d30e4642');
+INSERT INTO "audit" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',1,1795669265665514,NULL,'command line (root)','','cli','account.add','owner@example.com','{"credits":100,"operator":false,"plan":"standard"}','4501ee3b4b381ae8529f9fd0353c2d61747570d7994c63acec095210a30440fa');
+INSERT INTO "audit" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',2,1795669265710770,NULL,'command line (root)','','cli','key.mint','app','{"addresses":null,"expires_at_us":null,"key":"302d411c-62e4-4565-a7e6-3502aa271bd5","permissions":null,"senders":null}','07f332c3fc4ea879f7a57ecd6f57880cc59b544358356753dcf383af7024bc7c');
+INSERT INTO "audit" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',3,1795669265921757,NULL,'command line (root)','','cli','key.mint','disabled','{"addresses":["192.0.2.0/24"],"expires_at_us":null,"key":"c5133917-38b5-45ba-8dbc-dc87c4ddda64","permissions":["smtp"],"senders":null}','21eb5fb63efcd2f0f901ff272c5a682360e59ad6f5889c608388e7e65611f65a');
+INSERT INTO "audit" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',4,1795669266293699,NULL,'command line (root)','','cli','key.disable','disabled','{"key":"c5133917-38b5-45ba-8dbc-dc87c4ddda64"}','a6d7232fe237f60d269249d59d2d5c3d067bd94b7f294e128e1afa9776f81a1f');
+INSERT INTO "audit" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',5,1795669266366511,NULL,'command line (root)','','cli','sender.put','capped@example.com','{"daily_cap":1,"default":false,"route":"sink"}','85db4376661cdc37a1320d35f298989c2389db8f0053c1c985a6106e5accc3ae');
+INSERT INTO "audit" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',6,1795669266436415,NULL,'command line (root)','','cli','sender.put','late@example.com','{"daily_cap":0,"default":false,"route":"away"}','0a6d435b3c5910d4a4b90b6ad701f4cd57ec2c3a28b56d3c1c7f41ea37a565f8');
+INSERT INTO "audit" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',7,1795669266522475,NULL,'command line (root)','','cli','suppression.add','gone@example.net','{"reason":"an operator said so","until_us":1796878866519548}','75d652a2da2f83d5e0847886e64ffd0400ead8924b08ccf333a2c09c0c6a79b3');
+INSERT INTO "audit" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',8,1795669270790534,NULL,'command line (root)','','cli','user.invite','reader@example.com','{"scope":"read_only"}','4e48c4f3d0daa977377b3648f0025e303d3c6b6166e69b77769e7a6852043e47');
+INSERT INTO "audit" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',9,1795669270812652,NULL,'command line (root)','','cli','user.link','owner@example.com','{"purpose":"sign-in","second_factor_dropped":false}','e867f023433a2bea2e1f6669c7a774802285096e961ca9747aeeb39c49787fed');
+INSERT INTO "audit" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',10,1795669271635562,'4d577b82-e7c4-4837-ad28-568ae4c742d9','owner@example.com','127.0.0.1','dashboard','user.password','owner@example.com','{"by":"link","purpose":"sign-in"}','fbffa9f4fcabfd7d306e6069520396e695114a7c3aa002aa970f59d217dca828');
+INSERT INTO "audit" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',11,1795669272291396,'1fd2e1c1-7dc4-48ac-a013-a1a7b410295e','reader@example.com','127.0.0.1','dashboard','user.password','reader@example.com','{"by":"link","purpose":"invite"}','6531a9d9181277e7628c20165a293824d4e9c4c22201ceba12b42ff971dea086');
+CREATE TABLE audit_head (
+	account_id VARCHAR(36) NOT NULL, 
+	seq BIGINT NOT NULL, 
+	hash VARCHAR(64) NOT NULL, 
+	CONSTRAINT pk_audit_head PRIMARY KEY (account_id)
+);
+INSERT INTO "audit_head" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',11,'6531a9d9181277e7628c20165a293824d4e9c4c22201ceba12b42ff971dea086');
+INSERT INTO "audit_head" VALUES('25629fe6-80d3-4064-84cb-add245084209',1,'6ff347243ee2d1904d7b361aa44db76ff8ff1f17b73c1a8ac06f471e40bd4de3');
+INSERT INTO "audit_head" VALUES('610bf4eb-3540-4e12-92e0-af40c6a2da13',2,'cb4a66ebd6759618cf376b08617e9990a566d6628f94a8b8d1e5a877d30e4642');
+CREATE TABLE body (
+	id INTEGER NOT NULL, 
+	message_id VARCHAR(16) NOT NULL, 
+	n INTEGER NOT NULL, 
+	at_us BIGINT NOT NULL, 
+	data BLOB NOT NULL, 
+	CONSTRAINT pk_body PRIMARY KEY (id)
+);
+INSERT INTO "body" VALUES(1,'9b549531e33e174e',0,1795669272929159,X'46726F6D3A20636170706564406578616D706C652E636F6D0D0A546F3A20736F6D656F6E6533406578616D706C652E6E65740D0A5375626A6563743A204B6570740D0A446174653A205468752C203236204E6F7620323032362030353A30313A3132202B303030300D0A4D6573736167652D49443A203C3030303561656133343430633137333762363735353532646163393830666162406578616D706C652E636F6D3E0D0A4D494D452D56657273696F6E3A20312E300D0A436F6E74656E742D547970653A20746578742F706C61696E3B20636861727365743D227574662D38220D0A436F6E74656E742D5472616E736665722D456E636F64696E673A20376269740D0A0D0A48656C6C6F0D0A');
+INSERT INTO "body" VALUES(2,'9b5499d3b3e9443b',0,1795669273029306,X'46726F6D3A206C617465406578616D706C652E636F6D0D0A546F3A20736F6D656F6E6534406578616D706C652E6E65740D0A5375626A6563743A204B6570740D0A446174653A205468752C203236204E6F7620323032362030353A30313A3133202B303030300D0A4D6573736167652D49443A203C3966346535323466623535386537313565626237326366323738363137626565406578616D706C652E636F6D3E0D0A4D494D452D56657273696F6E3A20312E300D0A436F6E74656E742D547970653A20746578742F706C61696E3B20636861727365743D227574662D38220D0A436F6E74656E742D5472616E736665722D456E636F64696E673A20376269740D0A0D0A48656C6C6F0D0A');
+INSERT INTO "body" VALUES(3,'9b54a8dbcdebd748',0,1795669273148912,X'46726F6D3A206C617465406578616D706C652E636F6D0D0A546F3A20736F6D656F6E6535406578616D706C652E6E65740D0A5375626A6563743A204B6570740D0A446174653A205468752C203236204E6F7620323032362030353A30313A3133202B303030300D0A4D6573736167652D49443A203C3133303035316639313634613863613237386138366138623364306534386239406578616D706C652E636F6D3E0D0A4D494D452D56657273696F6E3A20312E300D0A436F6E74656E742D547970653A20746578742F706C61696E3B20636861727365743D227574662D38220D0A436F6E74656E742D5472616E736665722D456E636F64696E673A20376269740D0A0D0A48656C6C6F0D0A');
+INSERT INTO "body" VALUES(4,'9b54ccfe92b82128',0,1795669273741200,X'46726F6D3A206E6F7265706C79406578616D706C652E636F6D0D0A546F3A20736C6F772D31406578616D706C652E6E65740D0A5375626A6563743A204B6570740D0A446174653A205468752C203236204E6F7620323032362030353A30313A3133202B303030300D0A4D6573736167652D49443A203C3630353130633730623434373066653766643836616231346230306361663466406578616D706C652E636F6D3E0D0A4D494D452D56657273696F6E3A20312E300D0A436F6E74656E742D547970653A20746578742F706C61696E3B20636861727365743D227574662D38220D0A436F6E74656E742D5472616E736665722D456E636F64696E673A20376269740D0A0D0A48656C6C6F0D0A');
+CREATE TABLE cap (
+	cap_key TEXT NOT NULL, 
+	daily_cap INTEGER NOT NULL, 
+	next_us BIGINT, 
+	CONSTRAINT pk_cap PRIMARY KEY (cap_key)
+);
+INSERT INTO "cap" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c|capped@example.com',1,1795755672861463);
+CREATE TABLE cap_use (
+	cap_key TEXT NOT NULL, 
+	message_id VARCHAR(16) NOT NULL, 
+	at_us BIGINT NOT NULL, 
+	CONSTRAINT pk_cap_use PRIMARY KEY (cap_key, message_id)
+)
+ WITHOUT ROWID
+
+;
+INSERT INTO "cap_use" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c|capped@example.com','9b5490edf3e3c12c',1795669272861462);
+CREATE TABLE counter (
+	name VARCHAR(40) NOT NULL, 
+	value BIGINT NOT NULL, 
+	CONSTRAINT pk_counter PRIMARY KEY (name)
+);
+INSERT INTO "counter" VALUES('generation',8);
+INSERT INTO "counter" VALUES('people',1);
+INSERT INTO "counter" VALUES('tally',1795669200000000);
+CREATE TABLE dkim_key (
+	domain VARCHAR(255) NOT NULL, 
+	selector VARCHAR(63) NOT NULL, 
+	algorithm VARCHAR(20) NOT NULL, 
+	sealed_key BLOB NOT NULL, 
+	public_key TEXT NOT NULL, 
+	state VARCHAR(20) NOT NULL, 
+	created_at_us BIGINT NOT NULL, 
+	checked_at_us BIGINT, 
+	changed_at_us BIGINT NOT NULL, 
+	CONSTRAINT pk_dkim_key PRIMARY KEY (domain, selector)
+);
+INSERT INTO "dkim_key" VALUES('example.com','rsa20261126','rsa-sha256',X'012F248C9F850BA0AFE274F3AA1651E05A63C26BADF84ADBAEACECC1F2F114F82D6ABE0EE9E0F1404FDB6C0B0A5F09CE11C02B86BDC921F1F641F14FF8BC24D55AB0DE64EA16D1573F28685C5BA3AEBD6E1E898EB447D81256600016FA9391B6561281CCF2400C175AD2108A9C6DCD01E6453A7A94841D11DD2ED2C32CD321749E6C9F186D22B07ABCA69D803C19D9A8D3FE170B282E07F6C36561F26BE3AA0F41D1521D2D512FFDF1900D8381E57C56A2B8AC7D7BBD961D841EFEB1F3F40599D50A36F9112B92AC470375F7A944625F26BB9620DC35F4CBD83FDC468E19BDA8DE8E32586BE6BEDDAAF47E015EDEC090C10E3A9778C94B4EB656FC72C0DA911D1AE6CECAD75F4F9DE2F6C3AD17855CB02839AC262838F1750D03EB26A25EB54A073846E553B0D6DE9D38A1896D573E93E79CDD843C92CF9F3B3B8EAE086CFABB024A5DE6392D25AD27BE9DAEE5865AA1AD6C7B3861D3EFC3E88C29E53A5CCB1C6FF7C880F720117AF9B84BE5926A88F12440F96172C25F01CEA5BF8E051685133DC8C266EF3A0D9DB07D05F99EE3822098CF837C32F925ED8AF1B6C16F47AD9E9EA02EC8A9F8D7E987D6C27A91A04C94C9FFCFFFFEBD26E455BBA0E83E814C23407BD88BCD6441E94AA7FF8EC9676DB730DC6913AC2B7C8320174E3AC6C86FF4BF813E49A703EF10B8EBC8831AA0DEDC78A8E5E411DF163103CED085F31A643ADFF67AE74FBB44176659E1A49F4E4024761F0A1253CC84FB0D419193FD9D71FA1F5B4F8ADF5F7017F147084888EC1DF740B95577D075F7320734868C5D0B949C488AD3AB68D8C2EE6B5BDFC26EEC5F6FE2EE01A9119C11801F0BB13175F0C93F40863DA32FA3A5C18F0572B517AA6183EF9AA7A740AD41404AF3BBE5D08E0ACA2A063C8CECB020D40681AC16282821CE59AAEEB09DE6C3C0177B4673E34EB4F83898AA40B61EB2EAAF09750B70A637125069059314D8BEAEB1D56D84E10A05384EF93A84FBB0A21D8C3C39CE00592AAB2B0FC5435D25FF8CAD034B6302CC9248182541A6E319B0AC4C508F8899CA8CAA9856A3CB8C4E4DB224662655F66FF8DF4D38C8090BBE6C0B1220EA735691910F62DE02AE512487957C96AAC24053D86F3289C934CCAAE8E37D007B056AADADF38408D07323E75738FF69685A6B0687FA1DA390E631A67816190444233722B6FA03185A7222517DB2035CCB832E8C0E4F97423B58F1FC9F3057DF37D3C7A8DC43732EF628694CF0BA8AADAC229115B85BB304F633F83BFCA65DC9FE048EF2024FCE62D0E4278F31166AE828B799A699A236030501E9887F8463C9A0A799261848624ED5D3856C540E124DAE8A877F2BE887AEE7931EA6CE529764EC3A3F37CC74DBC2A4F15C4434AC79AEBD6BA817C47BD3B5EC19E1BCDF37C89B65DD784DBDBFADFAB5BE41E9342D84BA947C885F08358FC41421F1C64DA5E4B92E61A8EEE87089C30214081F3DED1521EB10CEFE8616B3CF379D635F18AB71C1740E55FE536B8B66DB2D0727747A7599C54FA10B1DE97F491198976A01FC345E316CB8F332C8DAB60237B0E4C8E845AB10DC5F7621B6B20148C9A1CF2C219D41B9EA5A6171891F422F511490D6200B3B1ED502DDE6722BF91143467A97EE275C8A6231EB70EB79C419AD6EF95AAAE7F3E40D8201F701EA507B247AE11550E904462AEC3A1D2BEDE2D427846113FB1B0A9F86CC441A7B1E0055743BF99E4EED2A7E93ECD33D7154F3E45BF6B7759C98159ADC175944BBCE4881D5C134','MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAukCjXXZFKAN4DbBEAEeijGdPgFXsmSmeDINv4djW2/CwZnW6EprhgpgOSbSIVjXh+exXlyiZOp9GR0QvbfPqUBPtHTXri6smKqrBgt6u4eiGuN7/ks/GFPX/nBNsd4IaCFOSO/PFwte8gJS5IBYipY4NfEsAlVf2GIASErxSuath9hNXYxNCPNKuhwcJNJHQboMzlD6H3hmoGIsNdbCY+Itn997xMneTb+A+WuumGLrjjmfwFKoc5EkG55yyF3xur5B3NMaIiLiH+ILgUyJnWTd/hRI/jAc2iyaDarJCHnfxvsKQKwc6298bQ2yFK7jW5iScmAWYScFiUjd0+XyZdQIDAQAB','pending',1795669266767529,NULL,1795669266767529);
+CREATE TABLE event (
+	seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, 
+	message_id VARCHAR(16) NOT NULL, 
+	account_id VARCHAR(36) NOT NULL, 
+	at_us BIGINT NOT NULL, 
+	kind VARCHAR(20) NOT NULL, 
+	data TEXT NOT NULL
+);
+INSERT INTO "event" VALUES(1,'9b5483a0c3407c72','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669272575965,'accepted','{"door":"http","peer":"127.0.0.1","session":"5cb2880277ab1e26","tls":["TLSv1.3","TLS_AES_256_GCM_SHA384"],"helo":"","size":271,"steps":[[1795669272574420,"note","TLS: TLSv1.3 TLS_AES_256_GCM_SHA384"],[1795669272574420,"peer","POST /api/v1/email/send HTTP/1.1, 97 octets, key …O3BGh"]]}');
+INSERT INTO "event" VALUES(2,'9b5483a0c3407c72','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669272602923,'attempt','{"host":"127.0.0.1[127.0.0.1]:38589","tls":null,"started_at":1795669272591583,"route":"sink","destination":"","outcomes":[{"recipient":0,"result":"delivered","reply":"250 2.0.0 captured","retry_at":null}],"steps":[[1795669272592255,"note","connected to 127.0.0.1[127.0.0.1]:38589"],[1795669272592903,"peer","220 capture.test ESMTP"],[1795669272592903,"us","EHLO smtp.test"],[1795669272593259,"peer","250 capture.test PIPELINING SIZE 52428800 8BITMIME SMTPUTF8 ENHANCEDSTATUSCODES"],[1795669272593351,"us","MAIL FROM:<noreply@example.com> SIZE=271"],[1795669272593351,"us","RCPT TO:<someone0@example.net>"],[1795669272593351,"us","DATA"],[1795669272593693,"peer","250 2.1.0 ok"],[1795669272593818,"peer","250 2.1.5 ok"],[1795669272593898,"peer","354 go on"],[1795669272601789,"us","(content, 271 octets)"],[1795669272601812,"us","."],[1795669272602807,"peer","250 2.0.0 captured"]]}');
+INSERT INTO "event" VALUES(3,'9b5483a0c3407c72','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669272619371,'replied','{"final":true,"id":"9b5483a0c3407c72","header_id":"<89c87b2422026c4c7d29a56f82138332@example.com>","status":"sent","from":"noreply@example.com","recipients":1,"charged":1,"rejected":[],"hint":"","capped":false}');
+INSERT INTO "event" VALUES(4,'9b548fd2674c2263','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669272694482,'accepted','{"door":"http","peer":"127.0.0.1","session":"dd703426383759db","tls":["TLSv1.3","TLS_AES_256_GCM_SHA384"],"helo":"","size":271,"steps":[[1795669272694416,"note","TLS: TLSv1.3 TLS_AES_256_GCM_SHA384"],[1795669272694416,"peer","POST /api/v1/email/send HTTP/1.1, 97 octets, key …O3BGh"]]}');
+INSERT INTO "event" VALUES(5,'9b548fd2674c2263','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669272717377,'attempt','{"host":"127.0.0.1[127.0.0.1]:38589","tls":null,"started_at":1795669272707408,"route":"sink","destination":"","outcomes":[{"recipient":0,"result":"delivered","reply":"250 2.0.0 captured","retry_at":null}],"steps":[[1795669272707501,"note","kept connection to 127.0.0.1[127.0.0.1]:38589, message 2"],[1795669272707526,"us","MAIL FROM:<noreply@example.com> SIZE=271"],[1795669272707526,"us","RCPT TO:<someone1@example.net>"],[1795669272707526,"us","DATA"],[1795669272711363,"peer","250 2.1.0 ok"],[1795669272711363,"peer","250 2.1.5 ok"],[1795669272711363,"peer","354 go on"],[1795669272715217,"us","(content, 271 octets)"],[1795669272715240,"us","."],[1795669272717254,"peer","250 2.0.0 captured"]]}');
+INSERT INTO "event" VALUES(6,'9b548fd2674c2263','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669272727346,'replied','{"final":true,"id":"9b548fd2674c2263","header_id":"<b9eec6570775d49aa933573be897a4a2@example.com>","status":"sent","from":"noreply@example.com","recipients":1,"charged":1,"rejected":[],"hint":"","capped":false}');
+INSERT INTO "event" VALUES(7,'9b5490edf3e3c12c','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669272831501,'accepted','{"door":"http","peer":"127.0.0.1","session":"88e84cc3568b3259","tls":["TLSv1.3","TLS_AES_256_GCM_SHA384"],"helo":"","size":270,"steps":[[1795669272831449,"note","TLS: TLSv1.3 TLS_AES_256_GCM_SHA384"],[1795669272831449,"peer","POST /api/v1/email/send HTTP/1.1, 96 octets, key …O3BGh"]]}');
+INSERT INTO "event" VALUES(8,'9b5490edf3e3c12c','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669272861462,'attempt','{"host":"127.0.0.1[127.0.0.1]:38589","tls":null,"started_at":1795669272851059,"route":"sink","destination":"","outcomes":[{"recipient":0,"result":"delivered","reply":"250 2.0.0 captured","retry_at":null}],"steps":[[1795669272851151,"note","kept connection to 127.0.0.1[127.0.0.1]:38589, message 3"],[1795669272851174,"us","MAIL FROM:<capped@example.com> SIZE=270"],[1795669272851174,"us","RCPT TO:<someone2@example.net>"],[1795669272851174,"us","DATA"],[1795669272854626,"peer","250 2.1.0 ok"],[1795669272854626,"peer","250 2.1.5 ok"],[1795669272854626,"peer","354 go on"],[1795669272860355,"us","(content, 270 octets)"],[1795669272860379,"us","."],[1795669272861350,"peer","250 2.0.0 captured"]]}');
+INSERT INTO "event" VALUES(9,'9b5490edf3e3c12c','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669272869000,'replied','{"final":true,"id":"9b5490edf3e3c12c","header_id":"<eb3d487d1a6f3b29bc3e7309619d6191@example.com>","status":"sent","from":"capped@example.com","recipients":1,"charged":1,"rejected":[],"hint":"","capped":false}');
+INSERT INTO "event" VALUES(10,'9b549531e33e174e','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669272929159,'accepted','{"door":"http","peer":"127.0.0.1","session":"74f523dd5e01b18b","tls":["TLSv1.3","TLS_AES_256_GCM_SHA384"],"helo":"","size":270,"steps":[[1795669272929103,"note","TLS: TLSv1.3 TLS_AES_256_GCM_SHA384"],[1795669272929103,"peer","POST /api/v1/email/send HTTP/1.1, 96 octets, key …O3BGh"]]}');
+INSERT INTO "event" VALUES(11,'9b549531e33e174e','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669272947225,'replied','{"final":true,"id":"9b549531e33e174e","header_id":"<0005aea3440c1737b675552dac980fab@example.com>","status":"queued","from":"capped@example.com","recipients":1,"charged":1,"rejected":[],"hint":"The daily cap of 1 messages of capped@example.com is used up: leaves at about 2026-11-27T05:01:12Z.","capped":true}');
+INSERT INTO "event" VALUES(12,'9b5499d3b3e9443b','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669273029306,'accepted','{"door":"http","peer":"127.0.0.1","session":"cf14489180c7c3f0","tls":["TLSv1.3","TLS_AES_256_GCM_SHA384"],"helo":"","size":268,"steps":[[1795669273029254,"note","TLS: TLSv1.3 TLS_AES_256_GCM_SHA384"],[1795669273029254,"peer","POST /api/v1/email/send HTTP/1.1, 94 octets, key …O3BGh"]]}');
+INSERT INTO "event" VALUES(13,'9b5499d3b3e9443b','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669273039053,'attempt','{"host":"","tls":null,"started_at":1795669273038464,"route":"away","destination":"","outcomes":[{"recipient":0,"result":"deferred","reply":"451 4.4.1 connect: 127.0.0.1:1: error connecting to (''127.0.0.1'', 1): connection refused","retry_at":1795672731696160}],"steps":[[1795669273039022,"note","connect: 127.0.0.1:1: error connecting to (''127.0.0.1'', 1): connection refused"]]}');
+INSERT INTO "event" VALUES(14,'9b5499d3b3e9443b','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669273054699,'replied','{"final":true,"id":"9b5499d3b3e9443b","header_id":"<9f4e524fb558e715ebb72cf278617bee@example.com>","status":"queued","from":"late@example.com","recipients":1,"charged":1,"rejected":[],"hint":"The next hop answered: 451 4.4.1 connect: 127.0.0.1:1: error connecting to (''127.0.0.1'', 1): connection refused. The next attempt is at 2026-11-26T05:58:51Z.","capped":false}');
+INSERT INTO "event" VALUES(15,'9b54a8dbcdebd748','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669273148912,'accepted','{"door":"http","peer":"127.0.0.1","session":"aa1508ceffa7e9d5","tls":["TLSv1.3","TLS_AES_256_GCM_SHA384"],"helo":"","size":268,"steps":[[1795669273148846,"note","TLS: TLSv1.3 TLS_AES_256_GCM_SHA384"],[1795669273148846,"peer","POST /api/v1/email/send HTTP/1.1, 94 octets, key …O3BGh"]]}');
+INSERT INTO "event" VALUES(16,'9b54a8dbcdebd748','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669273163875,'attempt','{"host":"","tls":null,"started_at":1795669273163355,"route":"away","destination":"","outcomes":[{"recipient":0,"result":"deferred","reply":"451 4.4.1 connect: 127.0.0.1:1: error connecting to (''127.0.0.1'', 1): connection refused","retry_at":1795673122428330}],"steps":[[1795669273163846,"note","connect: 127.0.0.1:1: error connecting to (''127.0.0.1'', 1): connection refused"]]}');
+INSERT INTO "event" VALUES(17,'9b54a8dbcdebd748','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669273175196,'replied','{"final":true,"id":"9b54a8dbcdebd748","header_id":"<130051f9164a8ca278a86a8b3d0e48b9@example.com>","status":"queued","from":"late@example.com","recipients":1,"charged":1,"rejected":[],"hint":"The next hop answered: 451 4.4.1 connect: 127.0.0.1:1: error connecting to (''127.0.0.1'', 1): connection refused. The next attempt is at 2026-11-26T06:05:22Z.","capped":false}');
+INSERT INTO "event" VALUES(18,'9b54a264d377aab6','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669273289120,'accepted','{"door":"http","peer":"127.0.0.1","session":"f96d7d859f0f9c73","tls":["TLSv1.3","TLS_AES_256_GCM_SHA384"],"helo":"","size":271,"steps":[[1795669273288996,"note","TLS: TLSv1.3 TLS_AES_256_GCM_SHA384"],[1795669273288996,"peer","POST /api/v1/email/send HTTP/1.1, 97 octets, key …O3BGh"]]}');
+INSERT INTO "event" VALUES(19,'9b54a264d377aab6','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669273301399,'attempt','{"host":"127.0.0.1[127.0.0.1]:38589","tls":null,"started_at":1795669273300744,"route":"sink","destination":"","outcomes":[{"recipient":0,"result":"failed","reply":"550 5.1.1 no such mailbox here","retry_at":null}],"steps":[[1795669273300819,"note","kept connection to 127.0.0.1[127.0.0.1]:38589, message 4"],[1795669273300838,"us","MAIL FROM:<noreply@example.com> SIZE=271"],[1795669273300838,"us","RCPT TO:<reject-1@example.net>"],[1795669273300838,"us","DATA"],[1795669273301288,"peer","250 2.1.0 ok"],[1795669273301288,"peer","550 5.1.1 no such mailbox here"],[1795669273301288,"peer","503 5.5.1 no valid recipients"]]}');
+INSERT INTO "event" VALUES(20,'9b54a264d377aab6','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669273323637,'replied','{"refused":"RELAY_FAILED","reply":"550 5.1.1 no such mailbox here"}');
+INSERT INTO "event" VALUES(21,'9b54bc76a21239bd','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669273425506,'accepted','{"door":"smtp","peer":"127.0.0.1","session":"bd90e3a08ed82bea","tls":["TLSv1.3","TLS_AES_256_GCM_SHA384"],"helo":"client.test","size":299,"steps":[[1795669273410488,"note","connected by TCP 127.0.0.1"],[1795669273410488,"us","220 smtp.test ESMTP hepmaild"],[1795669273413109,"peer","ehlo client.test"],[1795669273413109,"us","250 smtp.test PIPELINING SIZE 26214400 8BITMIME SMTPUTF8 ENHANCEDSTATUSCODES CHUNKING LIMITS RCPTMAX=100 STARTTLS"],[1795669273414229,"peer","STARTTLS"],[1795669273414229,"us","220 2.0.0 Ready to start TLS"],[1795669273420504,"note","TLS established: TLSv1.3 TLS_AES_256_GCM_SHA384"],[1795669273420764,"peer","ehlo client.test"],[1795669273420764,"us","250 smtp.test PIPELINING SIZE 26214400 8BITMIME SMTPUTF8 ENHANCEDSTATUSCODES CHUNKING LIMITS RCPTMAX=100 AUTH PLAIN LOGIN"],[1795669273421096,"peer","AUTH PLAIN ***"],[1795669273421390,"us","235 2.7.0 Authentication successful"],[1795669273421794,"peer","mail FROM:<noreply@example.com> size=27"],[1795669273421920,"us","250 2.1.0 OK"],[1795669273424408,"peer","rcpt TO:<one@example.net>"],[1795669273424408,"us","250 2.1.5 OK"],[1795669273424605,"peer","rcpt TO:<two@example.org>"],[1795669273424605,"us","250 2.1.5 OK"],[1795669273424722,"peer","data"],[1795669273425098,"us","354 End data with <CR><LF>.<CR><LF>"],[1795669273425296,"peer","message content, 27 octets"]]}');
+INSERT INTO "event" VALUES(22,'9b54bc76a21239bd','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669273439571,'attempt','{"host":"127.0.0.1[127.0.0.1]:38589","tls":null,"started_at":1795669273430912,"route":"sink","destination":"","outcomes":[{"recipient":0,"result":"delivered","reply":"250 2.0.0 captured","retry_at":null},{"recipient":1,"result":"delivered","reply":"250 2.0.0 captured","retry_at":null}],"steps":[[1795669273431046,"note","kept connection to 127.0.0.1[127.0.0.1]:38589, message 5"],[1795669273431065,"us","RSET"],[1795669273431065,"us","MAIL FROM:<noreply@example.com> SIZE=299"],[1795669273431065,"us","RCPT TO:<one@example.net>"],[1795669273431065,"us","RCPT TO:<two@example.org>"],[1795669273431065,"us","DATA"],[1795669273431640,"peer","250 2.0.0 ok"],[1795669273431640,"peer","250 2.1.0 ok"],[1795669273431640,"peer","250 2.1.5 ok"],[1795669273431640,"peer","250 2.1.5 ok"],[1795669273431640,"peer","354 go on"],[1795669273438819,"us","(content, 299 octets)"],[1795669273438834,"us","."],[1795669273439470,"peer","250 2.0.0 captured"]]}');
+INSERT INTO "event" VALUES(23,'9b54bc76a21239bd','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669273451332,'replied','{"final":true,"id":"9b54bc76a21239bd","header_id":"<a71c4171ad0ad6d1f0ab91c5e946251e@example.com>","status":"sent","from":"noreply@example.com","recipients":2,"charged":2,"rejected":[],"hint":"","capped":false}');
+INSERT INTO "event" VALUES(24,'9b5499d3b3e9443b','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669273489260,'held','{"recipients": 1}');
+INSERT INTO "event" VALUES(25,'9b54ccfe92b82128','a763f40c-84c9-4f03-b0e9-40d1a46d558c',1795669273741200,'accepted','{"door":"http","peer":"127.0.0.1","session":"972f16ee7de0550b","tls":["TLSv1.3","TLS_AES_256_GCM_SHA384"],"helo":"","size":269,"steps":[[1795669273741152,"note","TLS: TLSv1.3 TLS_AES_256_GCM_SHA384"],[1795669273741152,"peer","POST /api/v1/email/send HTTP/1.1, 95 octets, key …O3BGh"]]}');
+CREATE TABLE idempotency (
+	word TEXT NOT NULL, 
+	key_id VARCHAR(36) NOT NULL, 
+	fingerprint BLOB NOT NULL, 
+	message_id VARCHAR(16) NOT NULL, 
+	at_us BIGINT NOT NULL, 
+	CONSTRAINT pk_idempotency PRIMARY KEY (word, key_id)
+)
+ WITHOUT ROWID
+
+;
+INSERT INTO "idempotency" VALUES('w:word 0','302d411c-62e4-4565-a7e6-3502aa271bd5',X'818D7C29D99926394D1672C19F2597C1B2298412A2BA0A0F0181C30E0C3711ED','9b5483a0c3407c72',1795669272575965);
+INSERT INTO "idempotency" VALUES('w:word 1','302d411c-62e4-4565-a7e6-3502aa271bd5',X'A7025B04822DEEEB2E3CF287FB3196898DB7769941388C160C598310452972F1','9b548fd2674c2263',1795669272694482);
+INSERT INTO "idempotency" VALUES('w:word 2','302d411c-62e4-4565-a7e6-3502aa271bd5',X'1E2B2628B71C599D70EF7247D3B019C80B80516C2BE3A72647890AEEFD29DE83','9b5490edf3e3c12c',1795669272831501);
+INSERT INTO "idempotency" VALUES('w:word 3','302d411c-62e4-4565-a7e6-3502aa271bd5',X'3C065406BB51F20ADDB9E80C83D104C992D6CE01F2A609D6F0B9CC15B25191F4','9b549531e33e174e',1795669272929159);
+INSERT INTO "idempotency" VALUES('w:word 4','302d411c-62e4-4565-a7e6-3502aa271bd5',X'9E00C394ECAA8B4A256A093323A507F63915F976B487FF2A06EB45A005125EC4','9b5499d3b3e9443b',1795669273029306);
+INSERT INTO "idempotency" VALUES('w:word 5','302d411c-62e4-4565-a7e6-3502aa271bd5',X'0BFB2C2F215F58F55417D1D3139A9B0D02F3D6E2936206EEB0D83E777756C49E','9b54a8dbcdebd748',1795669273148912);
+CREATE TABLE ledger (
+	account_id VARCHAR(36) NOT NULL, 
+	seq BIGINT NOT NULL, 
+	amount BIGINT NOT NULL, 
+	balance_after BIGINT NOT NULL, 
+	reason VARCHAR(20) NOT NULL, 
+	message_id VARCHAR(16), 
+	granted_by TEXT, 
+	note TEXT, 
+	at_us BIGINT NOT NULL, 
+	hash VARCHAR(64) NOT NULL, 
+	CONSTRAINT pk_ledger PRIMARY KEY (account_id, seq)
+)
+ WITHOUT ROWID
+
+;
+INSERT INTO "ledger" VALUES('25629fe6-80d3-4064-84cb-add245084209',1,10,10,'grant',NULL,'command line (root)',NULL,1795669265750013,'18c2445932d26083ae266261f1b5b22893a369974039706f25286a84e7f8c8f7');
+INSERT INTO "ledger" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',1,100,100,'grant',NULL,'command line (root)',NULL,1795669265616742,'50599f87920e4375235e3e5f6cb3a7f43797622f4b064ff8c05cb30ff0aab3e5');
+INSERT INTO "ledger" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',2,-1,99,'debit','9b5483a0c3407c72',NULL,NULL,1795669272575965,'5188d9315b7e0ea94d8cd493b0cf6a322ed69db3d56b45bd5e7fe86bb8a7f409');
+INSERT INTO "ledger" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',3,-1,98,'debit','9b548fd2674c2263',NULL,NULL,1795669272694482,'f74a3909695ef5e932d3512e15f1de212155627e17db3723d189c6ca97b1b7e3');
+INSERT INTO "ledger" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',4,-1,97,'debit','9b5490edf3e3c12c',NULL,NULL,1795669272831501,'f89143d7edf3a3f82578f6ec886ff2f397b18202a407e3811967f3a117da7cc1');
+INSERT INTO "ledger" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',5,-1,96,'debit','9b549531e33e174e',NULL,NULL,1795669272929159,'67764be916c601345fa6d1e0801f89201c99a067fb72c93ebc825c6cad318bd6');
+INSERT INTO "ledger" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',6,-1,95,'debit','9b5499d3b3e9443b',NULL,NULL,1795669273029306,'9de0cb8525e1aafde5acc24dda8efc70d29c019f3deba7359a7806dbca9fd8dc');
+INSERT INTO "ledger" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',7,-1,94,'debit','9b54a8dbcdebd748',NULL,NULL,1795669273148912,'848c88de4e787be2722968d0afe38e5c82dad8c0fb9db3c1b64e68600ba06640');
+INSERT INTO "ledger" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',8,-1,93,'debit','9b54a264d377aab6',NULL,NULL,1795669273289120,'bf8bcac98730e182fe4c25709978df84b0a0a7835f67e9be72eaaac4e8282c3f');
+INSERT INTO "ledger" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',9,1,94,'refund','9b54a264d377aab6',NULL,NULL,1795669273301399,'471b39f9634cfe62730fbdc8028ec45578a8f5a06027133551f52f92a9ba604e');
+INSERT INTO "ledger" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',10,-2,92,'debit','9b54bc76a21239bd',NULL,NULL,1795669273425506,'6619d3652541982db711b36e58d240da9b7042a6299e42576af99171eedb7e32');
+INSERT INTO "ledger" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',11,-1,91,'debit','9b54ccfe92b82128',NULL,NULL,1795669273741200,'888d9894463b8b94781964caaf1c691fc1ebb802b1805dad14bf228ad6d65eb6');
+CREATE TABLE login_session (
+	id VARCHAR(36) NOT NULL, 
+	user_id VARCHAR(36) NOT NULL, 
+	kind VARCHAR(10) NOT NULL, 
+	ip VARCHAR(45) NOT NULL, 
+	agent VARCHAR(200) NOT NULL, 
+	created_at_us BIGINT NOT NULL, 
+	seen_at_us BIGINT NOT NULL, 
+	ends_at_us BIGINT NOT NULL, 
+	ended_at_us BIGINT, 
+	ended_by VARCHAR(20), 
+	CONSTRAINT pk_login_session PRIMARY KEY (id)
+);
+INSERT INTO "login_session" VALUES('66187424-6437-41f9-bd3b-1c8f2f2b94f8','4d577b82-e7c4-4837-ad28-568ae4c742d9','browser','127.0.0.1','python-httpx/0.28.1',1795669271635562,1795669271635562,1798261271635562,NULL,NULL);
+INSERT INTO "login_session" VALUES('c087541a-446f-44a0-a7bf-89583bf2a34c','1fd2e1c1-7dc4-48ac-a013-a1a7b410295e','browser','127.0.0.1','python-httpx/0.28.1',1795669272291396,1795669272291396,1798261272291396,NULL,NULL);
+CREATE TABLE login_try (
+	id VARCHAR(36) NOT NULL, 
+	client VARCHAR(49) NOT NULL, 
+	email_hash BLOB NOT NULL, 
+	counts_client BOOLEAN NOT NULL, 
+	is_code BOOLEAN NOT NULL, 
+	at_us BIGINT NOT NULL, 
+	CONSTRAINT pk_login_try PRIMARY KEY (id)
+);
+INSERT INTO "login_try" VALUES('00000000-0000-0000-0000-000000000000','192.0.2.1',X'0000000000000000000000000000000000000000000000000000000000000000',1,0,1800000000000000);
+CREATE TABLE message (
+	id VARCHAR(16) NOT NULL, 
+	account_id VARCHAR(36) NOT NULL, 
+	key_id VARCHAR(36) NOT NULL, 
+	key_name VARCHAR(100) NOT NULL, 
+	key_last_five VARCHAR(5) NOT NULL, 
+	door VARCHAR(10) NOT NULL, 
+	sender TEXT NOT NULL, 
+	route VARCHAR(100) NOT NULL, 
+	reverse_path TEXT NOT NULL, 
+	subject TEXT NOT NULL, 
+	header_message_id TEXT NOT NULL, 
+	size BIGINT NOT NULL, 
+	smtputf8 BOOLEAN NOT NULL, 
+	recipients INTEGER NOT NULL, 
+	state VARCHAR(20) NOT NULL, 
+	waiting INTEGER NOT NULL, 
+	failed INTEGER NOT NULL, 
+	accepted_at_us BIGINT NOT NULL, 
+	expires_at_us BIGINT NOT NULL, 
+	finished_at_us BIGINT, 
+	body_until_us BIGINT, 
+	answer TEXT, 
+	CONSTRAINT pk_message PRIMARY KEY (id)
+);
+INSERT INTO "message" VALUES('9b5483a0c3407c72','a763f40c-84c9-4f03-b0e9-40d1a46d558c','302d411c-62e4-4565-a7e6-3502aa271bd5','app','O3BGh','http','noreply@example.com','sink','noreply@example.com','Kept','<89c87b2422026c4c7d29a56f82138332@example.com>',271,0,1,'sent',0,0,1795669272575965,1796014872575965,1795669272602923,NULL,'{"final":true,"id":"9b5483a0c3407c72","header_id":"<89c87b2422026c4c7d29a56f82138332@example.com>","status":"sent","from":"noreply@example.com","recipients":1,"charged":1,"rejected":[],"hint":"","capped":false}');
+INSERT INTO "message" VALUES('9b548fd2674c2263','a763f40c-84c9-4f03-b0e9-40d1a46d558c','302d411c-62e4-4565-a7e6-3502aa271bd5','app','O3BGh','http','noreply@example.com','sink','noreply@example.com','Kept','<b9eec6570775d49aa933573be897a4a2@example.com>',271,0,1,'sent',0,0,1795669272694482,1796014872694482,1795669272717377,NULL,'{"final":true,"id":"9b548fd2674c2263","header_id":"<b9eec6570775d49aa933573be897a4a2@example.com>","status":"sent","from":"noreply@example.com","recipients":1,"charged":1,"rejected":[],"hint":"","capped":false}');
+INSERT INTO "message" VALUES('9b5490edf3e3c12c','a763f40c-84c9-4f03-b0e9-40d1a46d558c','302d411c-62e4-4565-a7e6-3502aa271bd5','app','O3BGh','http','capped@example.com','sink','capped@example.com','Kept','<eb3d487d1a6f3b29bc3e7309619d6191@example.com>',270,0,1,'sent',0,0,1795669272831501,1796014872831501,1795669272861462,NULL,'{"final":true,"id":"9b5490edf3e3c12c","header_id":"<eb3d487d1a6f3b29bc3e7309619d6191@example.com>","status":"sent","from":"capped@example.com","recipients":1,"charged":1,"rejected":[],"hint":"","capped":false}');
+INSERT INTO "message" VALUES('9b549531e33e174e','a763f40c-84c9-4f03-b0e9-40d1a46d558c','302d411c-62e4-4565-a7e6-3502aa271bd5','app','O3BGh','http','capped@example.com','sink','capped@example.com','Kept','<0005aea3440c1737b675552dac980fab@example.com>',270,0,1,'capped',1,0,1795669272929159,1796014872929159,NULL,NULL,'{"final":true,"id":"9b549531e33e174e","header_id":"<0005aea3440c1737b675552dac980fab@example.com>","status":"queued","from":"capped@example.com","recipients":1,"charged":1,"rejected":[],"hint":"The daily cap of 1 messages of capped@example.com is used up: leaves at about 2026-11-27T05:01:12Z.","capped":true}');
+INSERT INTO "message" VALUES('9b5499d3b3e9443b','a763f40c-84c9-4f03-b0e9-40d1a46d558c','302d411c-62e4-4565-a7e6-3502aa271bd5','app','O3BGh','http','late@example.com','away','late@example.com','Kept','<9f4e524fb558e715ebb72cf278617bee@example.com>',268,0,1,'held',1,0,1795669273029306,1796014873029306,NULL,NULL,'{"final":true,"id":"9b5499d3b3e9443b","header_id":"<9f4e524fb558e715ebb72cf278617bee@example.com>","status":"queued","from":"late@example.com","recipients":1,"charged":1,"rejected":[],"hint":"The next hop answered: 451 4.4.1 connect: 127.0.0.1:1: error connecting to (''127.0.0.1'', 1): connection refused. The next attempt is at 2026-11-26T05:58:51Z.","capped":false}');
+INSERT INTO "message" VALUES('9b54a8dbcdebd748','a763f40c-84c9-4f03-b0e9-40d1a46d558c','302d411c-62e4-4565-a7e6-3502aa271bd5','app','O3BGh','http','late@example.com','away','late@example.com','Kept','<130051f9164a8ca278a86a8b3d0e48b9@example.com>',268,0,1,'deferred',1,0,1795669273148912,1796014873148912,NULL,NULL,'{"final":true,"id":"9b54a8dbcdebd748","header_id":"<130051f9164a8ca278a86a8b3d0e48b9@example.com>","status":"queued","from":"late@example.com","recipients":1,"charged":1,"rejected":[],"hint":"The next hop answered: 451 4.4.1 connect: 127.0.0.1:1: error connecting to (''127.0.0.1'', 1): connection refused. The next attempt is at 2026-11-26T06:05:22Z.","capped":false}');
+INSERT INTO "message" VALUES('9b54a264d377aab6','a763f40c-84c9-4f03-b0e9-40d1a46d558c','302d411c-62e4-4565-a7e6-3502aa271bd5','app','O3BGh','http','noreply@example.com','sink','noreply@example.com','Kept','<0c0738a13c0c860dc8e953a7e9867fde@example.com>',271,0,1,'failed',0,1,1795669273289120,1796014873289120,1795669273301399,NULL,'{"refused":"RELAY_FAILED","reply":"550 5.1.1 no such mailbox here"}');
+INSERT INTO "message" VALUES('9b54bc76a21239bd','a763f40c-84c9-4f03-b0e9-40d1a46d558c','302d411c-62e4-4565-a7e6-3502aa271bd5','app','O3BGh','smtp','noreply@example.com','sink','noreply@example.com','by SMTP','<a71c4171ad0ad6d1f0ab91c5e946251e@example.com>',299,0,2,'sent',0,0,1795669273425506,1796014873425506,1795669273439571,NULL,'{"final":true,"id":"9b54bc76a21239bd","header_id":"<a71c4171ad0ad6d1f0ab91c5e946251e@example.com>","status":"sent","from":"noreply@example.com","recipients":2,"charged":2,"rejected":[],"hint":"","capped":false}');
+INSERT INTO "message" VALUES('9b54ccfe92b82128','a763f40c-84c9-4f03-b0e9-40d1a46d558c','302d411c-62e4-4565-a7e6-3502aa271bd5','app','O3BGh','http','noreply@example.com','sink','noreply@example.com','Kept','<60510c70b4470fe7fd86ab14b00caf4f@example.com>',269,0,1,'queued',1,0,1795669273741200,1796014873741200,NULL,NULL,'{"final":false,"id":"9b54ccfe92b82128","header_id":"<60510c70b4470fe7fd86ab14b00caf4f@example.com>","status":"queued","from":"noreply@example.com","recipients":1,"charged":1,"rejected":[],"hint":"The message is queued; the first attempt is made as soon as possible.","capped":false}');
+CREATE TABLE one_time_link (
+	token_hash BLOB NOT NULL, 
+	user_id VARCHAR(36) NOT NULL, 
+	purpose VARCHAR(10) NOT NULL, 
+	created_at_us BIGINT NOT NULL, 
+	expires_at_us BIGINT NOT NULL, 
+	used_at_us BIGINT, 
+	CONSTRAINT pk_one_time_link PRIMARY KEY (token_hash)
+);
+INSERT INTO "one_time_link" VALUES(X'C3EB16076084258E6F886756CF5FFAF30D790C4D23A72C8DFF02C315D014859F','1fd2e1c1-7dc4-48ac-a013-a1a7b410295e','invite',1795669270787824,1795755670787824,1795669272291396);
+INSERT INTO "one_time_link" VALUES(X'9D003C38B826C48CE0225D8FC71647AD89797403F7DB3C67ACBE86DE27AFDE13','4d577b82-e7c4-4837-ad28-568ae4c742d9','sign-in',1795669270812652,1795755670812652,1795669271635562);
+INSERT INTO "one_time_link" VALUES(X'E071C9E7B1838BB0372E8EE8F8C7591EB84EE82F06E138D799039A09129803FF','20111330-03d4-4d1d-9ced-e031887f63c2','sign-in',1795669272493113,1795755672493113,NULL);
+CREATE TABLE pause (
+	route VARCHAR(100) NOT NULL, 
+	destination TEXT NOT NULL, 
+	since_us BIGINT NOT NULL, 
+	note TEXT NOT NULL, 
+	CONSTRAINT pk_pause PRIMARY KEY (route, destination)
+)
+ WITHOUT ROWID
+
+;
+INSERT INTO "pause" VALUES('direct','paused.example',1795669266818612,'');
+CREATE TABLE process (
+	id VARCHAR(40) NOT NULL, 
+	alive_until_us BIGINT NOT NULL, 
+	CONSTRAINT pk_process PRIMARY KEY (id)
+);
+INSERT INTO "process" VALUES('dead',1800000000000000);
+CREATE TABLE queue (
+	message_id VARCHAR(16) NOT NULL, 
+	destination TEXT NOT NULL, 
+	account_id VARCHAR(36) NOT NULL, 
+	route VARCHAR(100) NOT NULL, 
+	due_at_us BIGINT NOT NULL, 
+	owner VARCHAR(40), 
+	token BIGINT NOT NULL, 
+	marked BOOLEAN NOT NULL, 
+	cap_key TEXT NOT NULL, 
+	line_us BIGINT, 
+	accepted_at_us BIGINT NOT NULL, 
+	expires_at_us BIGINT NOT NULL, 
+	CONSTRAINT pk_queue PRIMARY KEY (message_id, destination)
+)
+ WITHOUT ROWID
+
+;
+INSERT INTO "queue" VALUES('9b549531e33e174e','','a763f40c-84c9-4f03-b0e9-40d1a46d558c','sink',1796014872929159,NULL,1,0,'a763f40c-84c9-4f03-b0e9-40d1a46d558c|capped@example.com',1795669272929159,1795669272929159,1796014872929159);
+INSERT INTO "queue" VALUES('9b5499d3b3e9443b','','a763f40c-84c9-4f03-b0e9-40d1a46d558c','away',1796014873029306,NULL,2,0,'',NULL,1795669273029306,1796014873029306);
+INSERT INTO "queue" VALUES('9b54a8dbcdebd748','','a763f40c-84c9-4f03-b0e9-40d1a46d558c','away',1795673122428330,NULL,1,0,'',NULL,1795669273148912,1796014873148912);
+INSERT INTO "queue" VALUES('9b54ccfe92b82128','','a763f40c-84c9-4f03-b0e9-40d1a46d558c','sink',4613481687701129104,'8113-6550ed573ad1e433',1,1,'',NULL,1795669273741200,1796014873741200);
+CREATE TABLE rate_call (
+	key_id VARCHAR(36) NOT NULL, 
+	at_us BIGINT NOT NULL, 
+	calls INTEGER NOT NULL, 
+	total BIGINT NOT NULL, 
+	CONSTRAINT pk_rate_call PRIMARY KEY (key_id, at_us)
+)
+ WITHOUT ROWID
+
+;
+INSERT INTO "rate_call" VALUES('302d411c-62e4-4565-a7e6-3502aa271bd5',1795669272573442,1,1);
+INSERT INTO "rate_call" VALUES('302d411c-62e4-4565-a7e6-3502aa271bd5',1795669272693689,1,2);
+INSERT INTO "rate_call" VALUES('302d411c-62e4-4565-a7e6-3502aa271bd5',1795669272828822,1,3);
+INSERT INTO "rate_call" VALUES('302d411c-62e4-4565-a7e6-3502aa271bd5',1795669272928588,1,4);
+INSERT INTO "rate_call" VALUES('302d411c-62e4-4565-a7e6-3502aa271bd5',1795669273028702,1,5);
+INSERT INTO "rate_call" VALUES('302d411c-62e4-4565-a7e6-3502aa271bd5',1795669273145915,1,6);
+INSERT INTO "rate_call" VALUES('302d411c-62e4-4565-a7e6-3502aa271bd5',1795669273288469,1,7);
+INSERT INTO "rate_call" VALUES('302d411c-62e4-4565-a7e6-3502aa271bd5',1795669273424894,1,8);
+INSERT INTO "rate_call" VALUES('302d411c-62e4-4565-a7e6-3502aa271bd5',1795669273740487,1,9);
+CREATE TABLE recipient (
+	message_id VARCHAR(16) NOT NULL, 
+	n INTEGER NOT NULL, 
+	address TEXT NOT NULL, 
+	kind VARCHAR(5) NOT NULL, 
+	destination TEXT NOT NULL, 
+	state VARCHAR(20) NOT NULL, 
+	attempts INTEGER NOT NULL, 
+	doubts INTEGER NOT NULL, 
+	due_at_us BIGINT, 
+	last_reply TEXT, 
+	changed_at_us BIGINT NOT NULL, 
+	CONSTRAINT pk_recipient PRIMARY KEY (message_id, n)
+)
+ WITHOUT ROWID
+
+;
+INSERT INTO "recipient" VALUES('9b5483a0c3407c72',0,'someone0@example.net','to','','sent',1,0,NULL,'250 2.0.0 captured',1795669272602923);
+INSERT INTO "recipient" VALUES('9b548fd2674c2263',0,'someone1@example.net','to','','sent',1,0,NULL,'250 2.0.0 captured',1795669272717377);
+INSERT INTO "recipient" VALUES('9b5490edf3e3c12c',0,'someone2@example.net','to','','sent',1,0,NULL,'250 2.0.0 captured',1795669272861462);
+INSERT INTO "recipient" VALUES('9b549531e33e174e',0,'someone3@example.net','to','','capped',0,0,1795755672861463,'the daily cap of 1 messages of capped@example.com is used up: leaves at about 2026-11-27T05:01:12Z',1795669272929159);
+INSERT INTO "recipient" VALUES('9b5499d3b3e9443b',0,'someone4@example.net','to','','held',1,0,1796014873029306,'451 4.4.1 connect: 127.0.0.1:1: error connecting to (''127.0.0.1'', 1): connection refused',1795669273489260);
+INSERT INTO "recipient" VALUES('9b54a264d377aab6',0,'reject-1@example.net','to','','failed',1,0,NULL,'550 5.1.1 no such mailbox here',1795669273301399);
+INSERT INTO "recipient" VALUES('9b54a8dbcdebd748',0,'someone5@example.net','to','','deferred',1,0,1795673122428330,'451 4.4.1 connect: 127.0.0.1:1: error connecting to (''127.0.0.1'', 1): connection refused',1795669273163875);
+INSERT INTO "recipient" VALUES('9b54bc76a21239bd',0,'one@example.net','bcc','','sent',1,0,NULL,'250 2.0.0 captured',1795669273439571);
+INSERT INTO "recipient" VALUES('9b54bc76a21239bd',1,'two@example.org','bcc','','sent',1,0,NULL,'250 2.0.0 captured',1795669273439571);
+INSERT INTO "recipient" VALUES('9b54ccfe92b82128',0,'slow-1@example.net','to','','queued',0,0,1795669273741200,NULL,1795669273741200);
+CREATE TABLE recovery_code (
+	user_id VARCHAR(36) NOT NULL, 
+	code_hash BLOB NOT NULL, 
+	used_at_us BIGINT, 
+	CONSTRAINT pk_recovery_code PRIMARY KEY (user_id, code_hash)
+)
+ WITHOUT ROWID
+
+;
+INSERT INTO "recovery_code" VALUES('1fd2e1c1-7dc4-48ac-a013-a1a7b410295e',X'0000000000000000000000000000000000000000000000000000000000000000',NULL);
+CREATE TABLE refresh_token (
+	token_hash BLOB NOT NULL, 
+	session_id VARCHAR(36) NOT NULL, 
+	created_at_us BIGINT NOT NULL, 
+	used_at_us BIGINT, 
+	successor BLOB, 
+	CONSTRAINT pk_refresh_token PRIMARY KEY (token_hash)
+);
+INSERT INTO "refresh_token" VALUES(X'5BC55A1C0325C7A542AC43F0C499DCEED3C1F3931AD998E9BD332F97231E8956','66187424-6437-41f9-bd3b-1c8f2f2b94f8',1795669271635562,NULL,NULL);
+INSERT INTO "refresh_token" VALUES(X'CB5925F0E7557BA5714C4C368016B4AC54F61A10E1BFDFE5006C49A2245277F7','c087541a-446f-44a0-a7bf-89583bf2a34c',1795669272291396,NULL,NULL);
+CREATE TABLE sender (
+	id INTEGER NOT NULL, 
+	account_id VARCHAR(36) NOT NULL, 
+	address TEXT NOT NULL, 
+	address_key TEXT NOT NULL, 
+	route VARCHAR(100) NOT NULL, 
+	daily_cap INTEGER NOT NULL, 
+	is_default BOOLEAN NOT NULL, 
+	CONSTRAINT pk_sender PRIMARY KEY (id)
+);
+INSERT INTO "sender" VALUES(1,'a763f40c-84c9-4f03-b0e9-40d1a46d558c','capped@example.com','capped@example.com','sink',1,0);
+INSERT INTO "sender" VALUES(2,'a763f40c-84c9-4f03-b0e9-40d1a46d558c','late@example.com','late@example.com','away',0,0);
+CREATE TABLE sts_policy (
+	domain VARCHAR(255) NOT NULL, 
+	policy_id VARCHAR(32) NOT NULL, 
+	policy TEXT NOT NULL, 
+	fetched_at_us BIGINT NOT NULL, 
+	expires_at_us BIGINT NOT NULL, 
+	CONSTRAINT pk_sts_policy PRIMARY KEY (domain)
+);
+INSERT INTO "sts_policy" VALUES('example.net','20260101','version: STSv1',1800000000000000,1900000000000000);
+CREATE TABLE suppression (
+	account_id VARCHAR(36) NOT NULL, 
+	address_key TEXT NOT NULL, 
+	address TEXT NOT NULL, 
+	refusals INTEGER NOT NULL, 
+	refused_at_us BIGINT NOT NULL, 
+	suppressed_until_us BIGINT, 
+	last_reply TEXT NOT NULL, 
+	message_id VARCHAR(16) NOT NULL, 
+	kept_until_us BIGINT NOT NULL, 
+	CONSTRAINT pk_suppression PRIMARY KEY (account_id, address_key)
+)
+ WITHOUT ROWID
+
+;
+INSERT INTO "suppression" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c','gone@example.net','gone@example.net',0,1795669266519548,1796878866519548,'an operator said so','',1796878866519548);
+INSERT INTO "suppression" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c','reject-1@example.net','reject-1@example.net',1,1795669273301399,NULL,'550 5.1.1 no such mailbox here','9b54a264d377aab6',1796878873301399);
+CREATE TABLE tally (
+	account_id VARCHAR(36) NOT NULL, 
+	span_s INTEGER NOT NULL, 
+	at_us BIGINT NOT NULL, 
+	sent INTEGER NOT NULL, 
+	waiting INTEGER NOT NULL, 
+	in_doubt INTEGER NOT NULL, 
+	failed INTEGER NOT NULL, 
+	recount_at_us BIGINT, 
+	CONSTRAINT pk_tally PRIMARY KEY (account_id, span_s, at_us)
+)
+ WITHOUT ROWID
+
+;
+INSERT INTO "tally" VALUES('a763f40c-84c9-4f03-b0e9-40d1a46d558c',60,1800000000000000,3,2,1,1,1800000060000000);
+CREATE TABLE token_key (
+	id VARCHAR(22) NOT NULL, 
+	public_key BLOB NOT NULL, 
+	until_us BIGINT NOT NULL, 
+	CONSTRAINT pk_token_key PRIMARY KEY (id)
+);
+INSERT INTO "token_key" VALUES('77-pvyz176iLcixctYgq5u',X'EB673B2EB7A671F87B3E2C16EC5A98DA862D09D078DFE08BD0DC1387950A4A6D',1796274070367893);
+CREATE TABLE user_account (
+	id VARCHAR(36) NOT NULL, 
+	account_id VARCHAR(36) NOT NULL, 
+	email TEXT NOT NULL, 
+	email_key TEXT NOT NULL, 
+	first_name TEXT DEFAULT '' NOT NULL, 
+	surname TEXT DEFAULT '' NOT NULL, 
+	password_hash TEXT, 
+	scope VARCHAR(20) NOT NULL, 
+	is_operator BOOLEAN NOT NULL, 
+	is_verified BOOLEAN DEFAULT false NOT NULL, 
+	status VARCHAR(20) DEFAULT 'active' NOT NULL, 
+	totp_sealed BLOB, 
+	totp_since_us BIGINT, 
+	totp_step BIGINT DEFAULT '0' NOT NULL, 
+	created_at_us BIGINT NOT NULL, 
+	modified_at_us BIGINT NOT NULL, 
+	CONSTRAINT pk_user_account PRIMARY KEY (id), 
+	CONSTRAINT fk_user_account_account_id FOREIGN KEY(account_id) REFERENCES account (id), 
+	CONSTRAINT uq_user_account_email_key UNIQUE (email_key)
+);
+INSERT INTO "user_account" VALUES('4d577b82-e7c4-4837-ad28-568ae4c742d9','a763f40c-84c9-4f03-b0e9-40d1a46d558c','owner@example.com','owner@example.com','','','$argon2id$v=19$m=65536,t=3,p=4$XBjLX/pYQCDetpcBcSWX6A$pz7mWZmDs4GvcCTj/N8+SM6wMpb8XccgxFGOnb8nSis','owner',0,1,'active',NULL,NULL,0,1795669265616742,1795669271635562);
+INSERT INTO "user_account" VALUES('322a3938-6347-4813-8664-c0ad81a03610','25629fe6-80d3-4064-84cb-add245084209','other@elsewhere.example','other@elsewhere.example','','',NULL,'owner',0,0,'active',NULL,NULL,0,1795669265750013,1795669265750013);
+INSERT INTO "user_account" VALUES('20111330-03d4-4d1d-9ced-e031887f63c2','610bf4eb-3540-4e12-92e0-af40c6a2da13','operator@example.com','operator@example.com','','',NULL,'owner',1,0,'active',NULL,NULL,0,1795669265844019,1795669265844019);
+INSERT INTO "user_account" VALUES('1fd2e1c1-7dc4-48ac-a013-a1a7b410295e','a763f40c-84c9-4f03-b0e9-40d1a46d558c','reader@example.com','reader@example.com','','','$argon2id$v=19$m=65536,t=3,p=4$wLClMACuNGkUtysQLX92uA$iu8CKHgtuUNSwSjA39pRdYIqS31xe9WPIXxhE1lkqdM','read_only',0,1,'active',NULL,NULL,0,1795669270787824,1795669272291396);
+CREATE INDEX ix_body_message_id ON body (message_id);
+CREATE INDEX ix_cap_next_us ON cap (next_us) WHERE next_us IS NOT NULL;
+CREATE INDEX ix_cap_use_at_us ON cap_use (at_us);
+CREATE INDEX ix_cap_use_cap_key_at_us ON cap_use (cap_key, at_us);
+CREATE INDEX ix_event_message_id ON event (message_id);
+CREATE INDEX ix_idempotency_at_us ON idempotency (at_us);
+CREATE INDEX ix_idempotency_message_id ON idempotency (message_id);
+CREATE INDEX ix_ledger_message_id ON ledger (message_id);
+CREATE INDEX ix_ledger_account_id_reason_seq ON ledger (account_id, reason, seq) WHERE reason <> 'debit';
+CREATE INDEX ix_message_accepted_at_us ON message (accepted_at_us);
+CREATE INDEX ix_message_account_id_accepted_at_us ON message (account_id, accepted_at_us, id);
+CREATE INDEX ix_message_account_id_state_accepted_at_us ON message (account_id, state, accepted_at_us, id) WHERE state NOT IN ('queued', 'sent');
+CREATE INDEX ix_message_body_until_us ON message (body_until_us) WHERE body_until_us IS NOT NULL;
+CREATE INDEX ix_queue_cap_key_line_us ON queue (cap_key, line_us) WHERE line_us IS NOT NULL;
+CREATE INDEX ix_queue_expires_at_us ON queue (expires_at_us) WHERE owner IS NULL;
+CREATE INDEX ix_queue_owner ON queue (owner) WHERE owner IS NOT NULL;
+CREATE INDEX ix_queue_route_destination_due_at_us ON queue (route, destination, due_at_us);
+CREATE INDEX ix_queue_route_due_at_us ON queue (route, due_at_us) WHERE owner IS NULL;
+CREATE INDEX ix_recipient_lower_address ON recipient (lower(address));
+CREATE UNIQUE INDEX uq_sender_account_id_address_key ON sender (account_id, address_key);
+CREATE INDEX ix_suppression_account_id ON suppression (account_id, refused_at_us, address_key) WHERE suppressed_until_us IS NOT NULL;
+CREATE INDEX ix_suppression_kept_until_us ON suppression (kept_until_us);
+CREATE INDEX ix_tally_recount_at_us ON tally (recount_at_us) WHERE recount_at_us IS NOT NULL;
+CREATE INDEX ix_tally_span_s_at_us ON tally (span_s, at_us);
+CREATE INDEX ix_api_key_account_id ON api_key (account_id);
+CREATE UNIQUE INDEX uq_api_key_account_id_name ON api_key (account_id, name) WHERE status <> 'deleted';
+CREATE INDEX ix_user_account_account_id ON user_account (account_id);
+CREATE INDEX ix_login_session_ends_at_us ON login_session (ends_at_us);
+CREATE INDEX ix_login_session_user_id ON login_session (user_id, created_at_us);
+CREATE INDEX ix_login_try_at_us ON login_try (at_us);
+CREATE INDEX ix_login_try_client_at_us ON login_try (client, at_us);
+CREATE INDEX ix_login_try_email_hash_at_us ON login_try (email_hash, at_us);
+CREATE INDEX ix_one_time_link_expires_at_us ON one_time_link (expires_at_us);
+CREATE INDEX ix_one_time_link_user_id ON one_time_link (user_id);
+CREATE INDEX ix_refresh_token_session_id ON refresh_token (session_id);
+DELETE FROM "sqlite_sequence";
+INSERT INTO "sqlite_sequence" VALUES('event',25);
+COMMIT;
