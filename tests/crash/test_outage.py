@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.crash.conftest import GRANT, OUTAGE_S, open_service
-from tests.crash.load import Load, check_promises, running_load
+from tests.crash.load import MAILS, Load, check_promises, running_load
 from tests.peers import postgres
+from tests.peers.daemon import SENDER
 from tests.peers.processes import open_folder, wait_until
 from tests.peers.programs import missing
 
@@ -60,15 +61,20 @@ def test_postgresql_stops_and_starts_again() -> None:
 
 @pytest.mark.slow
 def test_postgresql_is_away_for_longer_than_an_attempt_may_last() -> None:
-    """Attempts whose end could not be recorded are given up by their own process, not kept until it ends."""
+    """Attempts whose end could not be recorded are given up by their own process, not kept until it ends.
+
+    Half of the mail is for somebody whose server takes two seconds to answer the dot, so that at any moment, also when
+    the store goes, attempts are under way.
+    """
     postgres.require_postgres(own=True)
-    impatient = {"delivery": {"final_dot_timeout_s": 2, "attempt_timeout_s": 3}}
+    impatient = {"delivery": {"final_dot_timeout_s": 4, "attempt_timeout_s": 5}}
+    mails = (*MAILS, (SENDER, "slow-someone@example.net"))
     with (
         postgres.open_cluster() as cluster,
         postgres.open_database(cluster.server) as url,
         open_service(url, impatient) as service,
     ):
-        with running_load([service.daemon], service.key) as load:
+        with running_load([service.daemon], service.key, mails) as load:
             load.wait_for(30)
             cluster.stop("immediate")
             wait_until(lambda: "event=attempt_forsaken" in service.daemon.log(), "attempts to be given up")
