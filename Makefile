@@ -13,12 +13,13 @@ SEED ?= 0
 RUNS ?= 1000
 VERBOSE ?=
 
-.PHONY: help run test test-clients lint format bench simulate docs lock clean
+.PHONY: help run test test-clients screenshots lint format bench simulate docs lock clean
 
 help:
 	@echo "make run            a demo service on unprivileged ports; Ctrl-C ends it"
 	@echo "make test           every test whose peers are there (ARGS=-k ...)"
-	@echo "make test-clients   install the mail clients from npm that some tests use"
+	@echo "make test-clients   install what some tests use from npm: mail clients, axe-core"
+	@echo "make screenshots    every page of the dashboard, into build/screenshots"
 	@echo "make lint           ruff and mypy --strict"
 	@echo "make format         let ruff format everything"
 	@echo "make bench          benchmarks beside Postfix (see bench/README.md)"
@@ -35,6 +36,9 @@ test: $(VENV)/.installed-test
 
 test-clients:
 	cd tests/clients && npm ci --no-audit --no-fund
+
+screenshots: $(VENV)/.installed-test
+	@$(BIN)/python -m tests.browser.screenshots build/screenshots
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

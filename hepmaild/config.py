@@ -213,6 +213,11 @@ class LimitSettings:
     )
     recipients_per_message: int = setting(100, "Distinct recipients of one message.", low=1, high=10_000)
     idle_timeout_s: float = setting(600, "How long an SMTP session may be silent between commands.", low=1, high=DAY_S)
+    upload_bytes_per_account: int = setting(
+        104_857_600,
+        "What uploaded files of one account may come to; each is kept for 24 hours, and there may be 1,000 of them.",
+        low=0,
+    )
     backlog: int = setting(1_000_000, "Messages waiting; above it new mail gets 503 / 451.", low=1)
 
 

@@ -216,7 +216,9 @@ class _Daemon:
             people=self.people,
             dashboard=self._make_dashboard(limiters),
             own_servers=self.own_servers,
-            materials=Materials(store, clock.now_us, limiters.files),
+            materials=Materials(
+                store, clock.now_us, limiters.files, lambda: self._shown.limits.upload_bytes_per_account
+            ),
         )
 
     def _make_operations(self) -> Operations:

@@ -52,7 +52,7 @@ from hepmaild.storage.accept import Accept, Taken, Twin, destinations_of
 from hepmaild.storage.caps import cap_key_of
 from hepmaild.storage.directory import KeyRow
 from hepmaild.storage.store import Store
-from hepmaild.storage.unit import Answer, Answers, Call, Used
+from hepmaild.storage.unit import Answer, Answers, Call, CallAndAccept, Used
 
 T = TypeVar("T")
 
@@ -212,17 +212,20 @@ class Intake:
         Refusals: RATE_LIMITED, DAILY_LIMIT_REACHED (retry_after_s), INSUFFICIENT_CREDITS (extra: required, balance).
         Cancelled before its unit begins it counts nothing.
         """
-        plan = policy.plan_of(self.settings.plans, key.plan)
-        paid = 0 if key.chaos else recipients
-        call = Call(key.key_id, key.account_id, plan.calls_per_minute, plan.messages_per_day, paid)
         state: RateState | Refusal = await self._counted(
-            Door.SMTP if recipients else Door.HTTP, self._store.submit(call)
+            Door.SMTP if recipients else Door.HTTP, self._store.submit(self._call(key, recipients))
         )
         return state
 
-    async def accept(self, submission: Submission) -> Receipt | Refusal:
-        """Everything after the call was counted, up to the receipt.
+    def _call(self, key: KeyIdentity, recipients: int = 0) -> Call:
+        plan = policy.plan_of(self.settings.plans, key.plan)
+        paid = 0 if key.chaos else recipients
+        return Call(key.key_id, key.account_id, plan.calls_per_minute, plan.messages_per_day, paid)
 
+    async def accept(self, submission: Submission) -> Receipt | Refusal:
+        """Everything after the call was counted, up to the receipt; one that was not counted yet is counted with it.
+
+        Such a call counts whatever comes of the message, and its refusals (those of `take_call`) go before all others.
         Waits for the first attempt up to `delivery.relay_wait_s` (SMTP with smtp.reply = "on-commit": not at all).
         Cancellation before the commit costs nothing; from the commit on the message is ours whatever the caller does.
         RELAY_FAILED carries the next hop's reply in `reply`.
@@ -233,16 +236,23 @@ class Intake:
         return answer
 
     async def _accept(self, submission: Submission) -> Receipt | Refusal:
-        full = self.check_backlog()
-        if full is not None:
-            return full
-        book = await self._directory.book(submission.key.account_id)
-        prepared = await self._preparer.prepare(submission, book, self.settings)
+        prepared = self.check_backlog() or await self._prepare(submission)
+        call = None if submission.is_counted else self._call(submission.key)
+        if isinstance(prepared, Prepared) and prepared.content.size <= PIECE_OCTETS:
+            return await self._commit(submission, prepared, call)
+        state: RateState | Refusal | None = await self._store.submit(call) if call is not None else None
+        if isinstance(state, Refusal):
+            if isinstance(prepared, Prepared):
+                prepared.content.close()
+            return state
         if isinstance(prepared, Refusal):
-            return prepared
-        if prepared.content.size > PIECE_OCTETS:
-            await self._stage(prepared)
-        return await self._commit(submission, prepared)
+            return _with_rate(prepared, state)
+        await self._stage(prepared)
+        return _with_rate(await self._commit(submission, prepared, None), state)
+
+    async def _prepare(self, submission: Submission) -> Prepared | Refusal:
+        book = await self._directory.book(submission.key.account_id)
+        return await self._preparer.prepare(submission, book, self.settings)
 
     async def _stage(self, prepared: Prepared) -> None:
         """Store a large content ahead of its unit, piece by piece; without the unit, the pieces are swept later."""
@@ -250,18 +260,19 @@ class Intake:
             await self._store.write(messages.stage_piece, prepared.message_id, n, piece, prepared.at_us)
         prepared.content.close()
 
-    async def _commit(self, submission: Submission, prepared: Prepared) -> Receipt | Refusal:
+    async def _commit(self, submission: Submission, prepared: Prepared, call: Call | None) -> Receipt | Refusal:
+        """call: to be counted in the same commit."""
         member = self._member(submission, prepared)
         waits = not self._answers_on_commit(submission)
         waiter = self._outbox.expect(member.message_id, member.destinations or ONE_HOP) if waits else None
         pending = self._pending[member.message_id] = _Pending()
         begun = trio.current_time()
         try:
-            result = await self._submit(member)
+            state, result = await self._submit(member, call)
             if isinstance(result, Twin):
-                return await self._answer_twin(result)
+                return _with_rate(await self._answer_twin(result), state)
             if isinstance(result, Refusal):
-                return result
+                return _with_rate(result, state)
             commit_s = trio.current_time() - begun
             left_out = len(result.suppressed)
             recipients = len(member.recipients) - left_out
@@ -271,11 +282,11 @@ class Intake:
             receipt = first_receipt(member, result, is_paused=is_paused)
             if waiter is None:
                 pending.answer = receipt
-                return receipt
+                return _with_rate(receipt, state)
             in_vain = result.turn is not None or is_paused or (self._lifecycle.is_draining and not taken)
             pending.answer = receipt if in_vain else await self._wait(waiter, receipt, member)
             await self._record(member, pending.answer)
-            return pending.answer
+            return _with_rate(pending.answer, state)
         finally:
             pending.done.set()
             del self._pending[member.message_id]
@@ -360,15 +371,18 @@ class Intake:
             return submission.reverse_path
         return prepared.from_address
 
-    async def _submit(self, member: Accept) -> Taken | Twin | Refusal:
+    async def _submit(self, member: Accept, call: Call | None) -> tuple[RateState | None, Taken | Twin | Refusal]:
+        """The window after the call, where one was counted, and what became of the message."""
         try:
-            result: Taken | Twin | Refusal = await self._store.submit(member)
+            if call is None:
+                return None, await self._store.submit(member)
+            state, result = await self._store.submit(CallAndAccept(call, member))
         except StoreUnavailable:
             # It may be committed all the same; then its leases must end, so that it leaves soon.
             for where in member.leased:
                 self._outbox.doubt_accept(member.message_id, where, 1)
             raise
-        return result
+        return (state.rate, state) if isinstance(state, Refusal) else (state, result)
 
     def _hand_over(self, member: Accept, prepared: Prepared, taken: Taken) -> bool:
         """Give the committed message to the pool, a job for each destination; whether it took any.
@@ -442,6 +456,10 @@ class Intake:
             return provisional
         text = "the first call with this idempotency key still runs: ask again in a few seconds"
         return Refusal(ErrorKind.IDEMPOTENCY_IN_PROGRESS, text, retry_after_s=5)
+
+
+def _with_rate(answer: Receipt | Refusal, rate: RateState | None) -> Receipt | Refusal:
+    return answer if rate is None else replace(answer, rate=rate)
 
 
 def _job(member: Accept, destination: str, taken: Taken, content: Content | None) -> Job:

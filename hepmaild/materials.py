@@ -19,11 +19,12 @@ from hepmaild.mail import template as wording_of
 from hepmaild.mail.sizes import MAX_BODY_OCTETS, check_sizes
 from hepmaild.mail.submission import Attachment, Draft, KeyIdentity, Permission
 from hepmaild.mail.template import Ask, Wording
-from hepmaild.storage import templates, uploads
+from hepmaild.storage import rate, templates, uploads
 from hepmaild.storage.store import Store
 from hepmaild.storage.templates import Template
 from hepmaild.storage.uploads import Upload
 from hepmaild.template_rules import is_key
+from hepmaild.uploads import Uploads
 
 THREAD_OCTETS = 256 << 10  # above this, texts are filled in a thread
 
@@ -45,17 +46,28 @@ class Found:
 
 
 class Materials:
-    """store: where they are; None: there are none.  threads: for filling large texts."""
+    """store: where they are; None: there are none.  threads: for filling large texts.  quota: of an account's uploads.
+
+    uploads: how they come in; None without a store.
+    """
 
     def __init__(
         self,
         store: Store | None = None,
         now_us: Callable[[], int] = lambda: 0,
         threads: trio.CapacityLimiter | None = None,
+        quota: Callable[[], int] = lambda: 0,
     ) -> None:
         self._store = store
+        self.uploads = None if store is None else Uploads(store, now_us, quota)
         self._now_us = now_us
         self._threads = threads
+
+    async def calls_inside(self, key_id: str) -> int:
+        """The calls of a key in its present window, without counting one.  Raises StoreUnavailable."""
+        if self._store is None:
+            return 0
+        return (await self._store.read(rate.calls_inside, [key_id], self._now_us())).get(key_id, 0)
 
     async def find(self, key: KeyIdentity, draft: Draft, ask: Ask) -> Found:
         """Look up what is named; asks the store for nothing when nothing is.

@@ -9,10 +9,15 @@ from typing import Any
 
 import pytest
 import trio
+from hypothesis import HealthCheck, settings
 
 from hepmaild import logs
 from hepmaild.config import DatabaseSettings
 from tests.peers import postgres
+
+# How fast a machine makes examples says nothing about what is tested with them.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 class LogEvents(list[dict[str, Any]]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -34,7 +35,9 @@ from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies
 from hepmaild.http.oauth import LoginDesk, oauth_blueprint
 from hepmaild.http.openapi import openapi_blueprint
 from hepmaild.http.own_smtp import own_blueprint
-from hepmaild.http.send import SendDesk, send_blueprint
+from hepmaild.http.quick import QuickRequest
+from hepmaild.http.send import SEND_ENDPOINT, SendDesk, send_blueprint
+from hepmaild.http.uploads import UploadDesk, uploads_blueprint
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.metrics import Meter
 from hepmaild.own_servers import OwnServers
@@ -82,11 +85,22 @@ class App(QuartTrio):
 
     async def handle_request(self, request: QuartRequest) -> Any:
         """Answer a request; cancelled when the client goes away."""
-        started = trio.current_time()
         call = open_call(request, self.surroundings.proxies)
         request.call = call  # type: ignore[attr-defined]
+        return await self._handle(request, call, partial(super().handle_request, request))
+
+    async def handle_quickly(self, request: QuickRequest, desk: SendDesk) -> Response:
+        """Answer a send request that came the quick way; not cancelled when the client goes away."""
+        call = open_call(request, self.surroundings.proxies)
+        response: Response = await self._handle(request, call, partial(desk.send_quickly, request, call, SEND_ENDPOINT))
+        return response
+
+    async def _handle(
+        self, request: QuartRequest | QuickRequest, call: Call, dispatch: Callable[[], Awaitable[Any]]
+    ) -> Any:
+        started = trio.current_time()
         structlog.contextvars.bind_contextvars(request_id=call.request_id)
-        response = await self._answer(request, call)
+        response = await self._answer(request, call, dispatch)
         finish(response, call, closes=self._closes(request, call))
         if self._lasting_tls and call.is_https:
             response.headers["Strict-Transport-Security"] = self._lasting_tls
@@ -105,7 +119,7 @@ class App(QuartTrio):
         )
         return response
 
-    def _closes(self, request: QuartRequest, call: Call) -> bool:
+    def _closes(self, request: QuartRequest | QuickRequest, call: Call) -> bool:
         """Whether the connection ends behind this answer.  HTTP/2 has its own way of saying so."""
         if not request.http_version.startswith("1"):
             return False
@@ -113,23 +127,28 @@ class App(QuartTrio):
         much_to_come = not body.is_complete and (request.content_length or 0) > WORTH_WAITING_OCTETS
         return much_to_come or call.connection.over_limit or self.surroundings.lifecycle.is_draining
 
-    async def _answer(self, request: QuartRequest, call: Call) -> Any:
+    async def _answer(
+        self, request: QuartRequest | QuickRequest, call: Call, dispatch: Callable[[], Awaitable[Any]]
+    ) -> Any:
         if not call.by_proxy:
-            return await self._answer_counted(request, call, is_over=call.connection.over_limit)
+            return await self._answer_counted(request, call, dispatch, is_over=call.connection.over_limit)
         counter = self.surroundings.counter
         try:
-            return await self._answer_counted(request, call, is_over=counter.enter(call.client) > counter.limit)
+            is_over = counter.enter(call.client) > counter.limit
+            return await self._answer_counted(request, call, dispatch, is_over=is_over)
         finally:
             counter.leave(call.client)
 
-    async def _answer_counted(self, request: QuartRequest, call: Call, *, is_over: bool) -> Any:
+    async def _answer_counted(
+        self, request: QuartRequest | QuickRequest, call: Call, dispatch: Callable[[], Awaitable[Any]], *, is_over: bool
+    ) -> Any:
         try:
             if not call.is_https:
                 return self._to_https(request, call)
             if is_over:
                 text = f"Your IP address has {self.surroundings.counter.limit} connections open; close some first."
                 return refuse(Refusal(ErrorKind.TOO_MANY_CONNECTIONS, text, retry_after_s=1), call)
-            return await super().handle_request(request)
+            return await dispatch()
         except RefusedError as error:
             return self._refuse(error.refusal, call)
         except StoreUnavailable:
@@ -172,7 +191,7 @@ class App(QuartTrio):
             log.exception("websocket_crashed", path=websocket.path[:200])
             return Response("", status=500)
 
-    def _to_https(self, request: QuartRequest, call: Call) -> Any:
+    def _to_https(self, request: QuartRequest | QuickRequest, call: Call) -> Any:
         base = self.surroundings.public_url or _named_by(request.headers.get("Host", ""), self.surroundings.https_port)
         if call.is_api or not base.startswith("https://"):
             return refuse(Refusal(ErrorKind.HTTPS_REQUIRED, "Use https:// instead of http://."), call)
@@ -275,6 +294,10 @@ def build_app(
     app.register_blueprint(send_blueprint(desk))
     if own_servers is not None:
         app.register_blueprint(own_blueprint(desk, own_servers))
+    if desk.materials.uploads is not None:
+        materials = desk.materials
+        door = UploadDesk(desk.intake, desk.materials.uploads, desk.timeouts, materials.calls_inside, dashboard)
+        app.register_blueprint(uploads_blueprint(door))
     app.register_blueprint(health_blueprint(readiness))
     app.register_blueprint(openapi_blueprint())
     if login is not None:

@@ -46,11 +46,25 @@ def check_readable(authorization: str | None) -> None:
 async def identify(
     intake: Intake, call: Call, authorization: str | None, needs: Permission | None = None
 ) -> KeyIdentity:
-    """Whose request this is, counted in the shared window.  From here on every answer tells the key's rate.
+    """Whose request this is, counted in the shared window.
+
+    needs: which permission the key must have instead of `http`.
 
     needs: which permission the key must have instead of `http`.
 
     Raises RefusedError (401, 403 or 429) and StoreUnavailable (503).  Cancelled before the count, nothing is counted.
+    """
+    key = await recognise(intake, call, authorization, needs)
+    await count(intake, call, key)
+    return key
+
+
+async def recognise(
+    intake: Intake, call: Call, authorization: str | None, needs: Permission | None = None
+) -> KeyIdentity:
+    """Whose request this is, not counted yet.  From here on every answer tells the key's rate.
+
+    Raises RefusedError (401, 403) and StoreUnavailable (503).  Cancel-safe.
     """
     secret = read_credentials(authorization)
     if isinstance(secret, Refusal):
@@ -62,8 +76,15 @@ async def identify(
     call.key_id = key.key_id
     # Until the window answers: the key is valid, so its limit is told, and nothing is promised.
     call.rate = RateState(key.calls_per_minute, 0, int(time.time()) + WINDOW_S)
+    return key
+
+
+async def count(intake: Intake, call: Call, key: KeyIdentity) -> None:
+    """Count the request in the shared window.
+
+    Raises RefusedError (429) and StoreUnavailable (503).  Cancelled before the count, nothing is counted.
+    """
     taken = await intake.take_call(key)
     if isinstance(taken, Refusal):
         raise RefusedError(taken)
     call.rate = taken
-    return key

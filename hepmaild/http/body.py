@@ -17,6 +17,7 @@ from quart.wrappers import Request
 
 from hepmaild.errors import ErrorKind, Refusal, RefusedError
 from hepmaild.http.limits import Timeouts
+from hepmaild.http.quick import QuickRequest
 from hepmaild.mail.content import Content, ContentBuilder
 
 WRITE_OCTETS = 256 << 10  # so much is written to the spool at a time
@@ -30,7 +31,7 @@ class Received:
     digest: bytes
 
 
-def check_length(request: Request, limit: int) -> None:
+def check_length(request: Request | QuickRequest, limit: int) -> None:
     """Raises RefusedError (REQUEST_TOO_LARGE) when the request says that it is longer than `limit` octets."""
     length = request.content_length
     if length is not None and length > limit:
@@ -112,7 +113,7 @@ async def _write(builder: ContentBuilder, pending: list[bytes], limiter: trio.Ca
         builder.write(octets)
 
 
-def check_media_type(request: Request) -> None:
+def check_media_type(request: Request | QuickRequest) -> None:
     """Raises RefusedError (UNSUPPORTED_MEDIA_TYPE) for anything but plain `application/json`."""
     if request.mimetype != "application/json":
         raise RefusedError(

@@ -11,6 +11,7 @@ from typing import Any
 from quart.wrappers import Request
 
 from hepmaild.http.limits import Address, TrustedProxies, client_of
+from hepmaild.http.quick import QuickRequest
 from hepmaild.mail.submission import RateState
 
 API_PREFIXES = ("/api/", "/v1/", "/oauth/")
@@ -37,8 +38,12 @@ class ConnectionFacts:
 
     def tls(self) -> tuple[str, str]:
         """Protocol version and cipher, or two empty strings."""
-        cipher = getattr(self.stream, "cipher", lambda: None)()
-        return (cipher[1], cipher[0]) if cipher else ("", "")
+        negotiated: tuple[str, str] = getattr(self.stream, "negotiated", _nothing)()
+        return negotiated
+
+
+def _nothing() -> tuple[str, str]:
+    return ("", "")
 
 
 @dataclass(eq=False, slots=True)
@@ -75,7 +80,7 @@ def is_api_path(path: str) -> bool:
     return path in API_PATHS or path.startswith(API_PREFIXES)
 
 
-def open_call(request: Request, proxies: TrustedProxies) -> Call:
+def open_call(request: Request | QuickRequest, proxies: TrustedProxies) -> Call:
     """The facts of a request that has just come."""
     connection: ConnectionFacts = request.scope["state"][STATE_KEY]
     headers = request.headers

@@ -8,29 +8,39 @@
   stream was reset, and one that came by `Upgrade: h2c`, are never ended at all; and each request starts a task, in a
   nursery of its own, to watch for idleness.  So the reading loop here keeps the time itself.
 - An answer in two TLS records and two segments costs more than the rest of sending it: small ones go out whole.
+
+A plain send request is read and answered here (`quick`), while the library's machine stays where it is, between two
+requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from math import inf
 from typing import Any
 
+import h11
 import structlog
 import trio
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.trio.tcp_server import TCPServer
+from quart.wrappers import Response
 
 from hepmaild.http.call import STATE_KEY, ConnectionFacts
 from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies, client_of, parse_ip
+from hepmaild.http.quick import REQUEST_LINE, QuickRequest, Unready, read_quickly, write_answer
+from hepmaild.tlsstream import TlsStream
 
 log = structlog.get_logger()
 
 REFUSED_CONNECTIONS = 20  # so many above the limit are told; more are closed without a word
 MAX_RECEIVE = 64 << 10
 LAST_WORDS_S = 0.5  # for a request that was under way when we began to stop
+REST_S = 1.0  # for the rest of a small request's body; then the library waits for it
+
+AnswerQuickly = Callable[[QuickRequest], Awaitable[Response]]
 
 
 class _Gone:
@@ -62,7 +72,7 @@ class _NoTask:
 
 
 class Connection(TCPServer):
-    """One connection: counted, contained, and never stuck."""
+    """One connection: counted, contained, and never stuck.  quickly: answers a plain send request."""
 
     def __init__(
         self,
@@ -75,6 +85,7 @@ class Connection(TCPServer):
         proxies: TrustedProxies,
         timeouts: Timeouts,
         peers: set[Connection],
+        quickly: AnswerQuickly,
     ) -> None:
         super().__init__(app, config, context, {}, stream)
         self.idle_task: Any = _NoTask()
@@ -82,8 +93,10 @@ class Connection(TCPServer):
         self._proxies = proxies
         self._timeouts = timeouts
         self._peers = peers
+        self._quickly = quickly
         self._reader = trio.CancelScope()
         self._held: list[bytes] = []
+        self._is_tls = isinstance(stream, TlsStream)
         self._facts: ConnectionFacts
 
     @property
@@ -102,7 +115,8 @@ class Connection(TCPServer):
 
     async def run(self) -> None:
         """Serve until either side ends it.  Whatever a client provokes ends here."""
-        socket = getattr(self.stream, "transport_stream", self.stream).socket
+        stream: Any = self.stream
+        socket = getattr(stream, "transport_stream", stream).socket
         try:
             peer = parse_ip(socket.getpeername()[0])
         except (OSError, IndexError):  # gone already
@@ -185,15 +199,63 @@ class Connection(TCPServer):
         with self._reader:
             while True:
                 try:
-                    data = bytes(await self.stream.receive_some(MAX_RECEIVE))
+                    data: bytes | None = bytes(await self.stream.receive_some(MAX_RECEIVE))
                 except (trio.ClosedResourceError, trio.BrokenResourceError):
                     break
                 if not data:
                     break
+                if data.startswith(REQUEST_LINE) and self._is_between_requests():
+                    data = await self._serve_quickly(data)
+                    if data is None:
+                        break
+                    if not data:
+                        continue
                 await self.protocol.handle(RawData(data))
                 if self._reader.deadline == inf and not self._is_at_work():
                     self._be_idle()
         await self.protocol.handle(Closed())
+
+    def _is_between_requests(self) -> bool:
+        """Whether the library's machine waits for a request on HTTP/1.1 over TLS, and we are not stopping."""
+        protocol: Any = self.protocol.protocol
+        if isinstance(protocol, H2Protocol) or self.context.terminated.is_set() or not self._is_tls:
+            return False
+        machine: h11.Connection = protocol.connection
+        return (
+            protocol.stream is None
+            and machine.our_state is h11.IDLE
+            and machine.their_state is h11.IDLE
+            and not machine.trailing_data[0]
+        )
+
+    async def _serve_quickly(self, data: bytes) -> bytes | None:
+        """Answer a plain send request.  What the library has to read instead; None: the connection ends here."""
+        self._reader.deadline = inf
+        found = read_quickly(data, self.state)
+        if found is Unready.MORE:
+            with trio.move_on_after(REST_S):
+                while found is Unready.MORE:
+                    more = await self.stream.receive_some(MAX_RECEIVE)
+                    if not more:
+                        break
+                    data += more
+                    found = read_quickly(data, self.state)
+        if isinstance(found, Unready):
+            return data
+        response: Any = await self._quickly(found)
+        body = response.response
+        await self.protocol_send(
+            RawData(
+                write_answer(
+                    response.status_code,
+                    response.headers.items(),
+                    body.data[body.begin : body.end],
+                    self.config.response_headers("h11"),
+                )
+            )
+        )
+        self._be_idle()
+        return None if "Connection" in response.headers else b""
 
     def _is_at_work(self) -> bool:
         protocol = self.protocol.protocol

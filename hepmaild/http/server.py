@@ -36,6 +36,8 @@ from hepmaild.materials import Materials
 from hepmaild.metrics import Meter
 from hepmaild.own_servers import OwnServers
 from hepmaild.people import People
+from hepmaild.tlsstream import TlsStream
+from hepmaild.transport import SocketTransport
 
 log = structlog.get_logger()
 
@@ -138,17 +140,19 @@ class HttpDoor:
             secure = sockets.open(self._bound.https if self._bound else self._settings.listen)
             plain = sockets.open(self._bound.plain if self._bound else self._settings.plain_listen)
             https_port = secure[0].getsockname()[1] if secure else 443
-            app: Any = wrap_app(self.build(https_port), config.wsgi_max_body_size, "asgi")
+            built = self.build(https_port)
+            app: Any = wrap_app(built, config.wsgi_max_body_size, "asgi")
             lifespan = Lifespan(app, config, {})
             async with trio.open_nursery() as lifespan_nursery:
                 await lifespan_nursery.start(lifespan.handle_lifespan)
                 await lifespan.wait_for_startup()
-                await self._serve(app, config, secure, plain, task_status)
+                await self._serve(built, app, config, secure, plain, task_status)
                 await lifespan.wait_for_shutdown()
                 lifespan_nursery.cancel_scope.cancel()
 
     async def _serve(
         self,
+        built: App,
         app: Any,
         config: Config,
         secure: list[socket.socket],
@@ -166,11 +170,10 @@ class HttpDoor:
             proxies=self._proxies,
             timeouts=self._timeouts,
             peers=peers,
+            quickly=partial(built.handle_quickly, desk=self._desk),
         )
-        listeners: list[Any] = [
-            trio.SSLListener(_listener(each), self._ssl_context, https_compatible=True) for each in secure
-        ]
-        listeners += [_listener(each) for each in plain]
+        listeners: list[Any] = [_TlsListener(each, self._ssl_context) for each in secure]
+        listeners += [trio.SocketListener(trio.socket.from_stdlib_socket(each)) for each in plain]
         async with trio.open_nursery() as connections:
             try:
                 async with trio.open_nursery() as accepting:
@@ -228,8 +231,39 @@ class _Sockets:
         return opened
 
 
-def _listener(each: socket.socket) -> trio.SocketListener:
-    return trio.SocketListener(trio.socket.from_stdlib_socket(each))
+class _TlsStream(TlsStream):
+    """With what hypercorn asks of `trio.SSLStream`."""
+
+    transport: SocketTransport
+
+    @property
+    def transport_stream(self) -> SocketTransport:
+        """What TLS runs over."""
+        return self.transport
+
+
+class _TlsListener(trio.abc.Listener[_TlsStream]):
+    """Owns a listening socket; the handshake is the connection's."""
+
+    def __init__(self, listening: socket.socket, context: ssl.SSLContext) -> None:
+        self._listening = listening
+        self._context = context
+
+    async def accept(self) -> _TlsStream:
+        """The next connection.  Raises OSError when there is no room for one."""
+        while True:
+            await trio.lowlevel.wait_readable(self._listening.fileno())
+            try:
+                connected, _ = self._listening.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                continue
+            return _TlsStream(SocketTransport(connected), self._context)
+
+    async def aclose(self) -> None:
+        """Close the socket."""
+        trio.lowlevel.notify_closing(self._listening.fileno())
+        self._listening.close()
+        await trio.lowlevel.checkpoint()
 
 
 def _address(each: socket.socket) -> str:

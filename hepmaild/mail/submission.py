@@ -129,7 +129,7 @@ class Submission:
     recipients: distinct, in the order given, at least one.  reverse_path: MAIL FROM on SMTP ("" for the null path),
     None on HTTP.  source: the finished message (`Content`) or a `Draft`.  idempotency_word: the caller's word, or None;
     fingerprint: SHA-256 over what must be equal for "the same call" (HTTP: the request body; on SMTP the intake makes
-    it).  steps: the inbound leg so far.
+    it).  steps: the inbound leg so far.  is_counted: its call was let through already; False: by the same commit.
     """
 
     key: KeyIdentity
@@ -141,6 +141,7 @@ class Submission:
     fingerprint: bytes = b""
     smtputf8: bool = False
     steps: tuple[Step, ...] = ()
+    is_counted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,8 @@ class Receipt:
     message_id: ours, 16 hex.  header_message_id: `<…@domain>`.  sender: the address in From.  recipients: distinct.
     credits_charged: without refunded ones.  retry_hint: why it waits and until when; with QUEUED only.
     is_capped: it stands behind its sender's daily cap, and the hint says so: SMTP adds it to its reply.
-    replayed: the first answer to an idempotent twin, given again.
+    replayed: the first answer to an idempotent twin, given again.  rate: the window after the call, when it was counted
+    with the message.
     """
 
     message_id: str
@@ -178,6 +180,7 @@ class Receipt:
     retry_hint: str = ""
     replayed: bool = False
     is_capped: bool = False
+    rate: RateState | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,9 @@ from hepmaild.policy import client_of
 from hepmaild.smtp import replies
 from hepmaild.smtp.replies import Line
 from hepmaild.smtp.session import SessionSetup, SmtpSession
-from hepmaild.smtp.tlsstream import TlsStream
-from hepmaild.smtp.transport import SocketTransport
 from hepmaild.timers import Timers
+from hepmaild.tlsstream import TlsStream
+from hepmaild.transport import SocketTransport
 
 log = structlog.get_logger()
 

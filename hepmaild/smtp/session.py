@@ -40,8 +40,8 @@ from hepmaild.smtp.facts import TlsInfo
 from hepmaild.smtp.keep import ContentKeeper
 from hepmaild.smtp.machine import SubmissionMachine
 from hepmaild.smtp.say import refusal_reply
-from hepmaild.smtp.tlsstream import TlsStream
 from hepmaild.timers import Timers
+from hepmaild.tlsstream import TlsStream
 
 log = structlog.get_logger()
 
@@ -287,7 +287,7 @@ class SmtpSession:
             self._reason = f"TLS handshake failed: {problem}"
             raise
         self._stream = stream
-        return stream.info
+        return TlsInfo(*stream.negotiated())
 
     async def _last_words(self, actions: list[act.Action]) -> None:
         """Say why the session ends, if the peer listens, and close."""

@@ -73,7 +73,23 @@ class Answers:
     uses: tuple[Used, ...] = ()
 
 
-Member = Call | Accept | Mark | Report | Answers
+@dataclass(frozen=True, slots=True)
+class CallAndAccept:
+    """A call whose message is there already: one commit instead of two.  Refused as a call, it is no message.
+
+    Result: the call's, and the message's (None: it was refused as a call).
+    """
+
+    call: Call
+    accept: Accept
+
+    @property
+    def account_id(self) -> str:
+        """Whose it is."""
+        return self.accept.account_id
+
+
+Member = Call | Accept | CallAndAccept | Mark | Report | Answers
 
 _ANSWER = Bulk(
     update(message).where(message.c.id == bindparam("the_id")).values(answer=bindparam("the_answer")),
@@ -90,7 +106,8 @@ LIGHT_OCTETS = 256 << 10
 def judge(members: Sequence[Member]) -> Manner:
     """A unit of calls only outlives the process, which is what the limit of calls is about: whatever a call led to is
     synced after it, and the log is one file.  Heavy are many members, and large contents."""
-    octets = sum(len(m.content) for m in members if isinstance(m, Accept) and m.content is not None)
+    messages = [m.accept if isinstance(m, CallAndAccept) else m for m in members]
+    octets = sum(len(m.content) for m in messages if isinstance(m, Accept) and m.content is not None)
     return Manner(
         is_light=len(members) <= LIGHT_MEMBERS and octets <= LIGHT_OCTETS,
         needs_sync=not all(isinstance(m, Call) for m in members),
@@ -106,7 +123,7 @@ class UnitRunner:
     def __call__(self, conn: Connection, members: Sequence[Member]) -> list[Any]:
         """Decide and write all members; their results in the same order."""
         now_us = self._now_us()
-        calls = [m for m in members if isinstance(m, Call)]
+        calls = [m.call if isinstance(m, CallAndAccept) else m for m in members if isinstance(m, Call | CallAndAccept)]
         windows = rate.open_windows(conn, (c.key_id for c in calls), now_us) if calls else {}
         purses = self._lock_accounts(conn, members)
         results: dict[int, Any] = {}
@@ -118,7 +135,7 @@ class UnitRunner:
         if marks_and_reports:
             done = reports.run(conn, marks_and_reports, purses, ledger_rows)
             results.update(zip(map(id, marks_and_reports), done, strict=True))
-        accepts = [m for m in members if isinstance(m, Accept)]
+        accepts = _to_accept(members, results)
         if accepts:
             taken = accept.run(conn, accepts, purses, ledger_rows, now_us)
             results.update(zip(map(id, accepts), taken, strict=True))
@@ -126,18 +143,32 @@ class UnitRunner:
         late = [m for m in members if isinstance(m, Answers)]
         _write_answers(conn, [answer for m in late for answer in m.answers])
         keys.note_use(conn, [(use.key_id, use.at_us, use.ip, use.door) for m in late for use in m.uses])
-        return [results.get(id(m)) for m in members]
+        return [
+            (results[id(m.call)], results.get(id(m.accept))) if isinstance(m, CallAndAccept) else results.get(id(m))
+            for m in members
+        ]
 
     @staticmethod
     def _lock_accounts(conn: Connection, members: Sequence[Member]) -> dict[str, money.Purse]:
         ids = {
             m.account_id
             for m in members
-            if isinstance(m, Accept)
+            if isinstance(m, Accept | CallAndAccept)
             or (isinstance(m, Call) and (m.recipients or m.messages_per_day))
             or (isinstance(m, Report) and m.may_refund)
         }
         return money.lock(conn, ids) if ids else {}
+
+
+def _to_accept(members: Sequence[Member], results: dict[int, Any]) -> list[Accept]:
+    """The messages to decide, in the order of arrival: those that came with a call only if it was let through."""
+    found = []
+    for m in members:
+        if isinstance(m, Accept):
+            found.append(m)
+        elif isinstance(m, CallAndAccept) and not isinstance(results[id(m.call)], Refusal):
+            found.append(m.accept)
+    return found
 
 
 def _decide_call(
@@ -169,4 +200,16 @@ def _write_answers(conn: Connection, answered: list[Answer]) -> None:
     _FREE.run(conn, [(a.message_id,) for a in answered if a.free_word])
 
 
-__all__ = ["Accept", "Answer", "Answers", "Call", "Mark", "Member", "Report", "Taken", "UnitRunner", "Used"]
+__all__ = [
+    "Accept",
+    "Answer",
+    "Answers",
+    "Call",
+    "CallAndAccept",
+    "Mark",
+    "Member",
+    "Report",
+    "Taken",
+    "UnitRunner",
+    "Used",
+]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from hepmaild.http.server import BoundHttp, HttpDoor
 from hepmaild.intake import Intake
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.mail.submission import Door, KeyIdentity, Permission, RateState, Receipt, Status, Submission, Verified
+from hepmaild.materials import Materials
 from hepmaild.own_servers import OwnServers
 from hepmaild.people import People
 from hepmaild.tls import new_context
@@ -63,10 +64,14 @@ class ScriptedIntake(Intake):
         return _told(self.window)  # type: ignore[no-any-return]
 
     async def accept(self, submission: Submission) -> Receipt | Refusal:
+        state: RateState | Refusal | None = None
+        if not submission.is_counted:
+            state = await self.take_call(submission.key)
+            if isinstance(state, Refusal):
+                return state
         self.submissions.append(submission)
-        if self.accept_by is not None:
-            return await self.accept_by(submission)
-        return _told(self.result)  # type: ignore[no-any-return]
+        answer: Receipt | Refusal = _told(self.result) if self.accept_by is None else await self.accept_by(submission)
+        return answer if state is None else replace(answer, rate=state)
 
 
 def _told(value: Any) -> Any:
@@ -133,6 +138,7 @@ async def open_door(
     timeouts: Timeouts | None = None,
     make: type[HttpDoor] = HttpDoor,
     people: People | None = None,
+    materials: Materials | None = None,
     own_servers: OwnServers | None = None,
 ) -> AsyncIterator[Running]:
     """A door on a free loopback port; it is drained at the end, which must not take long."""
@@ -163,6 +169,7 @@ async def open_door(
         timeouts=timeouts,
         people=people,
         own_servers=own_servers,
+        materials=materials,
     )
     stopped = trio.Event()
 

@@ -9,6 +9,8 @@ every duplicate with it.  The local part of a recipient says how it is treated:
   nodot-…    554 after the dot    deferdot-…   451 after the dot
   drop-…     taken and written down, then the connection is cut without a reply
   slow-…     the reply to the dot comes two seconds late
+
+`--treat reject=anna@example.com` does the same to an address that looks like anybody's.
 """
 
 from __future__ import annotations
@@ -85,10 +87,15 @@ class Capture:
         self.options = options
         self.log = os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.count = 0
+        self.treats = {address: name for name, _, address in (one.partition("=") for one in options.treat)}
         self.tls: ssl.SSLContext | None = None
         if options.certificate:
             self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self.tls.load_cert_chain(options.certificate, options.private_key)
+
+    def treatment(self, address: str) -> str:
+        """What is to be done with mail to this address; for most a word that means nothing."""
+        return self.treats.get(address) or address.partition("-")[0]
 
     def write_down(self, content: bytes, mail_from: str, recipients: list[str], reply: str | None, tls: bool) -> None:
         self.count += 1
@@ -212,9 +219,10 @@ class Session:
             await self.say("503 5.5.1 MAIL first")
             return
         address = _address(argument)
-        if address.startswith("reject-"):
+        treatment = self.capture.treatment(address)
+        if treatment == "reject":
             await self.say("550 5.1.1 no such mailbox here")
-        elif address.startswith("defer-"):
+        elif treatment == "defer":
             await self.say("451 4.2.0 try again later")
         else:
             self.recipients.append(address)
@@ -226,7 +234,7 @@ class Session:
             return
         await self.say("354 go on")
         content = await self.buffer.content()
-        treatment = {address.partition("-")[0] for address in self.recipients}
+        treatment = {self.capture.treatment(address) for address in self.recipients}
         reply: str | None = "250 2.0.0 captured"
         if "nodot" in treatment:
             reply = "554 5.7.1 refused for its content"
@@ -281,6 +289,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--log", required=True, help="file that gets one JSON line for each message")
     parser.add_argument("--content", default="", help="folder that gets each message as a file")
+    parser.add_argument("--treat", action="append", default=[], metavar="HOW=ADDRESS", help="as its local part would")
     parser.add_argument("--certificate", default="", help="offer STARTTLS with this certificate")
     parser.add_argument("--private-key", default="")
     parser.add_argument("--implicit", action="store_true", help="TLS from the first byte instead")

@@ -102,6 +102,7 @@ def capture_sink(
     user: str = "",
     password: str = "",
     delay_ms: float = 0,
+    treat: Sequence[str] = (),
 ) -> Iterator[CaptureSink]:
     """Start a capture server on a port of its own choice."""
     with open_folder("sink") as folder:
@@ -117,6 +118,8 @@ def capture_sink(
             command += ["--user", user, "--password", password]
         if delay_ms:
             command += ["--delay-ms", str(delay_ms)]
+        for one in treat:
+            command += ["--treat", one]
         child, port = _start_capture(command, folder, 0)
         sink = CaptureSink(folder, port, child, command)
         try:

@@ -85,6 +85,7 @@ LEVELS: list[tuple[str, int]] = [
     *((f"hepmaild.{name}", 4) for name in ("doctor", "metrics_listener", "metrics_page", "operations", "route_test")),
     *((f"hepmaild.{name}", 3) for name in (*_STORAGE_USERS, *_LOGIN)),
     ("hepmaild.materials", 3),
+    ("hepmaild.uploads", 3),
     ("hepmaild.storage", 2),
     ("hepmaild.dkim_keys", 2),
     ("hepmaild.vault", 2),
@@ -101,6 +102,8 @@ LEVELS: list[tuple[str, int]] = [
             "threads",
             "timers",
             "tls",
+            "tlsstream",
+            "transport",
         )
     ),
     *(

@@ -16,7 +16,7 @@ from hepmaild.mail.submission import RateState
 from hepmaild.storage import claim, leases, log, queue, schema, stats
 from hepmaild.storage import credits as money
 from hepmaild.storage.accept import Taken, Twin
-from hepmaild.storage.unit import Answer, Answers, Mark
+from hepmaild.storage.unit import Answer, Answers, CallAndAccept, Mark
 from tests.storage.books import HOUR_US, START_US, Books, open_books
 from tests.storage.conftest import Opener
 
@@ -147,6 +147,21 @@ async def test_no_window_of_sixty_seconds_holds_more_than_the_limit(books: Books
     assert refused.retry_after_s in (60, 61)
     assert refused.rate is not None
     assert refused.rate.remaining == 0
+
+
+async def test_a_call_and_its_message_are_one_commit_or_nothing(books: Books) -> None:
+    """What is refused as a call leaves no message; what is refused as a message was a call all the same."""
+    dear = books.accept(*[f"r{n}@example.net" for n in range(101)])
+    state, refused = await books.store.submit(CallAndAccept(books.call(limit=3), dear))
+    assert isinstance(state, RateState)
+    assert isinstance(refused, Refusal)
+    assert isinstance(await books.store.submit(books.call(limit=3)), RateState)
+    results = await together(books, [CallAndAccept(books.call(limit=3), books.accept()) for _ in range(5)])
+    assert [isinstance(taken, Taken) for state, taken in results if isinstance(state, RateState)] == [True]
+    over = [(state.kind, taken) for state, taken in results if isinstance(state, Refusal)]
+    assert over == [(ErrorKind.RATE_LIMITED, None)] * 4
+    assert await balance(books) == 99
+    assert await counts(books, "message", "queue") == (1, 1)
 
 
 async def test_retry_after_is_when_exactly_one_call_passes(opener: Opener) -> None:

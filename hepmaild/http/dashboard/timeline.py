@@ -185,7 +185,7 @@ def _steps(raw: Sequence[Sequence[Any]], *, speaker: str, begun_us: int | None =
     for at, who, said in raw:
         at_us, text = int(at), str(said)
         if who == "note":
-            steps.append(Step(at_us, text, ended_us=at_us))
+            steps.append(Step(at_us, text[:1].upper() + text[1:], ended_us=at_us))
         elif who == speaker:
             _command(steps, unanswered, at_us, text)
         else:

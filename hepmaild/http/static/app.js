@@ -113,6 +113,12 @@ function choose(step) {
   all[now < 0 ? 0 : next].scrollIntoView({ block: "nearest" });
 }
 
+// The bar at the bottom of a small screen holds more than it shows.
+const place = document.querySelector(".rail a[aria-current]"), rail = document.querySelector(".rail");
+function showPlace() { if (place) rail.scrollLeft = place.offsetLeft - (rail.clientWidth - place.offsetWidth) / 2; }
+matchMedia("(max-width: 720px)").addEventListener("change", showPlace);
+showPlace();
+
 let wentG = 0;
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;

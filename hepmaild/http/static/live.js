@@ -9,7 +9,8 @@ const SILENCE_MS = 45_000; // the server says something every 20 seconds
 let barTimer = 0;
 
 function show(state) {
-  if (dot && dot.dataset.state !== state) {
+  if (dot && (dot.hidden || dot.dataset.state !== state)) {
+    dot.hidden = false;
     dot.dataset.state = state === "out" ? "off" : state;
     dot.querySelector(".live-word").textContent = WORDS[state];
   }

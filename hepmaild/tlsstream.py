@@ -3,7 +3,7 @@
 
 Does what `trio.SSLStream` does for a server that reads and writes from one task, for less (figures in `transport`): one
 pass over two memory buffers, no locks, no exception on the common path.  A peer that closes without close_notify is at
-its end, not an error: SMTP has its own end (design.md P8).
+its end, not an error: SMTP and HTTP have their own ends (design.md P8).  One task sends at a time, another may read.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import ssl
 
 import trio
 
-from hepmaild.smtp.facts import TlsInfo
-from hepmaild.smtp.transport import READ_OCTETS
+from hepmaild.transport import READ_OCTETS
 
 
 class TlsStream(trio.abc.HalfCloseableStream):
@@ -29,11 +28,14 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._at_end = False
 
-    @property
-    def info(self) -> TlsInfo:
-        """Version and cipher; after the handshake."""
+    def negotiated(self) -> tuple[str, str]:
+        """Version and cipher; two empty strings before the handshake."""
         cipher = self._tls.cipher()
-        return TlsInfo(self._tls.version() or "", cipher[0] if cipher else "")
+        return self._tls.version() or "", cipher[0] if cipher else ""
+
+    def selected_alpn_protocol(self) -> str | None:
+        """What both sides want to speak (RFC 7301)."""
+        return self._tls.selected_alpn_protocol()
 
     async def do_handshake(self) -> None:
         """Shake hands; the caller sets the deadline.  Raises BrokenResourceError; the alert was then sent."""

@@ -28,6 +28,11 @@ class SocketTransport(trio.abc.HalfCloseableStream):
         self._socket = connected
         self._fd = connected.fileno()
 
+    @property
+    def socket(self) -> socket.socket:
+        """For its addresses."""
+        return self._socket
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The next octets, b"" at the end.  Cancellation loses none."""
         if self._socket.fileno() < 0:
