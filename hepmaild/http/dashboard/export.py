@@ -37,7 +37,7 @@ COLUMNS = (
     "ms",
     "chaos",
 )
-_ACTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+_ACTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # also as East Asian spreadsheets read them
 
 
 def pages(dashboard: Dashboard) -> Pages:
