@@ -20,13 +20,15 @@ import trio
 from hepmaild import __version__
 from hepmaild.census import Figure
 from hepmaild.config import Settings
+from hepmaild.delivery.client import Credentials
 from hepmaild.delivery.lookups import Lookups
+from hepmaild.delivery.route import Route
 from hepmaild.doctor.checks import Report
 from hepmaild.doctor.examination import Patient, examine
 from hepmaild.doctor.ports import Port
 from hepmaild.errors import StoreUnavailable
 from hepmaild.metrics import LAG, Metrics
-from hepmaild.route_test import try_route
+from hepmaild.route_test import try_route, try_server
 from hepmaild.storage import health, queue_page, stats
 from hepmaild.storage import queue as rows
 from hepmaild.storage.audit import Actor
@@ -100,6 +102,7 @@ class Operations:
         self._stats: Figure[dict[str, Any]] = Figure(self._read_stats, every_s=STATS_EVERY_S, share=STATS_SHARE)
         self._report: Figure[Report] = Figure(self._examine, every_s=REPORT_EVERY_S, share=1)
         self._tests = trio.CapacityLimiter(ROUTE_TESTS_AT_ONCE)
+        self._server_tests = trio.CapacityLimiter(ROUTE_TESTS_AT_ONCE)  # strangers' do not keep the operator's waiting
         self._wanted: deque[Change] = deque()
         self._arrived = trio.Event()
         self.changes: deque[Change] = deque(maxlen=CHANGES_KEPT)
@@ -198,6 +201,11 @@ class Operations:
             return None
         async with self._tests:
             return await try_route(settings, chosen, self._now_us, ROUTE_TEST_S)
+
+    async def test_server(self, server: Route, credentials: Credentials | None) -> dict[str, Any]:
+        """What `route_test.try_server` finds of an account's own server.  Takes half a minute at most, and its turn."""
+        async with self._server_tests:
+            return await try_server(self._settings(), server, credentials, self._now_us, ROUTE_TEST_S)
 
     def lanes(self) -> dict[str, tuple[int, int, int, int]]:
         """See `DeliveryPool.figures`."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, func, select
 
+from hepmaild.own_routes import PREFIX
 from hepmaild.storage.schema import NEVER_US, account, event, process, queue, sender
 
 
@@ -49,12 +50,13 @@ def processes(conn: Connection, now_us: int) -> list[dict[str, Any]]:
 
 
 def sender_routes(conn: Connection, limit: int = 2000) -> list[tuple[str, str]]:
-    """Address and route of the senders of accounts that are not suspended, and of the global ones."""
+    """Address and route of the senders of accounts that are not suspended, and of the global ones; not of those that
+    leave by an account's own server."""
     of_account = account.c.id == sender.c.account_id
     rows = conn.execute(
         select(sender.c.address, sender.c.route)
         .join_from(sender, account, of_account, isouter=True)
-        .where((sender.c.account_id == "") | (account.c.status == "active"))
+        .where((sender.c.account_id == "") | (account.c.status == "active"), ~sender.c.route.startswith(PREFIX))
         .order_by(sender.c.id)
         .limit(limit)
     )

@@ -9,10 +9,12 @@ from typing import Any
 from sqlalchemy import Connection, exists, select
 
 from hepmaild.mail.content import Content
+from hepmaild.own_routes import is_own, server_of
 from hepmaild.storage import audit, messages
 from hepmaild.storage import queue as queue_rows
 from hepmaild.storage.audit import Actor
-from hepmaild.storage.schema import body, event, ledger, message, queue, recipient
+from hepmaild.storage.schema import body, event, ledger, message, pause, queue, recipient
+from hepmaild.storage.schema_own_smtp import smtp_server
 
 MAX_RECIPIENTS = 200
 MAX_EVENTS = 300
@@ -56,8 +58,23 @@ def page(conn: Connection, account_id: str, message_id: str) -> dict[str, Any] |
         "has_body": conn.execute(select(exists().where(body.c.message_id == message_id))).scalar_one(),
         "is_under_way": any(w.owner is not None for w in waits),
         "waits": bool(waits),
+        "server_name": _server_name(conn, head.route),
+        "pause_note": _pause_note(conn, head.route) if waits else None,
         "due_at_us": min(dues, default=None),
     }
+
+
+def _server_name(conn: Connection, route: str) -> str | None:
+    """Of the account's own SMTP server that it leaves by; "": that was removed.  None: it leaves another way."""
+    if not is_own(route):
+        return None
+    name = conn.execute(select(smtp_server.c.name).where(smtp_server.c.id == server_of(route))).scalar()
+    return "" if name is None else str(name)
+
+
+def _pause_note(conn: Connection, route: str) -> str | None:
+    """Why nothing leaves by this route; None: it is not paused."""
+    return conn.execute(select(pause.c.note).where(pause.c.route == route, pause.c.destination == "")).scalar()
 
 
 def _sorted(found: dict[int, Any]) -> list[Any]:

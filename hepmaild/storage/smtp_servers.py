@@ -17,9 +17,11 @@ from hepmaild.server_rules import ServerWish, leads_elsewhere
 from hepmaild.storage import caps, queue
 from hepmaild.storage.directory import bump
 from hepmaild.storage.keys import Refused
-from hepmaild.storage.schema import account, pause, sender
+from hepmaild.storage.schema import account, pause, recipient, sender
+from hepmaild.storage.schema import queue as waits_of
 from hepmaild.storage.schema_own_smtp import smtp_server
 
+MOST_COUNTED = 10_000
 PAUSE_NOTE = "paused by its account"  # what `pause` says of it; a pause with another word is the operator's
 
 _IS_PAUSED = (
@@ -197,6 +199,30 @@ def resume_one(conn: Connection, account_id: str | None, server_id: str) -> dict
         queue.resume(conn, route_of(server_id), "")
         bump(conn)
     return find(conn, account_id, server_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """What waits for a server.  messages: as far as they were counted; are_more: that is not all.  last_reply: why, of
+    the one that was tried last."""
+
+    messages: int
+    are_more: bool
+    last_reply: str | None
+
+
+def waiting(conn: Connection, server_id: str) -> Waits:
+    """What waits for a server."""
+    here = waits_of.c.route == route_of(server_id)
+    counted = select(waits_of.c.message_id).where(here).limit(MOST_COUNTED + 1).subquery()
+    count = conn.execute(select(func.count()).select_from(counted)).scalar_one()
+    last = select(waits_of.c.message_id).where(here, waits_of.c.owner.is_(None)).order_by(waits_of.c.due_at_us.desc())
+    ids = list(conn.execute(last.limit(5)).scalars()) if count else []
+    replies = select(recipient.c.last_reply).where(
+        recipient.c.message_id.in_(ids), recipient.c.due_at_us.is_not(None), recipient.c.last_reply.is_not(None)
+    )
+    reply = conn.execute(replies.order_by(recipient.c.changed_at_us.desc()).limit(1)).scalar() if ids else None
+    return Waits(min(count, MOST_COUNTED), count > MOST_COUNTED, reply)
 
 
 def pause_note(conn: Connection, server_id: str) -> str:

@@ -61,6 +61,7 @@ def base_settings(folder: Path, *, sink_port: int, database_url: str = "sqlite:/
         "database": {"url": database_url},
         "smtp": {"starttls": ["127.0.0.1:0"], "implicit_tls": ["127.0.0.1:0"]},
         "http": {"listen": ["127.0.0.1:0"], "public_url": "https://localhost"},
+        "own_smtp": {"allow_private_addresses": True},
         "limits": {"connections_per_ip": 200, "unknown_keys_per_minute": 100_000},
         "delivery": {"retry_after_s": [1], "final_dot_timeout_s": 60, "attempt_timeout_s": 61, "lease_s": 3},
         "route": [{"name": "sink", "kind": "smtp", "host": "127.0.0.1", "port": sink_port, "tls": "none"}],

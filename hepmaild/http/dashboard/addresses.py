@@ -20,7 +20,8 @@ from hepmaild.http.dashboard.overview import book_of
 from hepmaild.mail.address import domain_of
 from hepmaild.mail.dkim_record import check_domain
 from hepmaild.mail.dns_check import Check, Found, check_dkim, check_dmarc, check_spf, dmarc_names, no_dkim
-from hepmaild.storage import cap_line, caps, dkim
+from hepmaild.own_routes import is_own, server_of
+from hepmaild.storage import cap_line, caps, dkim, smtp_servers
 from hepmaild.storage.directory import SenderRow
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def pages(dashboard: Dashboard) -> Pages:
         if not mine or lookups is None:
             return visit.not_found()
         keys = await visit.store.read(dkim.list_of, domain, states=(dkim.PENDING, dkim.ACTIVE))
-        mechanism = _mechanism(dashboard.settings(), mine[0].route)
+        mechanism = _mechanism(dashboard.settings(), mine[0].route, await _host_of(visit, mine[0].row))
         checks = await run_checks(lookups.lookup_txt, domain, mechanism, keys[-MAX_KEYS:])
         return await _page(visit, found, checked=domain, checks=checks)
 
@@ -115,9 +116,19 @@ async def _page(visit: Visit, addresses: list[Address], *, checked: str = "", ch
     )
 
 
-def _mechanism(settings: Settings, route: RouteSettings | None) -> str:
-    """What in SPF lets our mail through: who hands it to the world."""
-    if route is not None and route.kind is RouteKind.SMTP and route.host:
+async def _host_of(visit: Visit, row: SenderRow) -> str:
+    """Of an account's own SMTP server; "" for every other way out."""
+    if not is_own(row.route):
+        return ""
+    found = await visit.store.read(smtp_servers.rows_of, visit.account_id)
+    return next((server.host for server in found if server.id == server_of(row.route)), "")
+
+
+def _mechanism(settings: Settings, route: RouteSettings | None, own_host: str) -> str:
+    """What in SPF lets our mail through: who hands it to the world.  own_host: of the account's own server."""
+    if own_host:
+        host = own_host
+    elif route is not None and route.kind is RouteKind.SMTP and route.host:
         host = route.host.lower().strip("[]")
     else:
         host = settings.server.hostname.lower()

@@ -20,6 +20,7 @@ from hepmaild.http.dashboard import (
     places,
     security,
     sign_in,
+    smtp_servers,
     suppressions,
     users,
 )
@@ -31,6 +32,7 @@ GROUPS: tuple[Any, ...] = (
     overview,
     keys,
     addresses,
+    smtp_servers,
     credit,
     suppressions,
     places,

@@ -9,12 +9,8 @@ from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit
 
 
 def pages(dashboard: Dashboard) -> Pages:
-    """`/smtp-servers`, `/templates`."""
+    """`/templates`."""
     group = Pages("places", dashboard)
-
-    @group.get("/smtp-servers")
-    async def smtp_servers(visit: Visit) -> Response:
-        return await visit.render("places/smtp_servers.html")
 
     @group.get("/templates")
     async def templates(visit: Visit) -> Response:
