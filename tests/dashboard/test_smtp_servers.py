@@ -119,7 +119,7 @@ def test_a_change_holds_from_the_next_attempt_on_and_what_waits_is_tried(site: S
     assert "It does not work" in words(tested.text)
     assert "connection refused" in words(tested.text)
     assert send(site, server_id, "me@own.example")[0] == 202
-    assert "connection refused" in words(site.owner.get(page))
+    wait_until(lambda: "connection refused" in words(site.owner.get(page)), "the first attempt to fail")
     found = re.search(r'href="/logs/([0-9a-f]{16})"', site.owner.get("/logs"))
     assert found is not None
     site.owner.follow(page, fields(site), page=page)

@@ -22,8 +22,8 @@ class Certificate:
     private_key: Path
 
 
-def make_certificate(folder: Path, *, name: str = "localhost") -> Certificate:
-    """Write `NAME.crt` and `NAME.key` (P-256, one day) into a folder."""
+def make_certificate(folder: Path, *, name: str = "localhost", is_expired: bool = False) -> Certificate:
+    """Write `NAME.crt` and `NAME.key` (P-256, one day, or until a minute ago) into a folder."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = dt.datetime.now(dt.UTC)
@@ -37,7 +37,7 @@ def make_certificate(folder: Path, *, name: str = "localhost") -> Certificate:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(hours=1))
-        .not_valid_after(now + dt.timedelta(days=1))
+        .not_valid_after(now - dt.timedelta(minutes=1) if is_expired else now + dt.timedelta(days=1))
         .add_extension(names, critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())

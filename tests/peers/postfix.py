@@ -206,10 +206,12 @@ def submission_server(
     certificate: Path | None = None,
     private_key: Path | None = None,
     hold: bool = False,
+    answers: Mapping[str, str] | None = None,
 ) -> Iterator[Postfix]:
     """TLS and SASL on ports `starttls` and `implicit`; relays everything to 127.0.0.1:next_hop.
 
-    hold: keep accepted mail in the hold queue instead, so that only the acceptance is at work.
+    hold: keep accepted mail in the hold queue instead, so that only the acceptance is at work.  answers: what is said
+    to single recipients instead of yes (access(5)).
     """
     with open_folder("postfix") as folder:
         if certificate is None or private_key is None:
@@ -220,7 +222,8 @@ def submission_server(
             "smtpd_tls_key_file": str(private_key),
             "smtpd_tls_loglevel": "0",
             "smtpd_relay_restrictions": "permit_sasl_authenticated, reject",
-            "smtpd_recipient_restrictions": ("check_client_access static:HOLD, " if hold else "")
+            "smtpd_recipient_restrictions": _inline(answers)
+            + ("check_client_access static:HOLD, " if hold else "")
             + "permit_sasl_authenticated, reject",
             "relayhost": f"[127.0.0.1]:{next_hop}",
             "smtp_tls_security_level": "none",
@@ -234,6 +237,13 @@ def submission_server(
         )
         with _running(folder, settings, services, ports) as postfix:
             yield postfix
+
+
+def _inline(answers: Mapping[str, str] | None) -> str:
+    if not answers:
+        return ""
+    pairs = ", ".join(f"{{ {address} = {answer} }}" for address, answer in answers.items())
+    return f"check_recipient_access inline:{{ {pairs} }}, "
 
 
 @contextlib.contextmanager
