@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log while things happen: states change, lines wait behind the pill, the daemon goes away and comes back."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import zoneinfo
+
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import SignIn
+from tests.browser.guard import Person
+from tests.browser.house import FULL, KEPT_OUT, OWNER, House
+from tests.browser.pages import find_faults
+
+BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
+
+
+def open_log(person: Person, search: str = "") -> Page:
+    """The log, connected; `isStillTheSame` says that nobody loaded the page again."""
+    person.go("/logs" + search)
+    expect(person.page.locator("#live-state")).to_have_text("live")
+    person.page.evaluate("() => { window.isStillTheSame = true; }")
+    return person.page
+
+
+def assert_not_reloaded(page: Page) -> None:
+    assert page.evaluate("() => window.isStillTheSame") is True
+
+
+def test_a_state_changes_before_the_eyes(signed_in: SignIn, house: House) -> None:
+    """In the log and on the message's page, by what somebody else does in another window."""
+    with signed_in(OWNER) as watcher, signed_in(OWNER) as doer:
+        log = open_log(watcher)
+        sent = house.send(FULL, "Bitte warten", html="<p>Bitte warten</p>")
+        row = log.locator(f'tr[data-id="{sent}"]')
+        expect(row.locator(".log-state")).to_have_text("◑deferred")
+        doer.go(f"/logs/{sent}")
+        page = doer.page
+        expect(page.get_by_text("The next attempt is due in")).to_be_visible()
+        page.once("dialog", lambda dialog: dialog.accept())
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator(".state-large")).to_have_text("✕cancelled")
+        expect(page.locator("#message-facts")).to_contain_text("refunded 1 back")
+        expect(row.locator(".log-state")).to_have_text("✕cancelled")
+        assert_not_reloaded(log)
+        # The time: the reader's, with the exact UTC in its title.
+        time = row.locator("time")
+        at = dt.datetime.fromisoformat(str(time.get_attribute("datetime")))
+        there = at.astimezone(BERLIN).strftime("%H:%M:%S")
+        utc = at.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+        expect(time).to_have_attribute("title", re.compile(rf"{there} here, {re.escape(utc)} UTC$"))
+        expect(time).to_have_text(re.compile("^(now|.* ago)$"))
+
+
+def test_lines_wait_while_somebody_reads(signed_in: SignIn, house: House) -> None:
+    """Nothing moves under the eyes; the pill brings what waits, and the view to the top."""
+    with signed_in(OWNER) as reader:
+        page = open_log(reader)
+        page.evaluate("() => scrollTo(0, 600)")
+        anchor = page.locator("#log-lines tr").nth(30)
+        identity = anchor.get_attribute("data-id")
+        before = anchor.bounding_box()
+        for n in range(3):
+            house.send("maria.huber@example.net", f"Während des Lesens {n}")
+        pill = page.get_by_role("button", name="3 new")
+        expect(pill).to_be_visible()
+        assert page.locator(f'tr[data-id="{identity}"]').bounding_box() == before
+        assert not find_faults(page, "the pill", rules=("color-contrast",))
+        pill.click()
+        expect(page.locator("#log-lines tr").first).to_contain_text("Während des Lesens 2")
+        expect(page.locator("#log-lines tr").nth(2)).to_contain_text("Während des Lesens 0")
+        expect(page.locator("#pill")).to_be_hidden()
+        assert page.evaluate("() => scrollY") == 0
+        # At the top again, lines come by themselves; a search lets in only its own.
+        house.send("maria.huber@example.net", "Wieder oben")
+        expect(page.locator("#log-lines tr").first).to_contain_text("Wieder oben")
+        assert_not_reloaded(page)
+        page = open_log(reader, "?q=to:tom.wright")
+        house.send("maria.huber@example.net", "Nicht gesucht")
+        house.send("tom.wright@example.org", "Gesucht")
+        expect(page.locator("#log-lines tr").first).to_contain_text("Gesucht")
+        expect(page.get_by_text("Nicht gesucht")).to_have_count(0)
+
+
+def test_the_keyboard(signed_in: SignIn, house: House) -> None:
+    with signed_in(OWNER) as person:
+        person.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page = open_log(person)
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+        page.keyboard.press("/")
+        expect(page.get_by_label("Search messages")).to_be_focused()
+        page.keyboard.type("j?g")
+        expect(page.get_by_label("Search messages")).to_have_value("j?g")
+        page.keyboard.press("Escape")
+        for key in "jjk":
+            page.keyboard.press(key)
+        first = page.locator("#log-lines tr").first
+        expect(first).to_have_class(re.compile("chosen"))
+        page.keyboard.press("c")
+        expect(page.get_by_role("status").filter(has_text="Copied")).to_be_visible()
+        assert page.evaluate("() => navigator.clipboard.readText()") == first.get_attribute("data-id")
+        page.keyboard.press("?")
+        expect(page.get_by_role("dialog", name="Keyboard")).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("dialog", name="Keyboard")).to_be_hidden()
+        page.keyboard.press("Enter")
+        expect(page).to_have_url(re.compile(r"/logs/[0-9a-f]+$"))
+        for key, title in (("o", "Overview"), ("k", "API keys"), ("l", "Logs")):
+            page.keyboard.press("g")
+            page.keyboard.press(key)
+            expect(page.get_by_role("heading", level=1)).to_have_text(title)
+
+
+def test_mail_shows_itself_and_does_nothing(signed_in: SignIn, house: House) -> None:
+    """Its HTML stands in a frame without scripts, and nothing is fetched from anywhere."""
+    with signed_in(OWNER) as person:
+        answered: list[str] = []
+        person.context.on("response", lambda response: answered.append(response.url))
+        person.go(f"/logs/{house.ids['sent']}")
+        frame = person.page.frame_locator("iframe.mail")
+        expect(frame.get_by_role("heading")).to_have_text("Schöne Grüße 🌷")
+        kept_out = re.compile(KEPT_OUT)
+        assert len([text for text in person.complaints if kept_out.search(text)]) == 2
+        assert answered
+        assert not [url for url in answered if not url.startswith(house.url)]
+
+
+def test_the_daemon_goes_away_and_comes_back(signed_in: SignIn, house: House) -> None:
+    """A quiet bar and greyed lines; then the page catches up with what happened meanwhile, by itself."""
+    with signed_in(OWNER) as person:
+        person.expect_complaint("WebSocket connection to|ERR_CONNECTION_REFUSED|status of 502")
+        page = open_log(person)
+        house.daemon.kill()
+        bar = page.locator("#offline")
+        expect(bar).to_be_visible()
+        expect(bar).to_have_text(re.compile("connection is lost.*catches up by itself"))
+        expect(page.locator("#live-state")).to_have_text("connecting")
+        expect(page.locator("main")).to_have_css("opacity", "0.55")
+        house.daemon.start()
+        house.send("s.oconnor@post.example", "Während der Störung")
+        expect(page.locator("#log-lines tr").first).to_contain_text("Während der Störung", timeout=90_000)
+        expect(bar).to_be_hidden()
+        expect(page.locator("#live-state")).to_have_text("live")
+        assert_not_reloaded(page)
