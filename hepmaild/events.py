@@ -9,7 +9,9 @@ Secrets are masked before a step is made; text is cut, so that a record stays sm
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import msgspec
 
 MAX_STEPS = 300
 MAX_TEXT = 500
@@ -59,3 +61,11 @@ class Transcript:
         half = MAX_STEPS // 2
         note = Step(self.steps[half].at_us, Who.NOTE, f"{self._dropped} steps left out")
         return (*self.steps[:half], note, *self.steps[half:])
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def to_json(value: Any) -> str:
+    """What an event or an answer holds, as compact JSON; every message has half a dozen."""
+    return _encoder.encode(value).decode()

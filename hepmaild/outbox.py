@@ -7,7 +7,6 @@ afterwards, in the same process; a caller whose message another process delivers
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ import trio
 from hepmaild.config import InDoubt
 from hepmaild.delivery.job import Attempt, Job, Outcome, Result
 from hepmaild.errors import StoreUnavailable
+from hepmaild.events import to_json
 from hepmaild.mail.content import Content
 from hepmaild.metrics import Meter
 from hepmaild.storage import cap_line, leases, messages, queue
@@ -390,7 +390,7 @@ def _next_times(
 
 def _attempt_json(attempt: Attempt) -> str:
     """The event record of an attempt."""
-    return json.dumps(
+    return to_json(
         {
             "host": attempt.host,
             "tls": [attempt.tls_version, attempt.tls_cipher] if attempt.tls_version else None,
@@ -407,7 +407,5 @@ def _attempt_json(attempt: Attempt) -> str:
                 for o in attempt.outcomes
             ],
             "steps": attempt.steps,
-        },
-        ensure_ascii=False,
-        separators=(",", ":"),
+        }
     )

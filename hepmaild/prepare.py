@@ -8,8 +8,6 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from email.utils import format_datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +19,7 @@ from hepmaild.mail import compose, dkim, ids
 from hepmaild.mail.address import check_address, domain_of
 from hepmaild.mail.content import Content, ContentBuilder
 from hepmaild.mail.dkim import Signer
+from hepmaild.mail.headers import format_date
 from hepmaild.mail.message import Inspected, inspect, received_field, rewrite
 from hepmaild.mail.submission import Draft, Kind, Mailbox, Recipient, Submission
 from hepmaild.own_routes import is_own
@@ -166,7 +165,7 @@ class Preparer:
         signers = self._signers(address, row)
         message_id = ids.message_id(secrets.token_bytes(ids.MESSAGE_ID_ENTROPY_OCTETS), self._now_us())
         at_us = self._now_us()
-        date = _date(at_us // 1_000_000)
+        date = format_date(datetime.fromtimestamp(at_us // 1_000_000, UTC))
         header_id = found.message_id
         if header_id is None:
             header_id = ids.header_message_id(secrets.token_bytes(ids.HEADER_ID_ENTROPY_OCTETS), address)
@@ -234,12 +233,6 @@ def _octets(source: Content | Draft) -> int:
     if isinstance(source, Content):
         return source.size
     return len(source.text or "") + len(source.html or "") + sum(len(a.content) for a in source.attachments)
-
-
-@lru_cache(maxsize=4)
-def _date(unix_s: int) -> str:
-    """RFC 5322 date-time, in UTC; the same for all messages of a second."""
-    return format_datetime(datetime.fromtimestamp(unix_s, UTC))
 
 
 def _recipients(submission: Submission, found: Inspected, settings: PrepareSettings) -> tuple[Recipient, ...] | Refusal:

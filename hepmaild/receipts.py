@@ -11,12 +11,11 @@ from typing import Any
 
 from hepmaild.delivery.job import Outcome, Result
 from hepmaild.errors import ErrorKind, Refusal
+from hepmaild.events import to_json
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.submission import Receipt, Rejected, Status, Submission
 from hepmaild.prepare import Prepared
 from hepmaild.storage.accept import Accept, Taken
-
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def first_receipt(member: Accept, taken: Taken | None = None, *, is_paused: bool = False) -> Receipt:
@@ -88,8 +87,8 @@ def _hint(waiting: Sequence[Outcome]) -> str:
 def answer_of(answer: Receipt | Refusal, *, is_final: bool) -> str:
     """An answer as JSON, to be remembered.  Not final: what holds should this process end before it can say."""
     if isinstance(answer, Refusal):
-        return _encode({"refused": answer.kind.api_code, "reply": str(answer.to_reply())})
-    return _encode(
+        return to_json({"refused": answer.kind.api_code, "reply": str(answer.to_reply())})
+    return to_json(
         {
             "final": is_final,
             "id": answer.message_id,
@@ -127,7 +126,7 @@ def receipt_from(answer: str, *, even_provisional: bool = False) -> Receipt | No
 def accepted_event(submission: Submission, prepared: Prepared) -> str:
     """The event record of an accepted message: how it came, with the inbound leg's steps so far."""
     origin = submission.origin
-    return _encode(
+    return to_json(
         {
             "door": origin.door.value,
             "peer": origin.peer_ip,

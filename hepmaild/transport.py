@@ -8,6 +8,7 @@ that is not there.  With `TlsStream` this takes a 2 KB message in four round tri
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 
 import trio
@@ -32,6 +33,12 @@ class SocketTransport(trio.abc.HalfCloseableStream):
     def socket(self) -> socket.socket:
         """For its addresses."""
         return self._socket
+
+    def is_readable(self) -> bool:
+        """Whether octets, the end, or an error are there to be read."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return bool(poll.poll(0))
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The next octets, b"" at the end.  Cancellation loses none."""
@@ -82,3 +89,9 @@ class SocketTransport(trio.abc.HalfCloseableStream):
             trio.lowlevel.notify_closing(self._fd)
             self._socket.close()
         await trio.lowlevel.checkpoint()
+
+
+def take_over(stream: trio.SocketStream) -> SocketTransport:
+    """The same connection; `stream` is closed."""
+    family, kind, protocol = stream.socket.family, stream.socket.type, stream.socket.proto
+    return SocketTransport(socket.socket(family, kind, protocol, fileno=stream.socket.detach()))

@@ -22,6 +22,7 @@ from hepmaild.delivery.hops import TlsLevel
 from hepmaild.delivery.route import TIMEOUTS_S, Host, Route
 from hepmaild.delivery.tls_policy import check_dane
 from hepmaild.events import Transcript, Who
+from hepmaild.transport import SocketTransport, take_over
 
 if TYPE_CHECKING:
     from trio.abc import Stream
@@ -177,7 +178,7 @@ class Connection:
         self._tls = tls
         self._connect = connect
         self._stream: Stream | None = None
-        self._socket: trio.socket.SocketType | None = None
+        self._transport: SocketTransport | None = None
         self._handshaking = False
 
     @property
@@ -204,10 +205,10 @@ class Connection:
                 stream = await self._connect(host.name, host.port)
         except OSError as error:
             return Failed(Stage.CONNECT, None, f"{host.address}: {_reason(error)}")
-        self._stream = stream
         if isinstance(stream, trio.SocketStream):
-            self._socket = stream.socket
-        self.label = _label(host, address, self._socket)
+            stream = self._transport = take_over(stream)
+        self._stream = stream
+        self.label = _label(host, address, self._transport)
         transcript.add(now_us(), Who.NOTE, f"connected to {self.label}")
         if self._tls is TlsMode.IMPLICIT:
             failure = await self._start_tls(context, patience, now_us)
@@ -317,7 +318,7 @@ class Connection:
 
     async def early_answer(self, patience: Patience, now_us: Callable[[], int]) -> Failed | None:
         """What the peer said before the content's end, if anything arrived; nothing should have."""
-        if self._socket is None or not self._socket.is_readable():
+        if self._transport is None or not self._transport.is_readable():
             return None
         patience.allow(LAST_WORDS_S)
         action = await self.pump(None, patience, now_us)
@@ -340,9 +341,9 @@ class Connection:
         """Whether a kept connection looks usable: a peer that says something now is ending it, or out of step."""
         if not self.machine.usable:
             return False
-        if self._socket is None or trio.current_time() - self.idle_since < TRUST_FOR_S:
+        if self._transport is None or trio.current_time() - self.idle_since < TRUST_FOR_S:
             return True
-        return not self._socket.is_readable()
+        return not self._transport.is_readable()
 
     async def quit(self, now_us: Callable[[], int]) -> None:
         """Say goodbye and close; takes at most a few seconds.  Closed also when cancelled."""
@@ -360,11 +361,11 @@ class Connection:
             await trio.aclose_forcefully(self._stream)
 
 
-def _label(host: Host, address: str, socket: trio.socket.SocketType | None) -> str:
+def _label(host: Host, address: str, transport: SocketTransport | None) -> str:
     """`name[address]:port` of the peer, as logs show it."""
-    if socket is not None:
+    if transport is not None:
         with suppress(OSError):
-            address = socket.getpeername()[0]
+            address = transport.socket.getpeername()[0]
     return f"{host.name}[{address}]:{host.port}" if address else host.address
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from email.header import Header
 from email.utils import format_datetime
+from functools import lru_cache
 
 from hepmaild.mail.address import MAX_ADDRESS_OCTETS, check_address
 from hepmaild.mail.submission import Mailbox
@@ -242,6 +243,7 @@ def format_mailboxes(name: str, mailboxes: Iterable[Mailbox]) -> str:
     return written
 
 
+@lru_cache(maxsize=4)
 def format_date(at: datetime) -> str:
-    """An RFC 5322 date of an aware instant."""
+    """An RFC 5322 date of an aware instant; many messages share a second."""
     return format_datetime(at)
