@@ -61,7 +61,7 @@ def login_answer(refusal: Refusal) -> tuple[int, dict[str, Any]]:
 def own_smtp_answer(refusal: Refusal) -> tuple[int, dict[str, Any]]:
     """Status and body in the form of own-smtp-api.md.  A server's reply is in Logs, not here."""
     status, code = refusal.kind.own_smtp_answer
-    text = _OWN_SMTP_SENTENCES.get(code) or refusal.message[:1].upper() + refusal.message[1:]
+    text = _OWN_SMTP_SENTENCES.get(code) or sentence_of(refusal)
     return status, {"error": text, "code": code}
 
 

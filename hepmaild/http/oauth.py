@@ -23,7 +23,15 @@ from hepmaild.http.call import Call
 from hepmaild.http.errors import json_response
 from hepmaild.http.limits import Timeouts
 from hepmaild.http.shapes import REFRESH
-from hepmaild.login import BAD_REFRESH_TOKEN, BAD_REVOKED_TOKEN, WRONG_PASSWORD, LoginRefusal, TokenSet, Viewer
+from hepmaild.login import (
+    BAD_REFRESH_TOKEN,
+    BAD_REVOKED_TOKEN,
+    NEEDS_CODE,
+    WRONG_PASSWORD,
+    LoginRefusal,
+    TokenSet,
+    Viewer,
+)
 from hepmaild.people import People
 from hepmaild.storage.users import OWNER, UserRow
 
@@ -163,8 +171,9 @@ def login_refusal(refusal: LoginRefusal, call: Call) -> Response:
     response = json_response(refusal.http_status, LoginError(refusal.code, refusal.message))
     if refusal.retry_after_s is not None:
         response.headers["Retry-After"] = str(refusal.retry_after_s)
-    if refusal.code == BAD_ACCESS_TOKEN.code:
-        response.headers["WWW-Authenticate"] = 'Bearer realm="hepmaild"'
+    if refusal.http_status == 401:  # RFC 9110 §15.5.2
+        scheme = "Basic" if refusal.code == NEEDS_CODE.code else "Bearer"
+        response.headers["WWW-Authenticate"] = f'{scheme} realm="hepmaild"'
     return response
 
 

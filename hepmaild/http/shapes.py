@@ -34,7 +34,7 @@ _PLAIN = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
 LINE = f"^{_PLAIN}*$"
 # Every mailbox that is accepted fits this; the converse would be a page of RFC 5321.
 MAILBOX = f"^{_PLAIN}+@{_PLAIN}+$"
-MEDIA_TYPE = r"[A-Za-z0-9!#$&^_.+-]{1,127}/[A-Za-z0-9!#$&^_.+-]{1,127}(?:[ \t]*;[ \t]*[\x20-\x7e]{1,500})?"
+MEDIA_TYPE = r"[A-Za-z0-9!#$&^_.+-]{1,127}/[A-Za-z0-9!#$&^_.+-]{1,127}(?: *; *[\x20-\x7e]{1,500})?"
 CONTENT_ID = r"[!-;=?-~]{1,200}"
 
 
@@ -59,6 +59,10 @@ MaybeAddress = Annotated[str, described(format="mailbox", pattern=f"{MAILBOX}|^$
 ReplyTo = Annotated[str, described(format="mailbox", pattern=f"{MAILBOX}|^$|^[\\s\\S]{{321,}}$")]
 TemplateId = Annotated[str, described(format="template-id")]
 TemplateKey = Annotated[str, described(format="template-key")]
+Headers = Annotated[
+    dict[str, Annotated[str, described(pattern=LINE, maxLength=MAX_HEADER_VALUE)]],
+    described(propertyNames={"pattern": HEADER_NAME}, maxProperties=MAX_HEADERS),
+]
 Line = Annotated[str, described(pattern=LINE)]
 
 
@@ -111,7 +115,7 @@ class SendRequest(msgspec.Struct, rename="camel"):
         described("Where answers go; dropped when longer than 320 characters.", "help@example.com"),
     ] = None
     headers: Annotated[
-        dict[str, Annotated[str, described(pattern=LINE, maxLength=MAX_HEADER_VALUE)]] | None,
+        Headers | None,
         described(f"Further header fields, at most {MAX_HEADERS}.", {"X-Order": "1234"}),
     ] = None
     attachments: Annotated[list[AttachmentIn] | None, described("At most 10 files.")] = None
@@ -168,9 +172,9 @@ WHOLE: dict[str, dict[str, Any]] = {
         "anyOf": [
             {
                 "required": ["filename", "content"],
-                "properties": {"filename": {"type": "string"}, "content": {"type": "string"}},
+                "properties": {"filename": {"type": "string"}, "content": {"type": "string"}, "uploadId": _NULL},
             },
-            _given("uploadId"),
+            _given("uploadId", content=_NULL),
         ]
     },
 }
