@@ -19,7 +19,7 @@ from hepmaild.http.fields import Wanted, check_fields, decode_attachments
 from hepmaild.http.shapes import (
     MAILBOX,
     Address,
-    AttachmentIn,
+    Attachments,
     Line,
     MaybeAddress,
     ReplyTo,
@@ -32,6 +32,7 @@ from hepmaild.http.shapes import (
 from hepmaild.http.typed import Shape
 from hepmaild.mail.address import key_of, parse_mailbox
 from hepmaild.mail.content import Content
+from hepmaild.mail.sizes import MAX_ATTACHMENTS
 from hepmaild.mail.submission import Mailbox
 from hepmaild.storage.smtp_servers import ServerRow
 
@@ -57,7 +58,7 @@ class OwnSendRequest(msgspec.Struct, rename="camel"):
     subject: Annotated[Line | None, described("Required unless a template is used.", "Hello")] = None
     html: Annotated[str | None, described("Required unless a template is used.", "<h1>Hello</h1>")] = None
     text: Annotated[str | None, described("The plain alternative.", "Hello")] = None
-    attachments: Annotated[list[AttachmentIn] | None, described("At most 10 files.")] = None
+    attachments: Annotated[Attachments | None, described(f"At most {MAX_ATTACHMENTS} files.")] = None
     template_id: Annotated[TemplateId | None, described("A template of the account, by its id.")] = None
     template_key: Annotated[TemplateKey | None, described("A template of the account, by its key.", "welcome")] = None
     variables: Annotated[

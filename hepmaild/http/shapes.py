@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from hepmaild.http.typed import Shape
+from hepmaild.mail.sizes import MAX_ATTACHMENTS
 
 MAX_FILENAME = 255
 MAX_HEADERS = 100
@@ -91,6 +92,9 @@ class AttachmentIn(msgspec.Struct, rename="camel"):
     ] = None
 
 
+Attachments = Annotated[list[AttachmentIn], described(maxItems=MAX_ATTACHMENTS)]
+
+
 class SendRequest(msgspec.Struct, rename="camel"):
     """A message to be sent.  Unknown members are ignored."""
 
@@ -118,7 +122,7 @@ class SendRequest(msgspec.Struct, rename="camel"):
         Headers | None,
         described(f"Further header fields, at most {MAX_HEADERS}.", {"X-Order": "1234"}),
     ] = None
-    attachments: Annotated[list[AttachmentIn] | None, described("At most 10 files.")] = None
+    attachments: Annotated[Attachments | None, described(f"At most {MAX_ATTACHMENTS} files.")] = None
     template_id: Annotated[TemplateId | None, described("A template of the account, by its id.")] = None
     template_key: Annotated[
         TemplateKey | None,
