@@ -56,6 +56,21 @@ class ErrorAnswer(msgspec.Struct, omit_defaults=True):
     balance: Annotated[int | None, Meta(description="With INSUFFICIENT_CREDITS: what there is.")] = None
 
 
+class UploadData(msgspec.Struct, rename="camel"):
+    """A file that waits for a message."""
+
+    upload_id: Uuid
+    filename: str
+    size: Annotated[int, Meta(description="In octets.")]
+
+
+class UploadAnswer(msgspec.Struct):
+    """A file was put in."""
+
+    ok: bool
+    data: UploadData
+
+
 class OwnSendAnswer(msgspec.Struct, rename="camel", omit_defaults=True):
     """An accepted message."""
 

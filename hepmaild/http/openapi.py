@@ -142,11 +142,11 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "responses": _responses(operation),
     }
     if operation.body is not None:
-        content = {
-            "schema": _ref(operation.body),
-            "examples": {name.replace(" ", "-"): {"value": each} for name, each in operation.body_examples.items()},
-        }
-        found["requestBody"] = {"required": operation.body_required, "content": {JSON: content}}
+        content: dict[str, Any] = {"schema": _ref(operation.body)}
+        if operation.body_examples:
+            examples = operation.body_examples.items()
+            content["examples"] = {name.replace(" ", "-"): {"value": each} for name, each in examples}
+        found["requestBody"] = {"required": operation.body_required, "content": {operation.body_media: content}}
     return found
 
 

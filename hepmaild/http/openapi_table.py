@@ -23,13 +23,14 @@ from hepmaild.http.answers import (
     Ready,
     SendAnswer,
     Tokens,
+    UploadAnswer,
     User,
 )
 from hepmaild.http.errors import error_answer, login_answer, own_smtp_answer
 from hepmaild.http.examples import BY_KIND, NOT_OWN, OWN_ONLY, REFUSALS, SMTP_ONLY, UPLOAD_ONLY
 from hepmaild.http.oauth import BAD_ACCESS_TOKEN, STORE_DOWN, UNKNOWN_GRANT
 from hepmaild.http.own_fields import OwnSendRequest
-from hepmaild.http.shapes import RefreshRequest, SendRequest
+from hepmaild.http.shapes import RefreshRequest, SendRequest, UploadRequest
 from hepmaild.login import (
     BAD_REFRESH_TOKEN,
     BAD_REVOKED_TOKEN,
@@ -93,6 +94,7 @@ class Operation:
     security: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ("X-Request-Id",)
     body: type[msgspec.Struct] | None = None
+    body_media: str = JSON
     body_required: bool = True
     body_examples: dict[str, Any] = field(default_factory=dict)
     denial_headers: tuple[str, ...] = ()
@@ -129,6 +131,17 @@ _ALWAYS = (
     ErrorKind.TOO_MANY_CONNECTIONS,
     ErrorKind.INTERNAL,
 )
+_KEY_KINDS = (
+    ErrorKind.MISSING_KEY,
+    ErrorKind.INVALID_KEY,
+    ErrorKind.KEY_DISABLED,
+    ErrorKind.KEY_EXPIRED,
+    ErrorKind.IP_NOT_ALLOWED,
+    ErrorKind.CHANNEL_NOT_ALLOWED,
+    ErrorKind.ACCOUNT_SUSPENDED,
+    ErrorKind.TOO_MANY_FAILED_KEYS,
+)
+_UPLOAD_ID = "59e458ab-02f2-4ee8-99de-06ca2f944ae0"
 _SENT = {
     "messageId": "a1b2c3d4e5f6a7b8",
     "smtpMessageId": "<0192f3a4b5c6@hep.gg>",
@@ -245,6 +258,43 @@ OWN_SEND = Operation(
   -H 'Content-Type: application/json' \\
   -d '{{"smtpId": "YOUR_SERVER", "from": "you@example.com", "to": "joe@example.com",
        "subject": "Hello", "html": "<h1>Hello</h1>"}}'""",
+)
+
+UPLOAD = Operation(
+    method="post",
+    path="/api/v1/email/uploads",
+    name="upload",
+    tag="Sending",
+    summary="Put in a file",
+    description=(
+        "For attachments of messages to come, which name it by uploadId. It is kept for 24 hours, may have 15 MB, and "
+        "belongs to the account: every key of it may use it. Nothing is charged, and no call is counted."
+    ),
+    security=("bearerKey", "basicKey", "accessToken"),
+    body=UploadRequest,
+    body_media="multipart/form-data",
+    answers=(
+        Answer(
+            200,
+            "The file is there.",
+            UploadAnswer,
+            {"ok": True, "data": {"uploadId": _UPLOAD_ID, "filename": "invoice.pdf", "size": 48213}},
+            RATE_HEADERS,
+        ),
+    ),
+    denials=_denials(
+        *_ALWAYS,
+        *_KEY_KINDS,
+        ErrorKind.REQUEST_TOO_LARGE,
+        ErrorKind.UNSUPPORTED_MEDIA_TYPE,
+        ErrorKind.INVALID_HEADER_VALUE,
+        ErrorKind.INVALID_UPLOAD,
+        ErrorKind.UPLOAD_QUOTA_REACHED,
+        ErrorKind.UNAVAILABLE,
+        ErrorKind.DRAINING,
+    ),
+    denial_headers=RATE_HEADERS,
+    curl="curl {url}/api/v1/email/uploads -H 'Authorization: Bearer YOUR_API_KEY' -F file=@invoice.pdf",
 )
 
 _BEARER_401 = (BAD_ACCESS_TOKEN,)
@@ -398,4 +448,4 @@ SERVICE = (
     ),
 )
 
-OPERATIONS: tuple[Operation, ...] = (SEND, OWN_SEND, *LOGIN, *SERVICE)
+OPERATIONS: tuple[Operation, ...] = (SEND, OWN_SEND, UPLOAD, *LOGIN, *SERVICE)

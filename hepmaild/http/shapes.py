@@ -139,6 +139,12 @@ class RefreshRequest(msgspec.Struct):
     refresh_token: Annotated[str, described("128 characters, of an earlier answer.")]
 
 
+class UploadRequest(msgspec.Struct):
+    """The parts of a multipart/form-data body.  Others are ignored."""
+
+    file: Annotated[str, described("The file, with its filename; its Content-Type is kept.", format="binary")]
+
+
 SEND = Shape(SendRequest)
 REFRESH = Shape(RefreshRequest)
 

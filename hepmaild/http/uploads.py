@@ -21,6 +21,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
 from hepmaild.errors import ErrorKind, Refusal, RefusedError
+from hepmaild.http.answers import UploadAnswer, UploadData
 from hepmaild.http.auth import WINDOW_S, read_credentials
 from hepmaild.http.call import Call
 from hepmaild.http.dashboard.frame import Dashboard, Visit, finish, open_visit, same_origin
@@ -229,8 +230,8 @@ def _invalid(why: str) -> RefusedError:
 
 def answer_of(upload: Upload) -> Response:
     """What the caller is told."""
-    data = {"uploadId": upload.upload_id, "filename": upload.filename, "size": upload.size}
-    return json_response(200, {"ok": True, "data": data})
+    data = UploadData(upload.upload_id, upload.filename, upload.size)
+    return json_response(200, UploadAnswer(ok=True, data=data))
 
 
 def uploads_blueprint(desk: UploadDesk) -> Blueprint:

@@ -18,15 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 
 from hepmaild.mail.template import Wording
-from hepmaild.storage import templates, uploads
+from hepmaild.storage import templates
 from hepmaild.storage.audit import Actor
 from hepmaild.storage.schema import account
 from hepmaild.template_rules import TemplateWish
-from tests.peers.daemon import ACCOUNT, ROOT, Daemon, open_daemon, post, to_toml
+from tests.peers.daemon import ACCOUNT, ROOT, Daemon, open_daemon, post, to_toml, untrusting_context
 from tests.peers.sink import CaptureSink, capture_sink
 
 EXAMPLES = os.environ.get("CONTRACT_EXAMPLES", "4")
@@ -35,6 +36,7 @@ PASSWORD = "a long enough pass phrase"
 SENDER = "noreply@hep.gg"  # as in the document's own examples
 OWN = "you@example.com"
 TEMPLATE = TemplateWish("Welcome", "welcome", Wording("Hi {{name}}", "<p>{{name}}</p>", "Hi {{name}}."), {})
+UPLOADS = "/api/v1/email/uploads"
 SENDING = ("/api/v1/email/send", "/v1/emails")
 
 
@@ -55,12 +57,12 @@ def place() -> Iterator[Place]:
         "own_smtp": {"allow_private_addresses": True},
     }
     with capture_sink() as sink, open_daemon(sink_port=sink.port, start=False, changes=changes) as daemon:
-        daemon.setup(plan="bench")
+        key = daemon.setup(plan="bench")
         for email in ("in@example.com", "out@example.com"):
             daemon.cli("account", "add", email, "--password-stdin", stdin=f"{PASSWORD}\n")
         options = ("--host", "127.0.0.1", "--port", str(sink.port), "--tls", "none", "--address", OWN)
         server = daemon.json("smtp-server", "add", ACCOUNT, "--name", "mine", *options)
-        template_id, upload_id = make_template_and_upload(daemon)
+        template_id = make_template(daemon)
         daemon.start()
         yield Place(
             daemon,
@@ -71,27 +73,32 @@ def place() -> Iterator[Place]:
                 "server-address": [OWN],
                 "template-id": [template_id],
                 "template-key": [TEMPLATE.key],
-                "upload-id": [upload_id],
+                "upload-id": [upload(daemon, key)],
             },
             log_in(daemon, "out@example.com"),
         )
         assert "Traceback" not in daemon.log()
 
 
-def make_template_and_upload(daemon: Daemon) -> tuple[str, str]:
-    """Ids of what an account has before it sends."""
-    template_id, upload_id = str(uuid.uuid4()), str(uuid.uuid4())
-    now_us = time.time_ns() // 1000
+def make_template(daemon: Daemon) -> str:
+    """Its id."""
+    template_id = str(uuid.uuid4())
     engine = sa.create_engine(f"sqlite:///{daemon.state_dir / 'hepmaild.db'}")
     with engine.begin() as conn:
         account_id = conn.execute(sa.select(account.c.id).where(account.c.email == ACCOUNT)).scalar_one()
         actor = Actor("u1", ACCOUNT, "192.0.2.7", "dashboard")
-        templates.create(conn, account_id, actor, template_id, TEMPLATE, now_us)
-        uploads.begin(conn, account_id, upload_id, at_most=1000, quota=1000, now_us=now_us)
-        uploads.add_piece(conn, upload_id, 0, b"hello")
-        uploads.finish(conn, uploads.Upload(upload_id, "plan.pdf", "application/pdf", 5), None, now_us)
+        templates.create(conn, account_id, actor, template_id, TEMPLATE, time.time_ns() // 1000)
     engine.dispose()
-    return template_id, upload_id
+    return template_id
+
+
+def upload(daemon: Daemon, key: str) -> str:
+    """The id of a file."""
+    with httpx.Client(verify=untrusting_context()) as client:
+        url = f"https://127.0.0.1:{daemon.ports['https']}/api/v1/email/uploads"
+        bearer = {"Authorization": f"Bearer {key}"}
+        answer = client.post(url, headers=bearer, files={"file": ("plan.pdf", b"hello", "application/pdf")})
+        return str(answer.json()["data"]["uploadId"])
 
 
 def log_in(daemon: Daemon, email: str) -> str:
@@ -140,7 +147,13 @@ def test_every_operation(place: Place, tmp_path: Path) -> None:
     accepted = [each for each in answers if each["path"] in SENDING and each["status"] in (200, 202)]
     new = [each for each in accepted if not each["replayed"]]
     assert len(new) > 20
-    for path, status in (("/oauth/token", 200), ("/oauth/me", 200), ("/v1/emails", 200), (SENDING[0], 409)):
+    for path, status in (
+        ("/oauth/token", 200),
+        ("/oauth/me", 200),
+        ("/v1/emails", 200),
+        (SENDING[0], 409),
+        (UPLOADS, 200),
+    ):
         assert [each for each in answers if (each["path"], each["status"]) == (path, status)], f"never {status}: {path}"
     deliveries = place.sink.wait_for(len(new))
     assert len(deliveries) == len(new)
@@ -148,7 +161,7 @@ def test_every_operation(place: Place, tmp_path: Path) -> None:
     assert spent == sum(len(each["recipients"]) for each in deliveries)
     told = [json.loads(each["body"])["data"]["creditsCharged"] for each in new if each["path"] == SENDING[0]]
     assert sum(told) <= spent
-    assert "ok" in place.daemon.cli("credits", "verify").lower()
+    place.daemon.cli("credits", "verify")  # or it fails
 
 
 def test_the_window_holds_meanwhile(place: Place, tmp_path: Path) -> None:
