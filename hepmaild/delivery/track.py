@@ -21,9 +21,11 @@ from hepmaild.delivery.lane import LONGEST_PAUSE_MX_S, LONGEST_PAUSE_S, Lane, Pl
 from hepmaild.delivery.pace import Pace
 from hepmaild.delivery.route import Route
 from hepmaild.mail.address import destination_of
+from hepmaild.own_routes import is_own
 
 READY_FACTOR = 16
 READY_EXTRA = 1000  # bounded by READY_OCTETS of the pool too: what stands here is never read from the store
+READY_OWN = 50  # instead, for an account's own server: there may be a thousand of them
 READY_LANE = 32  # kind mx: in one lane
 READY_MX = 2000  # kind mx: in all lanes that can be worked on
 STUCK_MX = 512  # kind mx: in lanes whose place pauses
@@ -65,6 +67,7 @@ class Track:
         self._idle: dict[str, Place] = {}  # places without lanes, the longest idle first
         self._contexts = {} if contexts is None else contexts
         self._only: Lane | None = None
+        self._extra = READY_OWN if is_own(route.name) else READY_EXTRA
         if not self.is_mx:
             self._make_only_lane()
 
@@ -376,7 +379,7 @@ class Track:
     def _room_of_only(self, lane: Lane, now: float) -> int:
         if now < lane.place.paused_until:
             return 0
-        return max(0, self._paced(READY_FACTOR * lane.place.allowed + READY_EXTRA) - len(lane.ready))
+        return max(0, self._paced(READY_FACTOR * lane.place.allowed + self._extra) - len(lane.ready))
 
     def _paced(self, room: int) -> int:
         """What a limit lets pass in a minute is enough to stand ready."""

@@ -10,6 +10,7 @@ import trio
 from hepmaild.config import Migrate, Settings
 from hepmaild.doctor.checks import Check, fail, ok, warn
 from hepmaild.errors import StoreUnavailable
+from hepmaild.own_routes import ALL, is_own
 from hepmaild.storage import gauges, health, migrate
 from hepmaild.storage import queue as rows
 from hepmaild.storage.store import Store
@@ -65,8 +66,9 @@ async def queue(settings: Settings, store: Store, now_us: Callable[[], int]) -> 
     """Nothing due for long, nothing held by the dead, room for more."""
     entries = await store.read(gauges.entries, now_us())
     leases = await store.read(health.leases, now_us(), several=not store.is_sqlite)
-    paused = await store.read(rows.pauses)
-    stopped = {p["route"] for p in paused if not p["destination"]}
+    # What accounts do with their own servers is theirs, and may be thousands.
+    paused = [p for p in await store.read(rows.pauses) if not is_own(p["route"])]
+    stopped = {p["route"] for p in paused if not p["destination"]} | {ALL}
     found = [_overdue(entries, stopped), _leases(settings, leases, now_us()), _backlog(settings, entries)]
     if paused:
         named = ", ".join(

@@ -14,9 +14,10 @@ from sqlalchemy import ColumnElement, Connection, and_, case, delete, exists, fu
 from sqlalchemy.dialects import postgresql, sqlite
 
 from hepmaild.mail.chaos import is_chaos
-from hepmaild.own_routes import ALL, PREFIX
+from hepmaild.own_routes import ALL, PREFIX, is_own
 from hepmaild.storage import credits as money
 from hepmaild.storage import messages
+from hepmaild.storage.directory import bump
 from hepmaild.storage.schema import message, pause, queue, recipient
 from hepmaild.storage.settle import Row, end_waiting, say_states, settle
 
@@ -262,6 +263,7 @@ def pause_route(conn: Connection, route: str, destination: str, note: str, now_u
     stopped = conn.execute(
         update(queue).where(leased).values(owner=null(), token=queue.c.token + 1, due_at_us=now_us)
     ).rowcount
+    _tell_of_own(conn, route)
     since_us = conn.execute(select(pause.c.since_us).where(here)).scalar_one()
     return {"route": route, "destination": destination, "since_at": since_us, "note": note, "stopped": stopped}
 
@@ -272,8 +274,15 @@ def resume(conn: Connection, route: str, destination: str) -> dict[str, Any]:
     if not conn.execute(delete(pause).where(here)).rowcount:
         name = f"destination {destination} of route {route!r}" if destination else f"route {route!r}"
         raise ValueError(f"{name} is not paused; `hepmaild queue stats` shows what is")
+    _tell_of_own(conn, route)
     rest = [row for row in pauses(conn) if row["route"] == route]
     return {"route": route, "destination": destination, "still_paused": rest}
+
+
+def _tell_of_own(conn: Connection, route: str) -> None:
+    """Whether an account's own server is paused is cached behind the generation."""
+    if is_own(route):
+        bump(conn)
 
 
 def pauses(conn: Connection) -> list[dict[str, Any]]:

@@ -186,7 +186,6 @@ def pause_one(
     row = find(conn, account_id, server_id, is_to_change=True)
     if not row["is_paused"]:
         queue.pause_route(conn, route_of(server_id), "", note, now_us)
-        bump(conn)
     return find(conn, account_id, server_id)
 
 
@@ -197,7 +196,6 @@ def resume_one(conn: Connection, account_id: str | None, server_id: str) -> dict
         if account_id is not None and pause_note(conn, server_id) != PAUSE_NOTE:
             raise Refused("the operator of this service paused this server: ask there", "id")
         queue.resume(conn, route_of(server_id), "")
-        bump(conn)
     return find(conn, account_id, server_id)
 
 

@@ -215,6 +215,26 @@ async def test_every_question_is_answered_by_what_is_committed(world: World) -> 
     assert await world.own.of_account("account-1") == ()
 
 
+async def test_another_process_knows_a_change_as_soon_as_it_is_confirmed(opener: Opener, tmp_path: Path) -> None:
+    async with open_world(opener, tmp_path) as world, opener(exclusive=False) as store, trio.open_nursery() as nursery:
+        directory = Directory(store, ())
+        nursery.start_soon(directory.run)
+        other = OwnServers(store, directory, world.vault, OwnSmtpSettings, trio.CapacityLimiter(2))
+        assert await other.find("own:s1") is Away.REMOVED
+        await world.add()
+        for n in range(20):
+            await world.store.write(rows.change, "account-1", "s1", replace(WISH, port=1000 + n), b"%d" % n, 5)
+            found = await other.find("own:s1")
+            assert isinstance(found, Route)
+            assert (found.port, found.sealed) == (1000 + n, b"%d" % n)
+            await world.store.write(queue.pause_route, "own:s1", "", "by its route's name", 5)
+            assert await other.find("own:s1") is Away.PAUSED
+            await world.store.write(queue.resume, "own:s1", "")
+        await world.store.write(rows.remove, "account-1", "s1")
+        assert await other.find("own:s1") is Away.REMOVED
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_password_is_sealed_to_its_row_and_sealed_anew(world: World) -> None:
     async with world.own.sealing() as seal:
         await world.add(sealed=seal("s1", "pass wörd"))
