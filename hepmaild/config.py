@@ -209,7 +209,10 @@ class LimitSettings:
 
     connections_per_ip: int = setting(20, "Connections at once from one IP address, per door.", low=1)
     unknown_keys_per_minute: int = setting(
-        10, "Unknown keys from one IP address in a minute before its failures are slowed down.", low=1
+        10,
+        "Unknown keys from one IP address in a minute, both doors together, before its failures are slowed down. Each"
+        " process counts its own.",
+        low=1,
     )
     recipients_per_message: int = setting(100, "Distinct recipients of one message.", low=1, high=10_000)
     idle_timeout_s: float = setting(600, "How long an SMTP session may be silent between commands.", low=1, high=DAY_S)
@@ -218,7 +221,11 @@ class LimitSettings:
         "What uploaded files of one account may come to; each is kept for 24 hours, and there may be 1,000 of them.",
         low=0,
     )
-    backlog: int = setting(1_000_000, "Messages waiting; above it new mail gets 503 / 451.", low=1)
+    backlog: int = setting(
+        1_000_000,
+        "Messages waiting; above it new mail gets 503 / 451. On routes of kind `mx` one counts for each destination.",
+        low=1,
+    )
 
 
 @dataclass(frozen=True, slots=True)

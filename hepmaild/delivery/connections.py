@@ -147,7 +147,8 @@ class Connection:
 
     label: `name[address]:port`, "" until connected.  stage: where it is.  sent: transactions so far.  level: what the
     TLS is worth, once it is open.  host: None: the route's first.  tls: what to do about TLS, which is the host's mode
-    unless that was tried in vain.  credentials: None: the route's; they are forgotten once they were used.
+    unless that was tried in vain.  is_strict: the certificate must be good although the host's policy does not ask for
+    it (MTA-STS, mode testing).  credentials: None: the route's; they are forgotten once they were used.
     """
 
     def __init__(
@@ -163,6 +164,7 @@ class Connection:
         self.route = route
         self.host = host or route.first_host
         self.level = TlsLevel.NONE
+        self.is_strict = False
         self.label = ""
         self.tls_version = ""
         self.tls_cipher = ""
@@ -245,7 +247,14 @@ class Connection:
         text = "clear text, no TLS" if self.level is TlsLevel.NONE else f"TLS {self.level}"
         if policy is None or not policy.why:
             return text
-        return f"{text} ({policy.why}{'; testing, so nothing is refused' if policy.testing else ''})"
+        verdict = ""
+        if policy.testing:
+            verdict = "; enforce would refuse the certificate"
+            if self.level is TlsLevel.NONE:
+                verdict = "; enforce would refuse clear text"
+            elif self.is_strict:
+                verdict = "; the certificate is good enough for enforce"
+        return f"{text} ({policy.why}{verdict})"
 
     def _level(self) -> TlsLevel:
         if self.host.policy is None:

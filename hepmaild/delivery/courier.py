@@ -103,20 +103,39 @@ class Courier:
     async def _deliver_to(
         self, flight: Flight, host: Host, envelope: Envelope, content: Content, most_s: float
     ) -> Failed | None:
-        """On a new connection; where TLS need not be, on a second, plain one when the handshake fails (RFC 7435)."""
-        route, place, tls = flight.route, flight.place, host.tls
-        may_be_plain = tls is TlsMode.OPPORTUNISTIC
-        if may_be_plain and trio.current_time() < place.plain_until.get(host.address, 0.0):
-            tls = TlsMode.NONE
-        flight.connection = self._make_connection(flight, host, tls)
-        failure = await self._deliver(flight, envelope, content, most_s)
-        if failure is None or failure.stage is not Stage.TLS or not may_be_plain or route.credentials:
-            return failure
-        self.note(flight, failure)
-        place.go_plain(host, trio.current_time())
-        await flight.connection.discard()
-        flight.connection = self._make_connection(flight, host, TlsMode.NONE)
-        return await self._deliver(flight, envelope, content, most_s)
+        """On a new connection; on another where TLS failed on that one and need not be as good (RFC 7435)."""
+        ways = self._ways(flight, host)
+        for number, (tls, is_strict) in enumerate(ways, 1):
+            flight.connection = self._make_connection(flight, host, tls)
+            flight.connection.is_strict = is_strict
+            failure = await self._deliver(flight, envelope, content, most_s)
+            if failure is None or failure.stage is not Stage.TLS or number == len(ways):
+                return failure
+            self.note(flight, failure)
+            if is_strict:
+                flight.place.go_lax(host, trio.current_time())
+            else:
+                flight.place.go_plain(host, trio.current_time())
+            await flight.connection.discard()
+        raise AssertionError("there is always a way")
+
+    @staticmethod
+    def _ways(flight: Flight, host: Host) -> list[tuple[TlsMode, bool]]:
+        """What to do about TLS, and whether to look at the certificate, one after the other as long as TLS fails.
+
+        An MTA-STS policy in mode testing must be obeyed and must not matter (RFC 8461 §5): first as if it were
+        enforced, so that the transcript says what would have been, then as if there were none.
+        """
+        place, now = flight.place, trio.current_time()
+        may_be_plain = host.tls is TlsMode.OPPORTUNISTIC
+        if may_be_plain and now < place.plain_until.get(host.address, 0.0):
+            return [(TlsMode.NONE, False)]
+        ways = [(host.tls, False)]
+        if host.policy is not None and host.policy.testing and now >= place.lax_until.get(host.address, 0.0):
+            ways.insert(0, (host.tls, True))
+        if may_be_plain and not flight.route.credentials:
+            ways.append((TlsMode.NONE, False))
+        return ways
 
     def _make_connection(self, flight: Flight, host: Host, tls: TlsMode) -> Connection:
         """Not open yet.  Raises `SecretsUnavailable` where the password cannot be read."""
@@ -136,7 +155,7 @@ class Courier:
                 context, host = None, connection.host
                 if host.tls is not TlsMode.NONE:
                     try:
-                        context = flight.track.tls_context(verified=host.is_verified)
+                        context = flight.track.tls_context(verified=host.is_verified or connection.is_strict)
                     except OSError as error:  # ssl.SSLError is one
                         text = f"tls_ca {flight.route.tls_ca!r} cannot be used: {error}"
                         return Failed(Stage.CONNECT, None, text)

@@ -38,8 +38,7 @@ class TlsPolicy:
     """level: what is required.  why: for the log, as in "mta-sts enforce".  tlsa: with DANE.
 
     names: with DANE-TA the names that the certificate may have (RFC 7672 §3.2.2).
-    testing: MTA-STS in mode "testing" (or its failure) would have refused; say so in the transcript, deliver all the
-    same.
+    testing: MTA-STS in mode "testing": say in the transcript what would have been refused, deliver all the same.
     """
 
     level: TlsLevel

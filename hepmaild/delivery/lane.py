@@ -81,6 +81,7 @@ class Place:
         "kept",
         "key",
         "lanes",
+        "lax_until",
         "listed",
         "longest_pause_s",
         "paused_until",
@@ -104,6 +105,7 @@ class Place:
         self.longest_pause_s = longest_pause_s
         self.paused_until = 0.0
         self.plain_until: dict[str, float] = {}  # opportunistic only: no TLS with that host until then
+        self.lax_until: dict[str, float] = {}  # MTA-STS testing only: its certificate is not good, as was seen lately
         self._down: dict[str, tuple[float, float]] = {}  # by host: not tried before, and for how long that was
         self._troubles = 0
         self._pauses = 0
@@ -139,6 +141,7 @@ class Place:
     def start_over(self, cap: int) -> None:
         """Other settings: what was learned no longer counts."""
         self.plain_until.clear()
+        self.lax_until.clear()
         self._down.clear()
         self._troubles = self._pauses = 0
         self.standing = Standing.FRESH
@@ -186,6 +189,14 @@ class Place:
 
     def go_plain(self, host: Host, now: float) -> None:
         """Its TLS does not work: none for a while (only where clear text is allowed)."""
-        if len(self.plain_until) >= MAX_HOSTS_NOTED:
-            self.plain_until.clear()
-        self.plain_until[host.address] = now + PLAIN_FOR_S
+        _note(self.plain_until, host, now + PLAIN_FOR_S)
+
+    def go_lax(self, host: Host, now: float) -> None:
+        """Its certificate is not good, which an MTA-STS policy in mode testing allows: not looked at for a while."""
+        _note(self.lax_until, host, now + PLAIN_FOR_S)
+
+
+def _note(until: dict[str, float], host: Host, when: float) -> None:
+    if len(until) >= MAX_HOSTS_NOTED:
+        until.clear()
+    until[host.address] = when

@@ -266,14 +266,41 @@ async def test_what_is_required_never_falls_back(authority: Authority, tmp_path:
     assert peer.received == []
 
 
-@pytest.mark.parametrize("level", [TlsLevel.ENCRYPTED, TlsLevel.OPPORTUNISTIC])
-async def test_unverified_tls_takes_any_certificate(authority: Authority, tmp_path: Path, level: TlsLevel) -> None:
+async def test_unverified_tls_takes_any_certificate(authority: Authority, tmp_path: Path) -> None:
     peer = Peer(ehlo=EHLO_TLS, tls=server_context(trustme.CA().issue_cert("elsewhere.example")))
-    policy = TlsPolicy(level, "mta-sts testing" if level is TlsLevel.OPPORTUNISTIC else "dane", testing=True)
-    attempt = await one(policy, peer, authority, tmp_path)
+    attempt = await one(TlsPolicy(TlsLevel.ENCRYPTED, "dane"), peer, authority, tmp_path)
     assert attempt.outcomes[0].result is Result.DELIVERED
-    assert attempt.tls_level == level
-    assert "testing, so nothing is refused" in notes(attempt)
+    assert attempt.tls_level == TlsLevel.ENCRYPTED
+    assert peer.connections == 1
+
+
+TESTING = TlsPolicy(TlsLevel.OPPORTUNISTIC, "mta-sts testing", testing=True)
+
+
+async def test_mta_sts_in_mode_testing_says_that_the_certificate_is_good(authority: Authority, tmp_path: Path) -> None:
+    """RFC 8461 §5."""
+    peer = Peer(ehlo=EHLO_TLS, tls=server_context(authority.chain("mx.a.example")[0]))
+    attempt = await one(TESTING, peer, authority, tmp_path)
+    assert attempt.outcomes[0].result is Result.DELIVERED
+    assert "TLS opportunistic (mta-sts testing; the certificate is good enough for enforce)" in notes(attempt)
+    assert peer.connections == 1
+
+
+async def test_mta_sts_in_mode_testing_says_what_enforce_would_refuse(authority: Authority, tmp_path: Path) -> None:
+    """RFC 8461 §5: delivered all the same; the certificate is looked at once, and the transcript has what was wrong."""
+    peer = Peer(ehlo=EHLO_TLS, tls=server_context(trustme.CA().issue_cert("mx.a.example")))
+    attempts = await deliver((peer, "mx.a.example", TESTING), authority=authority, tmp_path=tmp_path, messages=2)
+    assert [attempt.outcomes[0].result for attempt in attempts] == [Result.DELIVERED] * 2
+    assert "the certificate is not good" in notes(attempts[0])
+    for attempt in attempts:
+        assert "TLS opportunistic (mta-sts testing; enforce would refuse the certificate)" in notes(attempt)
+        assert attempt.tls_level == TlsLevel.OPPORTUNISTIC
+    assert peer.connections == 2  # one to see, one for both messages
+
+    plain = Peer(ehlo=CLEAR_EHLO)
+    attempt = await one(TESTING, plain, authority, tmp_path)
+    assert attempt.outcomes[0].result is Result.DELIVERED
+    assert "clear text, no TLS (mta-sts testing; enforce would refuse clear text)" in notes(attempt)
 
 
 async def test_opportunistic_falls_back(authority: Authority, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import http.client
 import json
+import smtplib
 import socket
 import ssl
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.peers.daemon import Daemon, open_daemon, post, untrusting_context
+from tests.peers.daemon import Daemon, open_daemon, open_smtp, post, untrusting_context
 from tests.peers.sink import CaptureSink, capture_sink
 
 GOOD = {"to": "someone@example.net", "subject": "hello", "text": "hello"}
@@ -318,8 +319,9 @@ def test_too_many_failed_keys_do_not_hurt_a_good_one(sink: CaptureSink) -> None:
         key = daemon.setup()
         daemon.start()
         wrong = "hyd-mail-" + "z" * 40
-        for _ in range(2):
-            check(post(daemon, GOOD, wrong), 401, "INVALID_KEY")
+        check(post(daemon, GOOD, wrong), 401, "INVALID_KEY")
+        with pytest.raises(smtplib.SMTPAuthenticationError, match=r"5\.7\.8"):  # both doors together
+            open_smtp(daemon, wrong)
         first, second = post(daemon, GOOD, wrong), post(daemon, GOOD, wrong)
         for answer in (first, second):
             check(answer, 429, "TOO_MANY_FAILED_KEYS")
