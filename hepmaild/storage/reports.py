@@ -57,6 +57,11 @@ class Report:
         return chaos.is_chaos(self.attempt.job.route)
 
     @property
+    def only_delivers(self) -> bool:
+        """Whether the next hop took it for every recipient."""
+        return all(o.result is Result.DELIVERED for o in self.attempt.outcomes)
+
+    @property
     def may_refund(self) -> bool:
         """Whether a recipient failed for good."""
         return not self.is_chaos and any(o.result is Result.FAILED for o in self.attempt.outcomes)

@@ -28,7 +28,7 @@ from sqlalchemy.exc import DBAPIError
 
 from hepmaild.errors import StoreUnavailable
 from hepmaild.storage.sqlite_link import Link, NotHere, make_engine, store_failure
-from hepmaild.storage.writer import JudgeManner, Manner
+from hepmaild.storage.writer import JudgeManner, Manner, Sync
 from hepmaild.threads import Worker
 
 P = ParamSpec("P")
@@ -37,6 +37,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 READERS = 4
+LATE_SYNC_S = 0.2
 CHECKPOINT_ROWS = 4_000  # changed rows after which the write-ahead log is copied back
 
 
@@ -104,6 +105,8 @@ class SqliteBackend:
         self._given = 0  # how many things the writer's thread was given (counted here)
         self._ended = 0  # and has ended (counted there)
         self._sync_failed = False
+        self._is_unsynced = False  # something was committed that is to be synced soon
+        self._late_sync = trio.Event()
         self._limiter = trio.CapacityLimiter(READERS)
         self._rows_at_checkpoint = 0
         self._checkpoint_due = trio.Event()
@@ -138,6 +141,7 @@ class SqliteBackend:
             async with trio.open_nursery() as nursery:
                 if self._own_checkpoints:
                     nursery.start_soon(self._run_checkpoints)
+                    nursery.start_soon(self._run_late_syncs)
                 yield
                 nursery.cancel_scope.cancel()
         finally:
@@ -180,9 +184,27 @@ class SqliteBackend:
         except NotHere:
             return await self.unit(fn, *args)
         self._note_rows(self._writer.raw().total_changes)
-        if manner.needs_sync:
+        if manner.sync is Sync.NOW:
+            self._is_unsynced = False
             await self._syncer.run(self._sync)
+        elif manner.sync is Sync.SOON:
+            self._is_unsynced = True
+            self._late_sync.set()
         return result
+
+    async def _run_late_syncs(self) -> None:
+        """Sync what nobody waits for, unless somebody who does came first."""
+        while True:
+            await self._late_sync.wait()
+            self._late_sync = trio.Event()
+            await trio.sleep(LATE_SYNC_S)
+            if not self._is_unsynced:
+                continue
+            self._is_unsynced = False
+            try:
+                await self._syncer.run(self._sync)
+            except StoreUnavailable as error:  # the next unit copies the log back first
+                log.warning("late_sync_failed", error=str(error))
 
     async def _run_in_thread(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `fn` in the writer's thread; meanwhile nobody else touches its connection, also when we are cancelled."""

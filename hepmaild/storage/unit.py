@@ -24,7 +24,7 @@ from hepmaild.storage.bulk import Bulk
 from hepmaild.storage.messages import insert_events
 from hepmaild.storage.reports import Mark, Report
 from hepmaild.storage.schema import idempotency, message
-from hepmaild.storage.writer import Manner
+from hepmaild.storage.writer import Manner, Sync
 
 DAY_US = 86_400_000_000
 
@@ -104,14 +104,21 @@ LIGHT_OCTETS = 256 << 10
 
 
 def judge(members: Sequence[Member]) -> Manner:
-    """A unit of calls only outlives the process, which is what the limit of calls is about: whatever a call led to is
-    synced after it, and the log is one file.  Heavy are many members, and large contents."""
+    """Heavy are many members, and large contents.
+
+    A unit of calls only outlives the process, which is what the limit of calls is about: whatever a call led to is
+    synced after it, and the log is one file.  An attempt that did nothing but deliver is synced soon: should a power cut
+    come first, its mark is there, and the message is in doubt, as it would be had the power gone a moment before.
+    """
     messages = [m.accept if isinstance(m, CallAndAccept) else m for m in members]
     octets = sum(len(m.content) for m in messages if isinstance(m, Accept) and m.content is not None)
-    return Manner(
-        is_light=len(members) <= LIGHT_MEMBERS and octets <= LIGHT_OCTETS,
-        needs_sync=not all(isinstance(m, Call) for m in members),
-    )
+    return Manner(is_light=len(members) <= LIGHT_MEMBERS and octets <= LIGHT_OCTETS, sync=max(map(_sync_of, members)))
+
+
+def _sync_of(member: Member) -> Sync:
+    if isinstance(member, Call):
+        return Sync.WITH_NEXT
+    return Sync.SOON if isinstance(member, Report) and member.only_delivers else Sync.NOW
 
 
 class UnitRunner:

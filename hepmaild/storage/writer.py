@@ -15,7 +15,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Any, Protocol
 
 import outcome
@@ -33,16 +33,24 @@ MAX_WAITING = 10_000
 RunUnit = Callable[[Connection, list[Any]], list[Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Manner:
-    """How a unit of group commit may be run.
+class Sync(IntEnum):
+    """What a unit's members count on.
 
-    is_light: it is a matter of a few milliseconds, whatever is in the database.  needs_sync: its members count on
-    outliving a power cut; without it only on outliving this process.
+    WITH_NEXT: that they outlive this process; a power cut may take them, unless somebody else's sync comes first.
+    SOON: the same, but a sync comes within a moment.  NOW: that they outlive a power cut when they are answered.
     """
 
+    WITH_NEXT = 1
+    SOON = 2
+    NOW = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a unit of group commit may be run.  is_light: it takes a few milliseconds, whatever is in the database."""
+
     is_light: bool = True
-    needs_sync: bool = True
+    sync: Sync = Sync.NOW
 
 
 JudgeManner = Callable[[list[Any]], Manner]

@@ -16,6 +16,7 @@ from sqlalchemy import BigInteger, Column, Connection, Integer, MetaData, String
 
 from hepmaild.config import DatabaseSettings
 from hepmaild.storage.store import Store, open_store
+from hepmaild.storage.writer import JudgeManner
 from tests.peers import postgres
 
 tables = MetaData()
@@ -102,10 +103,15 @@ def opener(database_url: str, tmp_path: Path) -> Opener:
 def make_opener(url: str, folder: Path) -> Opener:
     @asynccontextmanager
     async def open_it(
-        run_unit: Any = None, *, exclusive: bool = True, unit_timeout_s: float = 10, tables: bool = False
+        run_unit: Any = None,
+        *,
+        exclusive: bool = True,
+        unit_timeout_s: float = 10,
+        tables: bool = False,
+        judge: JudgeManner | None = None,
     ) -> AsyncIterator[Store]:
         settings = DatabaseSettings(url=url, unit_timeout_s=unit_timeout_s, connections=4)
-        async with open_store(settings, folder, run_unit or Journal(), exclusive=exclusive) as store:
+        async with open_store(settings, folder, run_unit or Journal(), exclusive=exclusive, judge=judge) as store:
             if tables:
                 await store.write(make_tables)
             yield store

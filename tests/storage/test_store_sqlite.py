@@ -19,6 +19,7 @@ from sqlalchemy import Connection, text
 from hepmaild.errors import StoreUnavailable
 from hepmaild.storage import sqlite
 from hepmaild.storage.store import LOCK_NAME, Store
+from hepmaild.storage.writer import Manner, Sync
 from tests.storage.conftest import Journal, Opener, debit, keep, make_opener, words
 
 DEADLINE_S = 60
@@ -107,6 +108,41 @@ async def test_nothing_is_confirmed_before_the_log_is_synced(
             await put("member 3")
             await put("unit 3")
             assert await store.read(words) >= {"member 1", "unit 1", "member 3", "unit 3"}
+
+
+async def test_what_nobody_waits_for_is_synced_a_moment_later(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer waits for that sync; when it fails, the next unit mends what it left."""
+    may_sync = threading.Event()
+    failures = 0
+    token = trio.lowlevel.current_trio_token()
+    synced = trio.Event()
+
+    def sync(descriptor: int) -> None:
+        nonlocal failures
+        assert may_sync.wait(DEADLINE_S)
+        token.run_sync_soon(lambda: synced.set())
+        if failures:
+            failures -= 1
+            raise OSError(errno.EIO, "the disk is sick")
+        os.fsync(descriptor)
+
+    def judge(members: list[str]) -> Manner:
+        return Manner(sync=Sync.NOW if any("now" in word for word in members) else Sync.SOON)
+
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True, judge=judge) as store:
+            monkeypatch.setattr(os, "fdatasync", sync)
+            for word in ("soon 1", "soon 2", "soon 3"):
+                await store.submit(word)
+            assert not synced.is_set()
+            may_sync.set()
+            await synced.wait()
+            await store.submit("now 1")
+            synced, failures = trio.Event(), 1
+            await store.submit("soon 4")
+            await synced.wait()
+            await store.submit("now 2")
+            assert await store.read(words) == {"soon 1", "soon 2", "soon 3", "soon 4", "now 1", "now 2"}
 
 
 async def test_a_unit_that_would_wait_goes_to_the_thread(opener: Opener, tmp_path: Path) -> None:
