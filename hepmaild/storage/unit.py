@@ -107,8 +107,8 @@ def judge(members: Sequence[Member]) -> Manner:
     """Heavy are many members, and large contents.
 
     A unit of calls only outlives the process, which is what the limit of calls is about: whatever a call led to is
-    synced after it, and the log is one file.  An attempt that did nothing but deliver is synced soon: should a power cut
-    come first, its mark is there, and the message is in doubt, as it would be had the power gone a moment before.
+    synced after it, and the log is one file.  An attempt that did nothing but deliver is synced soon: should a power
+    cut come first, its mark is there, and the message is in doubt, as it would be had the power gone a moment before.
     """
     messages = [m.accept if isinstance(m, CallAndAccept) else m for m in members]
     octets = sum(len(m.content) for m in messages if isinstance(m, Accept) and m.content is not None)
