@@ -77,6 +77,7 @@ class ErrorKind(Enum):
     DRAINING = (40, Answer(503, 421, "4.3.2"))
     MALFORMED_MESSAGE = (41, Answer(400, 550, "5.6.0"))
     INTERNAL = (42, Answer(500, 421, "4.3.0"))
+    MALFORMED_REQUEST = (43, Answer(400, 500, "5.5.2"))
     MISSING_FIELDS = (50, Answer(400, 550, "5.6.0"))
     SMTP_NOT_FOUND = (51, Answer(404, 550, "5.6.0"))
     CONFLICTING_CONTENT = (60, Answer(400, 550, "5.6.0"))

@@ -15,7 +15,9 @@ requests.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -29,6 +31,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from quart.wrappers import Response
 
 from hepmaild.http.call import STATE_KEY, ConnectionFacts
+from hepmaild.http.errors import malformed_body
 from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies, client_of, parse_ip
 from hepmaild.http.quick import REQUEST_LINE, QuickRequest, Unready, read_quickly, write_answer
 from hepmaild.tlsstream import TlsStream
@@ -111,6 +114,7 @@ class Connection(TCPServer):
             protocol.streams = _Streams()
         else:
             protocol._check_protocol = _offer_no_upgrade  # noqa: SLF001
+            protocol._send_error_response = partial(self._refuse_malformed, protocol)  # noqa: SLF001
         self._protocol = wrapper
 
     async def run(self) -> None:
@@ -256,6 +260,29 @@ class Connection(TCPServer):
         )
         self._be_idle()
         return None if "Connection" in response.headers else b""
+
+    async def _refuse_malformed(self, protocol: Any, status: int) -> None:
+        """Answer what h11 cannot read, which the application never sees, as any other refusal of the API.
+
+        protocol: hypercorn's, whose answer to that has no body.  status: as h11 has it.  The connection ends behind it.
+        """
+        request_id = os.urandom(8).hex()
+        log.info("http_request_malformed", request_id=request_id, peer=str(self._facts.peer), status=status)
+        body = malformed_body(status, "" if protocol.stream is None else protocol.stream.scope["path"])
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"cache-control", b"no-store"),
+            (b"x-request-id", request_id.encode()),
+            (b"connection", b"close"),
+            *self.config.response_headers("h11"),
+        ]
+        self._facts.is_corked = True
+        try:
+            for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+                await protocol._send_h11_event(event)  # noqa: SLF001
+        finally:
+            self._facts.is_corked = False
 
     def _is_at_work(self) -> bool:
         protocol = self.protocol.protocol

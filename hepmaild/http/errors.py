@@ -4,17 +4,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from quart.wrappers import Response
 
 from hepmaild.errors import ErrorKind, Refusal
-from hepmaild.http.call import Call
+from hepmaild.http.call import LOGIN_PREFIX, OWN_SMTP_PREFIX, Call
 
 DEFAULT_RETRY_AFTER_S = {429: 1, 503: 5}
 # login-api.md has numbers: the HTTP status and two digits, of which others than 01 stand here.
-LOGIN_CODES = {ErrorKind.INVALID_JSON: 40002, ErrorKind.TOO_MANY_CONNECTIONS: 42902}
+LOGIN_CODES = {
+    ErrorKind.INVALID_JSON: 40002,
+    ErrorKind.MALFORMED_REQUEST: 40004,
+    ErrorKind.TOO_MANY_CONNECTIONS: 42902,
+}
 
 _OWN_SMTP_SENTENCES = {
     "invalid_api_key": "Invalid or inactive API key",
@@ -65,10 +70,30 @@ def own_smtp_answer(refusal: Refusal) -> tuple[int, dict[str, Any]]:
     return status, {"error": text, "code": code}
 
 
+_MALFORMED = {
+    431: "The header of this request is too large: leave fields out, or shorten them.",
+    501: "This Transfer-Encoding is not understood: send a Content-Length, or chunked.",
+}
+
+
+def malformed_body(status: int, path: str) -> bytes:
+    """What is said to something that is no proper HTTP.  path: of the request if it got so far, else empty."""
+    text = _MALFORMED.get(
+        status, "This is not a proper HTTP request; a library that speaks HTTP/1.1 or HTTP/2 makes one."
+    )
+    _, body = _form_of(is_login=path.startswith(LOGIN_PREFIX), is_own_smtp=path.startswith(OWN_SMTP_PREFIX))(
+        Refusal(ErrorKind.MALFORMED_REQUEST, text)
+    )
+    return msgspec.json.encode(body)
+
+
+def _form_of(*, is_login: bool, is_own_smtp: bool) -> Callable[[Refusal], tuple[int, dict[str, Any]]]:
+    return login_answer if is_login else own_smtp_answer if is_own_smtp else error_answer
+
+
 def refuse(refusal: Refusal, call: Call) -> Response:
     """The answer for a refusal.  Nothing was charged, or it was refunded."""
-    answer_of = login_answer if call.is_login else own_smtp_answer if call.is_own_smtp else error_answer
-    status, body = answer_of(refusal)
+    status, body = _form_of(is_login=call.is_login, is_own_smtp=call.is_own_smtp)(refusal)
     call.code = str(body["code"])
     response = json_response(status, body)
     if refusal.rate is not None:

@@ -18,6 +18,10 @@ NOT_OWN = frozenset({Kind.NO_RECIPIENTS, Kind.HEADER_NOT_ALLOWED})
 
 REFUSALS: tuple[Refusal, ...] = (
     Refusal(Kind.HTTPS_REQUIRED, "Use https:// instead of http://."),
+    Refusal(
+        Kind.MALFORMED_REQUEST,
+        "This is not a proper HTTP request; a library that speaks HTTP/1.1 or HTTP/2 makes one.",
+    ),
     Refusal(Kind.NOT_FOUND, "There is nothing at this path; mail is sent by POST /api/v1/email/send."),
     Refusal(Kind.METHOD_NOT_ALLOWED, "Use POST here."),
     Refusal(Kind.MISSING_KEY, "Send your API key: Authorization: Bearer hyd-mail-…"),

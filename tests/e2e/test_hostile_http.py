@@ -69,6 +69,10 @@ def test_malformed_requests(service: Service, name: str) -> None:
         connection.send(MALFORMED[name])
         octets = connection.rest()
         assert not octets or re.match(rb"HTTP/1\.1 4\d\d", octets), octets[:200]
+        if octets:
+            head, _, body = octets.partition(b"\r\n\r\n")
+            assert b"x-request-id: " in head
+            assert json.loads(body)["code"]
     still_works(service.daemon, service.key)
 
 

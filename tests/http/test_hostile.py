@@ -6,6 +6,7 @@ Every test ends with a good request, and with no connection, spool file or ERROR
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ import h2.events
 import pytest
 import trio
 
+from hepmaild.http.errors import malformed_body
 from hepmaild.http.limits import Timeouts
 from tests.http.door import KEY, Running, open_door, read_all, until
 
@@ -78,7 +80,39 @@ async def exchange(door: Running, octets: bytes, *, timeout_s: float = 10) -> by
 async def test_malformed(quick: Running, octets: bytes) -> None:
     answer = await exchange(quick, octets)
     assert answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5", b"\x00\x00")), answer[:100]
+    if answer.startswith(b"HTTP") and b"text/plain" not in answer:  # a page that is not there
+        told_properly(answer)
     assert not quick.intake.submissions
+
+
+def told_properly(answer: bytes) -> dict[str, Any]:
+    """The body of an answer that is complete, whoever made it: JSON, and the id of the request."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+    assert fields[b"content-type"] == b"application/json"
+    assert int(fields[b"content-length"]) == len(body)
+    assert fields[b"x-request-id"]
+    told: dict[str, Any] = json.loads(body)
+    return told
+
+
+async def test_a_body_that_becomes_malformed(quick: Running) -> None:
+    """The application reads it already; the answer is the same."""
+    stream = await quick.connect()
+    await stream.send_all(HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
+    await stream.send_all(b"zz\r\n")
+    answer = await read_all(stream, 10)
+    await trio.aclose_forcefully(stream)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert told_properly(answer)["code"] == "MALFORMED_REQUEST"
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [("", "MALFORMED_REQUEST"), ("/v1/emails", "invalid_request"), ("/oauth/revoke", 40004)],
+)
+def test_malformed_is_told_in_the_form_of_its_call(path: str, code: str | int) -> None:
+    assert json.loads(malformed_body(400, path))["code"] == code
 
 
 @pytest.mark.parametrize(
