@@ -14,7 +14,7 @@ from hepmaild.mail.template import MAX_SUBJECT, Wording
 MAX_TEMPLATES = 200  # of an account
 MAX_REVISIONS = 1000  # of a template
 MAX_NAME = 100
-MAX_PART_OCTETS = 512 << 10
+MAX_PART_OCTETS = 256 << 10  # so that a form with two of them, written as forms are, stays below 2 MB
 MAX_SAMPLES = 200
 MAX_SAMPLE = 10_000
 # Lines of each side that are compared one by one; what difflib takes grows with their product.

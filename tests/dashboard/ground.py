@@ -22,7 +22,17 @@ from tests.peers.daemon import ACCOUNT, SENDER, Daemon, open_daemon, open_smtp
 OTHER = "other@elsewhere.example"
 OPERATOR = "operator@service.example"
 READER = "reader@example.com"
-MARKS = ("Sesame-subject", "sesame-recipient", "sesame-key", "sesame-reason", "sesame-file", ACCOUNT, READER)
+MARKS = (
+    "Sesame-subject",
+    "sesame-recipient",
+    "sesame-key",
+    "sesame-reason",
+    "sesame-file",
+    "sesame-template",
+    "sesame-words",
+    ACCOUNT,
+    READER,
+)
 SUPPRESSED = "suppressed@example.net"
 MAIL = """From: noreply@example.com
 To: sesame-recipient@example.net
@@ -139,8 +149,15 @@ def _things(daemon: Daemon, key: dict[str, str], victim: Visitor) -> dict[str, s
     security = victim.get("/security")
     shown = daemon.json("account", "show", ACCOUNT)
     users = daemon.json("user", "list", ACCOUNT)
+    template = {"name": "sesame-template", "subject": "Sesame-subject", "html": "<p>sesame-words</p>"}
+    page = victim.follow("/templates", template, page="/templates/new")
+    server = {"name": "sesame-server", "host": "127.0.0.1", "port": "2525", "tls": "none", "address": "me@own.example"}
+    added = victim.post("/smtp-servers", server, page="/smtp-servers/new")
     return {
+        "server_id": added.headers["Location"].rpartition("/")[2],
         "account_id": shown["id"],
+        "template_id": _only(r'data-page-id="([0-9a-f-]{36})"', page),
+        "revision": "1",
         "key_id": key["id"],
         "message_id": message_id,
         "n": attachment,

@@ -33,6 +33,8 @@ OPEN = {
     "/sign-in",
     "/static/<version>/<name>",
 }
+# What pages show in frames that run nothing: what others wrote.
+FRAMES = {"/logs/<message_id>/html", "/templates/<template_id>/preview", "/templates/preview"}
 API = ("/api/", "/oauth/", "/v1/")
 # What a user who may only read sees, and may do: with what is theirs, and with what changes nothing.
 READER_SEES = {
@@ -51,8 +53,13 @@ READER_SEES = {
     "/security",
     "/security/second-factor",
     "/smtp-servers",
+    "/smtp-servers/<server_id>",
     "/suppressions",
     "/templates",
+    "/templates/<template_id>",
+    "/templates/<template_id>/preview",
+    "/templates/<template_id>/revisions/<int:revision>",
+    "/templates/preview",
 }
 READER_MAY = {
     "/addresses/check",
@@ -64,6 +71,7 @@ READER_MAY = {
     "/security/second-factor/off",
     "/security/sessions/end-others",
     "/sign-out",
+    "/templates/preview",
 }
 NO_ENTRY = {403, 404}
 # What forms ask for, with the victim's ids where one could stand.
@@ -358,7 +366,7 @@ def test_every_answer_has_the_headers_that_browsers_honour(rules: list[Rule], gr
             seen += 1
             policy = headers["Content-Security-Policy"]
             if policy.startswith("sandbox"):
-                assert rule.text == "/logs/<message_id>/html"
+                assert rule.text in FRAMES
                 assert "frame-ancestors 'self'" in policy
                 assert "script-src" not in policy
                 assert headers["X-Frame-Options"] == "SAMEORIGIN"

@@ -17,11 +17,11 @@ from hepmaild.http.dashboard import (
     operator_queue,
     operator_routes,
     overview,
-    places,
     security,
     sign_in,
     smtp_servers,
     suppressions,
+    templates,
     users,
 )
 from hepmaild.http.dashboard import credits as credit
@@ -35,7 +35,7 @@ GROUPS: tuple[Any, ...] = (
     smtp_servers,
     credit,
     suppressions,
-    places,
+    templates,
     logs,
     message,
     export,
