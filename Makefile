@@ -75,7 +75,7 @@ lock: $(VENV)/.installed-test
 	CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --extra test -c requirements.lock -o requirements-test.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) var build .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/clients/node_modules
+	rm -rf $(VENV) var build .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/clients/node_modules tests/clients/exim
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Built without an environment of its own: what builds it is pinned like everything else.

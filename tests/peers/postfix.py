@@ -15,7 +15,7 @@ import os
 import pwd
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -263,6 +263,15 @@ def smarthost_client(*, relay_port: int, key: str, user: str = "api", implicit_t
             "smtp_tls_wrappermode": "yes" if implicit_tls else "no",
         }
         with _running(folder, settings, "", {}) as postfix:
+            yield postfix
+
+
+@contextlib.contextmanager
+def configured_client(make: Callable[[Path], Mapping[str, str]]) -> Iterator[Postfix]:
+    """One with these lines in its main.cf.  make: gets its folder."""
+    with open_folder("postfix") as folder:
+        (folder / "etc").mkdir()
+        with _running(folder, make(folder), "", {}) as postfix:
             yield postfix
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 from pathlib import Path
 
@@ -30,6 +31,11 @@ PACKAGES = {
     "mount": "mount",
     "knotd": "knot",
     "unbound": "unbound",
+    "php": "php-cli",
+    "ruby": "ruby",
+    "go": "golang-go",
+    "java": "default-jdk-headless",
+    "keytool": "default-jdk-headless",
 }
 
 
@@ -74,6 +80,19 @@ def require_postfix() -> None:
     """Skip (in CI: fail) unless a private Postfix can be started here."""
     require("postfix", "saslpasswd2")
     require_root("postfix")
+
+
+def require_exim() -> str:
+    """Skip (in CI: fail) unless an exim4 is installed, or unpacked by .ci/run; its path."""
+    unpacked = CLIENTS_FOLDER / "exim" / "usr" / "sbin" / "exim4"
+    try:
+        pwd.getpwnam("Debian-exim")
+        program = str(unpacked) if unpacked.exists() else find_program("exim4")
+    except (KeyError, MissingProgram):
+        missing("exim4 is not installed (Debian package exim4-daemon-light; .ci/run unpacks it beside Postfix)")
+        raise AssertionError from None
+    require_root("exim4 with settings of the test's own")
+    return program
 
 
 CLIENTS_FOLDER = Path(__file__).resolve().parent.parent / "clients"
