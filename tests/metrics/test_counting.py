@@ -66,6 +66,15 @@ def test_what_an_attempt_is_counted_as() -> None:
     assert not any(name[0].startswith("hepmaild_dot_seconds") for name in found)
 
 
+def test_all_servers_of_accounts_are_one_route() -> None:
+    counted = Metrics()
+    for n in range(100):
+        counted.reported(make_attempt(Result.DELIVERED, route=f"own:{n}"))
+    routes = {name[1] for name in shown(counted) if name[0].startswith("hepmaild_attempt") and len(name) > 1}
+    assert "own:*" in {label for name in shown(counted) for label in name}
+    assert not any(label.startswith("own:") and label != "own:*" for name in shown(counted) for label in name), routes
+
+
 def test_answers_and_refusals() -> None:
     counted = Metrics()
     receipt = Receipt("0" * 16, "<1@x>", Status.SENT, "a@x", 1, 1)

@@ -395,6 +395,19 @@ async def test_drafts_are_signed(world: World, tmp_path: Path, octets: int) -> N
     assert_signed(world, octets_of(await prepare(world, draft, spool_dir=tmp_path)), 1)
 
 
+async def test_nothing_is_signed_that_leaves_by_an_accounts_own_server(world: World, tmp_path: Path) -> None:
+    """Anybody may call a server by an address of ours."""
+    await world.active("rsa", RSA)
+    book = make_book([SenderRow("account-1", ADDRESS, ADDRESS, "own:1", 0, False), *BOOK.by_key.values()], ())
+    draft = Draft(sender=Mailbox(ADDRESS), to=(Mailbox("b@example.net"),), text="Hello")
+    message = Content(b"From: <" + ADDRESS.encode() + b">\r\n\r\nHello\r\n")
+    for source in (draft, message):
+        prepared = await prepare(world, source, spool_dir=tmp_path, book=book)
+        assert prepared.sender.route == "own:1"
+        assert b"DKIM-Signature" not in octets_of(prepared)
+        assert b"DKIM-Signature" in octets_of(await prepare(world, source, spool_dir=tmp_path))
+
+
 async def test_a_signature_of_the_client_stays(world: World, tmp_path: Path) -> None:
     await world.active("ed2")
     own = b"DKIM-Signature: v=1; a=rsa-sha256; d=example.org; s=x;\r\n\tb=abc\r\nFrom: noreply@example.com\r\n\r\n"
