@@ -267,7 +267,8 @@ class Connection(TCPServer):
         protocol: hypercorn's, whose answer to that has no body.  status: as h11 has it.  The connection ends behind it.
         """
         request_id = os.urandom(8).hex()
-        log.info("http_request_malformed", request_id=request_id, peer=str(self._facts.peer), status=status)
+        note = log.info if protocol.stream is None else log.debug  # the application has a line of its own
+        note("http_request_malformed", request_id=request_id, peer=str(self._facts.peer), status=status)
         body = malformed_body(status, "" if protocol.stream is None else protocol.stream.scope["path"])
         headers = [
             (b"content-type", b"application/json"),
