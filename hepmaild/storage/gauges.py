@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, bindparam, case, func, select
 
+from hepmaild.storage.queue import SAME_ROW
 from hepmaild.storage.schema import NEVER_US, queue, recipient
 from hepmaild.storage.stats import route_label
 
@@ -31,12 +32,7 @@ _RECIPIENTS = (
         func.sum(case((recipient.c.doubts > 0, 1), else_=0)).label("in_doubt"),
         func.min(queue.c.accepted_at_us).label("oldest_at_us"),
     )
-    .join(
-        recipient,
-        (recipient.c.message_id == queue.c.message_id)
-        & (recipient.c.destination == queue.c.destination)
-        & recipient.c.due_at_us.is_not(None),
-    )
+    .join(recipient, SAME_ROW & recipient.c.due_at_us.is_not(None))
     .group_by(_ROUTE, recipient.c.state)
 )
 

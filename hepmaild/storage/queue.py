@@ -79,7 +79,8 @@ class Step:
     after: str | None
 
 
-_SAME_ROW = and_(recipient.c.message_id == queue.c.message_id, recipient.c.destination == queue.c.destination)
+# Recipients of queue rows.  Not the other way round: SQLite would rather go through all recipients there ever were.
+SAME_ROW = and_(recipient.c.message_id == _quiet(queue.c.message_id), recipient.c.destination == queue.c.destination)
 
 
 def cancel(conn: Connection, message_id: str, now_us: int, body_keep_us: int = 0) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def release_some(conn: Connection, where: Where, now_us: int, after: str = "") -
 
 def _some(conn: Connection, where: Where, wanted: ColumnElement[bool], after: str, *, idle: bool) -> list[Any]:
     """All rows with wanted recipients of the next few messages, in the order of their keys."""
-    here = and_(where.rows(), exists().where(_SAME_ROW, wanted))
+    here = and_(where.rows(), exists().where(SAME_ROW, wanted))
     if idle:
         here = and_(here, queue.c.owner.is_(None))
     ids = list(
@@ -305,7 +306,7 @@ def list_waiting(conn: Connection, limit: int = 1000, where: Where | None = None
     where = where or Where()
     rows = conn.execute(
         select(recipient, queue.c.route, queue.c.owner.is_not(None).label("leased"))
-        .select_from(queue.join(recipient, _SAME_ROW))
+        .select_from(queue.join(recipient, SAME_ROW))
         .where(where.rows(), where.recipients())
         .order_by(queue.c.due_at_us, recipient.c.message_id, recipient.c.n)
         .limit(limit)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-from sqlalchemy import ColumnElement, Connection, Integer, Select, and_, exists, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, Connection, Integer, Select, exists, func, literal_column, or_, select
 
 from hepmaild.mail.chaos import kind_of
 from hepmaild.mail.ids import is_message_id
@@ -94,19 +94,20 @@ def find(
     """
     going_up = after is not None and before is None
     start = after if going_up else before
-    bounds = _bounds(account_id, search)
+    low, high = (start, None) if going_up else (None, start)
+    wanted = _conditions(conn, search)
     ids = _indexed(conn, search)
+    end = None
     if ids is not None:
-        where = [*_bounds(account_id, search, of_ids=True), *_conditions(conn, search)]
-        rows = _of_ids(conn, ids, where, start, limit, going_up=going_up)
-        end = None
-    elif not _needs_looking(search):
-        end = None
-        rows = _read(conn, [*bounds, *_conditions(conn, search)], start, limit, going_up=going_up)
+        where = [*_whose(account_id, of_ids=True), *_span(search, low, high, start), *wanted]
+        rows = _of_ids(conn, ids, where, limit, going_up=going_up)
     else:
-        end = _stretch_end(conn, bounds, start, going_up=going_up)
-        within = [] if end is None else [_upto(end) if going_up else _from(end)]
-        rows = _read(conn, [*bounds, *within, *_conditions(conn, search)], start, limit, going_up=going_up)
+        whose = _whose(account_id)
+        if _needs_looking(search):
+            end = _stretch_end(conn, [*whose, *_span(search, low, high, start)], going_up=going_up)
+        if end is not None:
+            low, high = (low, end) if going_up else (end, high)
+        rows = _read(conn, [*whose, *_span(search, low, high, start), *wanted], limit, going_up=going_up)
     is_full = len(rows) > limit
     rows = rows[:limit]
     onward = _place(rows[-1]) if is_full else end
@@ -120,10 +121,10 @@ def find(
 def matching(conn: Connection, account_id: str | None, search: Search, ids: Collection[str]) -> list[dict[str, Any]]:
     """Of these messages those that fit, newest first: as `find` shows them."""
     wanted = sorted(ids)
+    where = [*_whose(account_id, of_ids=True), *_span(search, None, None, None), *_conditions(conn, search)]
     rows: list[Any] = []
     for n in range(0, len(wanted), AT_ONCE):
-        bounds = _bounds(account_id, search, of_ids=True)
-        here = [message.c.id.in_(wanted[n : n + AT_ONCE]), *bounds, *_conditions(conn, search)]
+        here = [message.c.id.in_(wanted[n : n + AT_ONCE]), *where]
         rows += conn.execute(select(*_COLUMNS).where(*here)).all()
     return _lines(conn, sorted(rows, key=_place, reverse=True))
 
@@ -136,78 +137,69 @@ def _place_of(line: dict[str, Any]) -> Place:
     return Place(line["at"], line["message_id"])
 
 
-def _bounds(account_id: str | None, search: Search, *, of_ids: bool = False) -> list[ColumnElement[bool]]:
-    """Whose messages, and of when.  of_ids: the ids are known, and SQLite must not go through the account for them."""
+def _whose(account_id: str | None, *, of_ids: bool = False) -> list[ColumnElement[bool]]:
+    """of_ids: the ids are known, and SQLite must not go through the account's messages for them."""
+    if account_id is None:
+        return []
+    column: Any = message.c.account_id.concat("") if of_ids else message.c.account_id
+    return [column == account_id]
+
+
+def _span(search: Search, low: Place | None, high: Place | None, start: Place | None) -> list[ColumnElement[bool]]:
+    """From `low` to `high` without `start`, and within the search's times.
+
+    One bound at each side: of two SQLite may take the looser one, and go through all that is between them.
+    """
+    at = message.c.accepted_at_us
+    lows = [search.after_us, None if low is None else low.at_us]
+    highs = [None if search.before_us is None else search.before_us - 1, None if high is None else high.at_us]
+    least = max((n for n in lows if n is not None), default=None)
+    most = min((n for n in highs if n is not None), default=None)
     found: list[ColumnElement[bool]] = []
-    if account_id is not None:
-        whose: Any = message.c.account_id.concat("") if of_ids else message.c.account_id
-        found.append(whose == account_id)
-    if search.before_us is not None:
-        found.append(message.c.accepted_at_us < max(0, min(search.before_us, LAST.at_us)))
-    if search.after_us is not None:
-        found.append(message.c.accepted_at_us >= max(0, min(search.after_us, LAST.at_us)))
+    if least is not None:
+        found.append(at >= max(0, min(least, LAST.at_us)))
+    if most is not None:
+        found.append(at <= max(-1, min(most, LAST.at_us)))
+    if low is not None:
+        found.append(or_(at > low.at_us, message.c.id >= low.message_id))
+    if high is not None:
+        found.append(or_(at < high.at_us, message.c.id <= high.message_id))
+    if start is not None:
+        found.append(message.c.id != start.message_id)
     return found
 
 
-def _from(place: Place) -> ColumnElement[bool]:
-    """At or behind a place.  The first half alone is what the index goes by."""
-    at = message.c.accepted_at_us
-    return and_(at >= place.at_us, or_(at > place.at_us, message.c.id >= place.message_id))
-
-
-def _upto(place: Place) -> ColumnElement[bool]:
-    at = message.c.accepted_at_us
-    return and_(at <= place.at_us, or_(at < place.at_us, message.c.id <= place.message_id))
-
-
-def _beyond(start: Place | None, *, going_up: bool) -> list[ColumnElement[bool]]:
-    if start is None:
-        return []
-    here = _from(start) if going_up else _upto(start)
-    return [here, message.c.id != start.message_id]
-
-
-def _read(
-    conn: Connection, where: Sequence[ColumnElement[bool]], start: Place | None, limit: int, *, going_up: bool
-) -> list[Any]:
+def _read(conn: Connection, where: Sequence[ColumnElement[bool]], limit: int, *, going_up: bool) -> list[Any]:
     """One row more than `limit`, where there are so many."""
     order = (
         (message.c.accepted_at_us.asc(), message.c.id.asc())
         if going_up
         else (message.c.accepted_at_us.desc(), message.c.id.desc())
     )
-    query = select(*_COLUMNS).where(*where, *_beyond(start, going_up=going_up)).order_by(*order)
+    query = select(*_COLUMNS).where(*where).order_by(*order)
     return list(conn.execute(query.limit(limit + 1)))
 
 
 def _of_ids(
-    conn: Connection,
-    ids: Collection[str],
-    where: Sequence[ColumnElement[bool]],
-    start: Place | None,
-    limit: int,
-    *,
-    going_up: bool,
+    conn: Connection, ids: Collection[str], where: Sequence[ColumnElement[bool]], limit: int, *, going_up: bool
 ) -> list[Any]:
     wanted = sorted(ids)
     rows: list[Any] = []
     for n in range(0, len(wanted), AT_ONCE):
-        here = [message.c.id.in_(wanted[n : n + AT_ONCE]), *where, *_beyond(start, going_up=going_up)]
+        here = [message.c.id.in_(wanted[n : n + AT_ONCE]), *where]
         rows += conn.execute(select(*_COLUMNS).where(*here)).all()
     rows.sort(key=_place, reverse=not going_up)
     return rows[: limit + 1]
 
 
-def _stretch_end(
-    conn: Connection, bounds: Sequence[ColumnElement[bool]], start: Place | None, *, going_up: bool
-) -> Place | None:
-    """Where the stretch ends that begins at `start`; None: there is no more than that."""
+def _stretch_end(conn: Connection, where: Sequence[ColumnElement[bool]], *, going_up: bool) -> Place | None:
+    """Where the stretch ends; None: there is no more than that."""
     order = (
         (message.c.accepted_at_us.asc(), message.c.id.asc())
         if going_up
         else (message.c.accepted_at_us.desc(), message.c.id.desc())
     )
-    query = select(message.c.accepted_at_us, message.c.id).where(*bounds, *_beyond(start, going_up=going_up))
+    query = select(message.c.accepted_at_us, message.c.id).where(*where)
     row = conn.execute(query.order_by(*order).offset(STRETCH).limit(1)).first()
     return None if row is None else _place(row)
 

@@ -158,16 +158,7 @@ def _count(conn: Connection, now_us: int) -> list[Group]:
             func.sum(case((recipient.c.doubts > 0, 1), else_=0)).label("in_doubt"),
             func.min(queue.c.accepted_at_us).label("oldest_at"),
         )
-        .select_from(
-            queue.join(
-                recipient,
-                and_(
-                    recipient.c.message_id == queue.c.message_id,
-                    recipient.c.destination == queue.c.destination,
-                    recipient.c.due_at_us.is_not(None),
-                ),
-            )
-        )
+        .select_from(queue.join(recipient, rows_of.SAME_ROW & recipient.c.due_at_us.is_not(None)))
         .group_by(route, where, recipient.c.state, age)
     ):
         found.setdefault((r.route, r.destination), Group(r.route, r.destination)).add(r)

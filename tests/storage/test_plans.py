@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How SQLite goes about the looks that a long log would make slow.  It does not count what there is (nobody runs
+ANALYZE), so its choice on an empty database is its choice with a million messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event
+
+from hepmaild.search_words import parse
+from hepmaild.storage import gauges, search, stats
+from hepmaild.storage import queue as queue_rows
+from hepmaild.storage.search import Place
+from tests.storage.conftest import make_opener
+
+NOW_US = 1_780_000_000_000_000
+ACCOUNT = "a" * 36
+
+
+def plans_of(conn: Connection, fn: Callable[[Connection], Any]) -> list[str]:
+    """The steps of every statement of `fn`."""
+    asked: list[tuple[str, Any]] = []
+
+    def note(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        asked.append((statement, parameters))
+
+    event.listen(conn, "before_cursor_execute", note)
+    fn(conn)
+    event.remove(conn, "before_cursor_execute", note)
+    return [
+        row[-1]
+        for statement, parameters in asked
+        for row in conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+    ]
+
+
+LOOKS: dict[str, Callable[[Connection], Any]] = {
+    "figures of the queue": lambda conn: stats.stats(conn, NOW_US),
+    "gauges": lambda conn: gauges.recipients(conn, NOW_US),
+    "what waits": lambda conn: queue_rows.list_waiting(conn, 100),
+    "the log": lambda conn: search.find(conn, ACCOUNT, parse("", NOW_US)),
+    "a word": lambda conn: search.find(conn, ACCOUNT, parse("order after:20d before:2d", NOW_US)),
+    "a state": lambda conn: search.find(conn, ACCOUNT, parse("status:failed", NOW_US)),
+    "a part of an address": lambda conn: search.find(conn, ACCOUNT, parse("to:anna", NOW_US)),
+    "an address": lambda conn: search.find(conn, ACCOUNT, parse("to:anna@example.com", NOW_US)),
+    "an older page": lambda conn: search.find(
+        conn, ACCOUNT, parse("order before:2d", NOW_US), before=Place(NOW_US, "a" * 16)
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LOOKS)
+async def test_nothing_goes_through_everything(what: str, tmp_path: Path) -> None:
+    async with make_opener("sqlite:///plans.db", tmp_path)() as store:
+        await store.upgrade()
+        plans = await store.read(plans_of, LOOKS[what])
+    assert plans
+    wading = [plan for plan in plans if plan.startswith(("SCAN recipient", "SCAN message", "SCAN event"))]
+    assert not wading, wading
+
+
+def test_a_side_of_a_span_has_one_bound() -> None:
+    """SQLite takes either of two, and goes through all that is between them."""
+    place = Place(NOW_US, "a" * 16)
+    wanted = parse("after:20d before:2d", NOW_US)
+    for low, high in ((None, None), (place, None), (None, place), (place, place)):
+        text = " and ".join(str(each) for each in search._span(wanted, low, high, None))
+        assert text.count("accepted_at_us >=") == text.count("accepted_at_us <=") == 1, text
