@@ -14,8 +14,9 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, text
 
 from bench.backlog import EVENT
 from hepmaild.cli.backend import LOOK_S, with_store
@@ -36,6 +37,7 @@ from hepmaild.storage.schema import (
     sender,
     suppression,
 )
+from hepmaild.storage.schema import tally as tally_table
 from hepmaild.storage.schema_people import audit as audit_table
 from hepmaild.storage.store import Store
 
@@ -48,6 +50,7 @@ COMMON = "orders@everyone.example"  # one recipient in fifty
 RARE = "rare.address@seldom.example"
 TOO_MANY = 1000  # ledger rows between two grants
 SUPPRESSED = 20_000
+SMALL_OWNER = "owner0@small0.example"
 AUDITED = 20_000
 EXPIRE_US = 4 * DAY_US  # what is older is final
 ROUTE = "paused"  # what waits stands there, so that nothing moves while it is measured
@@ -92,6 +95,7 @@ REPLIES = {
 _MESSAGE = bulk_insert(message, *(column.name for column in message.columns))
 _RECIPIENT = bulk_insert(recipient, *(column.name for column in recipient.columns))
 _QUEUE = bulk_insert(queue, *(column.name for column in queue.columns))
+_TALLY = bulk_insert(tally_table, *(column.name for column in tally_table.columns))
 _AUDIT = bulk_insert(audit_table, *(column.name for column in audit_table.columns))
 _EVENT = bulk_insert(event, "message_id", "account_id", "at_us", "kind", "data")
 
@@ -130,9 +134,11 @@ def fill(settings: Settings, count: int) -> tuple[Seeded, float]:
         rng = random.Random(1)  # the same for both engines
         found = Seeded(accounts[0].account_id, str(accounts[0].key[0]), small_account_id=accounts[1].account_id)
         seeded.append(found)
+        counted = Counted(now_us - tally.FOLD_AGE_US)
         for start in range(0, count, AT_ONCE):
             numbers = range(start, min(start + AT_ONCE, count))
-            await store.write(_fill_step, accounts, rng, numbers, count, now_us, found)
+            await store.write(_fill_step, accounts, rng, numbers, count, now_us, found, counted)
+        await store.write(counted.write, now_us)
         await store.write(_make_rest, accounts[0].account_id, now_us)
 
     began = time.monotonic()
@@ -171,6 +177,7 @@ def _fill_step(
     count: int,
     now_us: int,
     found: Seeded,
+    counted: Counted,
 ) -> None:
     purses = money.lock(conn, [a.account_id for a in accounts])
     messages: list[Row] = []
@@ -185,6 +192,7 @@ def _fill_step(
         at_us = now_us - (count - n) * (DAYS * DAY_US // count) - rng.randrange(1_000_000)
         made = _Made(rng, who, n, at_us, is_many=n == count // 2, now_us=now_us)
         messages.append(made.row)
+        counted.add(who.account_id, at_us, made.state)
         recipients += made.recipients()
         waiting += made.waiting()
         events += made.events()
@@ -208,6 +216,37 @@ def _remember(found: Seeded, made: _Made, n: int, count: int) -> None:
     for share in (0.01, 0.5, 0.9):
         if n / count >= share and len(found.deep) < (0.01, 0.5, 0.9).index(share) + 1:
             found.deep.append((made.at_us, made.id))
+
+
+class Counted:
+    """Figures for the charts of what is older than a day, as they are once the tallier has folded them."""
+
+    def __init__(self, until_us: int) -> None:
+        self._until_us = until_us - until_us % tally.HOUR_US
+        self._minutes: dict[tuple[str, int], tally.Count] = {}
+
+    def add(self, account_id: str, at_us: int, state: str) -> None:
+        """Count a message."""
+        minute_us = tally.minute_of(at_us)
+        if minute_us < self._until_us:
+            key = (account_id, minute_us)
+            self._minutes.setdefault(key, tally.Count(minute_us)).add(state, 1)
+
+    def write(self, conn: Connection, now_us: int) -> None:
+        """Hours of what is final, minutes of what is not; and up to where it is counted."""
+        hours: dict[tuple[str, int], tally.Count] = {}
+        rows: list[Row] = []
+        for (account_id, minute_us), c in self._minutes.items():
+            if c.queued:
+                due_us = now_us + tally.HOUR_US
+                rows.append((account_id, tally.MINUTE_S, minute_us, c.sent, c.waiting, c.in_doubt, c.failed, due_us))
+                continue
+            hour_us = minute_us - minute_us % tally.HOUR_US
+            hours.setdefault((account_id, hour_us), tally.Count(hour_us)).take(c)
+        for (account_id, hour_us), c in hours.items():
+            rows.append((account_id, tally.HOUR_S, hour_us, c.sent, c.waiting, c.in_doubt, c.failed, None))
+        _TALLY.run(conn, rows)
+        conn.execute(insert(counter).values(name=tally.CURSOR, value=self._until_us))
 
 
 class _Made:
@@ -361,9 +400,24 @@ def is_tallied(settings: Settings) -> bool:
     return with_store(settings, run)
 
 
+def server_pid(settings: Settings) -> list[int]:
+    """PostgreSQL's first process, which is ours here; none with SQLite."""
+
+    async def run(store: Store) -> list[int]:
+        if store.is_sqlite:
+            return []
+        return [_parent_of(await store.read(lambda conn: conn.execute(text("SELECT pg_backend_pid()")).scalar_one()))]
+
+    return with_store(settings, run)
+
+
+def _parent_of(pid: int) -> int:
+    status = Path(f"/proc/{pid}/stat").read_text()
+    return int(status[status.rindex(")") + 2 :].split()[1])
+
+
 def analyse(settings: Settings) -> None:
     """What autovacuum does within the hour: figures for the planner."""
-    from sqlalchemy import text
 
     async def run(store: Store) -> None:
         if not store.is_sqlite:

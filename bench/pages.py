@@ -18,17 +18,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from bench.cpu import tree_cpu_ms
 from bench.drain import database_url
 from bench.generator import BenchFailed
-from bench.page_seed import Seeded, analyse, fill, is_tallied
+from bench.page_seed import SMALL_OWNER, Seeded, analyse, fill, is_tallied, server_pid
 from bench.report import Table, save
 from hepmaild.config_load import load
 from tests.dashboard.rules import every_rule
 from tests.dashboard.visitor import Visitor, link_of, sign_in
-from tests.peers.daemon import ACCOUNT, Daemon, open_daemon
+from tests.peers.daemon import ACCOUNT, open_daemon
 from tests.peers.processes import free_port, wait_until
 
+SMALL_READER = "reader@small0.example"
 PAGE_MS = 100.0
+CPU_TIMES = 10  # the system counts in hundredths of a second
 SEARCH_MS = 200.0  # by recipient, and whatever else goes through recipients
 # Not pages: they stream, are files, or end with the caller's sending something.
 NO_PAGES = {"/static/<version>/<name>", "/link/<token>", "/oauth/me", "/oauth/validate", "/logs/export.<kind>"}
@@ -46,11 +49,12 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """Milliseconds of one view."""
+    """Milliseconds of one view.  cpu_ms: processor time of the daemon and its database for one."""
 
     what: str
     median_ms: float
     p95_ms: float
+    cpu_ms: float
     limit_ms: float
     octets: int
 
@@ -152,8 +156,19 @@ def _searches(seeded: Seeded) -> Iterator[View]:
         yield View(f"search {text}, deep", f"/logs?{query}", SEARCH_MS)
 
 
-def measure(visitor: Visitor, views: list[View], times: int) -> list[Timed]:
-    """Each so many times, in turn: what is warm is warm for all, and a busy second of the machine hits all alike."""
+def _of_small(seeded: Seeded) -> Iterator[View]:
+    """An account with a few messages among the million."""
+    for path in ("/", "/?show=month", "/logs", "/credits", "/keys"):
+        yield View(f"a small account: {path}", path)
+    for text in (f"to:{seeded.common}", "anna", "nobody-like-that", "status:failed"):
+        yield View(f"a small account: search {text}", "/logs?" + urlencode({"q": text}), SEARCH_MS)
+
+
+def measure(visitor: Visitor, views: list[View], times: int, pids: list[int]) -> list[Timed]:
+    """Each so many times, in turn: what is warm is warm for all, and a busy second of the machine hits all alike.
+
+    Then each some times in a row for its processor time, which does not depend on who else is busy.
+    """
     found: dict[str, list[float]] = {view.path: [] for view in views}
     octets: dict[str, int] = {}
     for number in range(times + 1):
@@ -166,18 +181,39 @@ def measure(visitor: Visitor, views: list[View], times: int) -> list[Timed]:
             octets[view.path] = len(response.content)
             if number:  # the first one warms up
                 found[view.path].append(took_ms)
+    cpu = {view.path: _cpu_ms(visitor, view, pids) for view in views}
     return [
-        Timed(v.what, statistics.median(found[v.path]), _p95(found[v.path]), v.limit_ms, octets[v.path]) for v in views
+        Timed(v.what, statistics.median(ms), _p95(ms), cpu[v.path], v.limit_ms, octets[v.path])
+        for v in views
+        if (ms := found[v.path])
     ]
+
+
+def _cpu_ms(visitor: Visitor, view: View, pids: list[int]) -> float:
+    before = sum(tree_cpu_ms(pid) for pid in pids)
+    for _ in range(CPU_TIMES):
+        visitor.client.get(view.path)
+    return (sum(tree_cpu_ms(pid) for pid in pids) - before) / CPU_TIMES
 
 
 def _p95(values: list[float]) -> float:
     return sorted(values)[math.ceil(0.95 * len(values)) - 1]
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """owner: of the large account, and operator.  small: of a small one.  pids: whose processor time counts."""
+
+    seeded: Seeded
+    owner: Visitor
+    small: Visitor
+    user_id: str
+    pids: list[int]
+
+
 @contextlib.contextmanager
-def open_site(count: int, database: str) -> Iterator[tuple[Daemon, Seeded, Visitor, str]]:
-    """The seeded daemon, and somebody who is signed in."""
+def open_site(count: int, database: str) -> Iterator[Site]:
+    """The seeded daemon, and who is signed in."""
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(database_url(database))
         changes: dict[str, Any] = {"limits": {"connections_per_ip": 5000, "backlog": 10_000_000}}
@@ -193,22 +229,24 @@ def open_site(count: int, database: str) -> Iterator[tuple[Daemon, Seeded, Visit
         print(f"  {count:,} messages put there in {took_s:.0f} s ({database})", flush=True)
         daemon.start(timeout_s=300)
         wait_until(lambda: is_tallied(settings) or time.sleep(2), "the figures of the charts", timeout_s=600)
-        link = link_of(daemon.json("account", "link", ACCOUNT))
-        visitor = stack.enter_context(sign_in(daemon, link))
+        owner = stack.enter_context(sign_in(daemon, link_of(daemon.json("account", "link", ACCOUNT))))
+        small = stack.enter_context(sign_in(daemon, link_of(daemon.json("user", "add", SMALL_OWNER, SMALL_READER))))
         user_id = next(u["id"] for u in daemon.json("user", "list", ACCOUNT))
-        yield daemon, seeded, visitor, user_id
+        pids = [daemon.pid, *server_pid(settings)]
+        yield Site(seeded, owner, small, user_id, pids)
 
 
 def run(count: int, database: str, times: int) -> int:
     """Measure and print; 1 if a page is too slow."""
     with tempfile.TemporaryDirectory(prefix="hepmaild-bench-") as name, open_site(count, database) as site:
-        _, seeded, visitor, user_id = site
-        found = measure(visitor, views_of(seeded, Path(name), user_id), times)
+        found = measure(site.owner, views_of(site.seeded, Path(name), site.user_id), times, site.pids)
+        found += measure(site.small, list(_of_small(site.seeded)), times, site.pids)
     table = Table(
-        f"pages with {count:,} messages ({database}), {times} times each", ("", "median ms", "p95 ms", "limit", "kB")
+        f"pages with {count:,} messages ({database}), {times} times each",
+        ("", "CPU-ms", "median ms", "p95 ms", "limit", "kB"),
     )
     for timed in found:
-        table.add(timed.what, timed.median_ms, timed.p95_ms, f"{timed.limit_ms:.0f}", timed.octets / 1000)
+        table.add(timed.what, timed.cpu_ms, timed.median_ms, timed.p95_ms, f"{timed.limit_ms:.0f}", timed.octets / 1000)
     table.show()
     slow = [timed.what for timed in found if not timed.is_good]
     slowest = max(found, key=lambda timed: timed.p95_ms / timed.limit_ms)
