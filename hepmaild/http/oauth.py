@@ -109,7 +109,7 @@ class LoginDesk:
         check_length(request, MAX_BODY_OCTETS)
         body = await read_body(request, MAX_BODY_OCTETS, self.timeouts, None, self.files)
         try:
-            if not body.content.size:
+            if not body.content.size and not request.mimetype:  # no body at all
                 return None
             check_media_type(request)
             return REFRESH.load(body.content).refresh_token or None
