@@ -140,7 +140,7 @@ def _furnish(house: House) -> None:
     *_, shop, _newsletter, old = _many(
         house.daemon,
         f"account add {OPERATOR} --credits 1000 --operator",
-        f"account add {OWNER} --credits 25000 --plan large",
+        f"account add {OWNER} --credits 250000 --plan large",
         f"account add {NEWCOMER}",
         "account add sleepy@late.example --credits 12",
         "account suspend sleepy@late.example",
@@ -234,6 +234,8 @@ def _age(house: House) -> None:
                 "and waiting = 0)", (by, id_),
             )  # fmt: skip
         base.execute("delete from tally")
+        base.execute("delete from rate_call")
+        base.execute("update account set plan = 'standard'")
         base.execute("delete from counter where name = 'tally'")
         # Longer than any door lets in now.
         words = ("x" * 891) + "@long.example"

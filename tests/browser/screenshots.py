@@ -7,6 +7,8 @@ import re
 import sys
 from pathlib import Path
 
+from playwright.sync_api import Browser, expect
+
 from tests.browser.guard import Person, open_browser, open_person
 from tests.browser.house import KEPT_OUT, NEWCOMER, OPERATOR, OWNER, House, open_house
 from tests.browser.pages import walk
@@ -24,6 +26,17 @@ def take(person: Person, folder: Path, name: str) -> None:
         for scheme in ("light", "dark"):
             person.page.emulate_media(color_scheme=scheme)
             person.page.screenshot(path=folder / f"{name}-{width}-{scheme}.png", animations="disabled")
+
+
+def take_for_readme(house: House, browser: Browser, folder: Path) -> None:
+    """The two pictures that stand in the README, when they are to be made anew: copy them to docs/images."""
+    for name, scheme, path in (("log", "light", "/logs"), ("message", "dark", f"/logs/{house.ids['failed']}")):
+        with open_person(browser, house.url, viewport={"width": 1280, "height": 800}, color_scheme=scheme) as person:
+            person.sign_in(OWNER)
+            expect(person.page.get_by_role("heading", name="Overview")).to_be_visible()
+            person.go(path)
+            expect(person.page.locator("#live-state")).to_have_text("live")
+            person.page.screenshot(path=folder / f"readme-{name}.png", animations="disabled")
 
 
 def name_of(kind: str) -> str:
@@ -44,6 +57,7 @@ def take_all(house: House, folder: Path) -> None:
                     for what, message_id in house.ids.items():
                         person.go(f"/logs/{message_id}")
                         take(person, folder, f"message-{what}")
+        take_for_readme(house, browser, folder)
         with open_person(browser, house.url) as stranger:
             for path, status in (("/sign-in", 200), ("/link/none", 410), ("/nothing-here", 404)):
                 stranger.go(path, status=status)
