@@ -219,7 +219,7 @@ def _age(house: House) -> None:
     chance = random.Random(5)
     path = house.daemon.state_dir / "hepmaild.db"
     with contextlib.closing(sqlite3.connect(path)) as base, base:
-        special = set(house.ids.values())
+        special = {message_id for what, message_id in house.ids.items() if what != "long"}
         rows = [id_ for (id_,) in base.execute("select id from message order by accepted_at_us") if id_ not in special]
         for n, id_ in enumerate(rows):
             share = n / len(rows)
