@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any
 
 import trio
@@ -47,7 +48,10 @@ def _mount_page(group: Pages, dashboard: Dashboard) -> None:
         if found is None:
             return visit.not_found()
         tab = visit.arg("tab")
-        parts = await _parts(dashboard, visit, message_id) if found["has_body"] else None
+        parts = None
+        if found["has_body"]:
+            with suppress(NotFound):  # it may have been delivered since, and its content gone
+                parts = await _parts(dashboard, visit, message_id)
         if tab not in TABS:
             tab = "html" if parts and parts.html else "text"
         addresses = {r["n"]: r["address"] for r in found["recipient_rows"]}
