@@ -46,6 +46,20 @@ def test_messages_of_every_fate(signed_in: SignIn, house: House) -> None:
     assert not faults, "\n".join(faults)
 
 
+def test_the_page_of_the_api(browser: Browser, house: House) -> None:
+    """For everybody, with all that is folded open, and a line to copy for each call."""
+    with open_person(browser, house.url) as stranger:
+        stranger.go("/api/docs")
+        faults = find_overflow(stranger.page, "folded")
+        stranger.page.evaluate("() => document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        faults += find_faults(stranger.page, "/api/docs") + find_overflow(stranger.page, "/api/docs")
+        assert stranger.page.locator("button[data-copy]:visible").count() >= stranger.page.locator("section").count()
+        send = stranger.page.locator("section#send")
+        expect(send).to_contain_text("INSUFFICIENT_CREDITS")
+        expect(send.locator("pre").first).to_contain_text("curl https://")
+    assert not faults, "\n".join(faults)
+
+
 def test_pages_for_strangers_and_refusals(signed_in: SignIn, browser: Browser, house: House) -> None:
     faults = []
     with open_person(browser, house.url) as stranger:
