@@ -15,11 +15,22 @@ import shlex
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.message import EmailMessage
 from typing import Any
 
+from sqlalchemy import Connection, select
+
+from hepmaild.cli.backend import with_store
+from hepmaild.config_load import load
+from hepmaild.mail.template import Wording
+from hepmaild.storage import templates
+from hepmaild.storage.audit import Actor
+from hepmaild.storage.schema import account
+from hepmaild.storage.store import Store
+from hepmaild.template_rules import TemplateWish
 from tests.peers.certificates import make_certificate
 from tests.peers.daemon import ROOT, Daemon, open_daemon, open_smtp, post
 from tests.peers.processes import open_folder
@@ -156,6 +167,34 @@ def _furnish(house: House) -> None:
     house.key = shop["key"]
     made = _many(house.daemon, f"key disable {old['id']}", *(f"account link {each}" for each in PERSONS))
     house.links = dict(zip(PERSONS, map(_token_of, made[1:]), strict=True))
+    _write_templates(house)
+
+
+def _write_templates(house: House) -> None:
+    """One that was saved several times, and one that is new."""
+    words = Wording(
+        "Ihre Bestellung {{order}} ist unterwegs",
+        '<h1 style="color:#0b6e66">Guten Tag, {{name}}</h1>\n<p>Ihr Strauß <b>{{order}}</b> kommt heute.</p>\n'
+        '<p><a href="https://blumen-berger.example/?o={{order}}">Wo ist er?</a></p>\n',
+        "Guten Tag, {{name}},\n\nIhr Strauß {{order}} kommt heute.\n",
+    )
+    wish = TemplateWish("Bestellung unterwegs", "order-shipped", words, {"name": "Maria Huber", "order": "4711"})
+    later = replace(wish, wording=replace(words, html=(words.html or "").replace("heute", "<i>heute</i>")))
+    actor = Actor("", OWNER, "192.0.2.7", "dashboard")
+
+    def write(conn: Connection) -> None:
+        account_id = conn.execute(select(account.c.id).where(account.c.email == OWNER)).scalar_one()
+        template_id, second = "0b7b6ba0-4c5b-4dbb-8e26-0f8a1f0f6c01", "0b7b6ba0-4c5b-4dbb-8e26-0f8a1f0f6c02"
+        now_us = time.time_ns() // 1000
+        templates.create(conn, account_id, actor, template_id, wish, now_us)
+        templates.save(conn, account_id, actor, template_id, later, 1, now_us)
+        templates.restore(conn, account_id, actor, template_id, 1, 2, now_us)
+        templates.create(conn, account_id, actor, second, replace(wish, name="Neues Passwort", key="reset"), now_us)
+
+    async def run(store: Store) -> None:
+        await store.write(write)
+
+    with_store(load(house.daemon.config_path, {}), run, upgrade=False)
 
 
 def _token_of(made: dict[str, Any]) -> str:
