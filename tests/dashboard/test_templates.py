@@ -246,3 +246,40 @@ def test_a_signed_in_browser_uploads_with_its_token_only(site: Site) -> None:
     assert put(site.reader, **{"X-CSRF-Token": csrf_of(site.reader.get("/"))})[0] == 403
     status, answer = put(site.owner, **{"X-CSRF-Token": token, "Authorization": "Bearer a.b.c"})
     assert (status, answer["code"]) == (401, "INVALID_KEY")
+
+
+def test_an_own_server_sends_templates_too(site: Site, template: str) -> None:
+    server = {
+        "name": "mine",
+        "host": "127.0.0.1",
+        "port": str(site.sink.port),
+        "tls": "none",
+        "address": "me@own.example",
+    }
+    place = site.owner.post("/smtp-servers", server, page="/smtp-servers/new").headers["Location"]
+
+    def call(**fields: Any) -> tuple[int, dict[str, Any]]:
+        body = json.dumps({"from": "me@own.example", "to": "joe@example.net", **fields})
+        return curl(site, "/v1/emails", "-H", "Content-Type: application/json", "-d", body)
+
+    status, answer = call(templateKey="order-shipped", variables={"name": "<i>", "order": 1})
+    assert (status, answer["success"]) == (200, True)
+    message = message_from_bytes(site.sink.content(site.sink.deliveries()[-1]), policy=policy.default)
+    assert (message["Subject"], message["Message-ID"]) == ("Order 1", answer["messageId"])
+    page = message.get_body(("html",))
+    assert page is not None
+    assert page.get_content().startswith("<p>Dear &lt;i&gt;,</p>")
+    status, answer = call(subject="Raw {{a}}", html="<p>{{a}}</p>", variables={"a": "&"})
+    assert status == 200, answer
+    message = message_from_bytes(site.sink.content(site.sink.deliveries()[-1]), policy=policy.default)
+    page = message.get_body(("html",))
+    assert page is not None
+    assert (message["Subject"], page.get_content().strip()) == ("Raw &", "<p>&amp;</p>")
+    for fields, expected in (
+        ({"templateId": template, "html": "<p>x</p>"}, (400, "conflicting_content")),
+        ({"templateKey": "nothing"}, (404, "template_not_found")),
+        ({"templateId": template, "variables": {"a": []}}, (400, "invalid_request")),
+    ):
+        status, answer = call(**fields)
+        assert (status, answer["code"]) == expected
+    site.owner.follow(f"{place}/delete", {"confirm": "mine"}, page=place)
