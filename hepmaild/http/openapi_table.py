@@ -160,8 +160,8 @@ SEND = Operation(
     summary="Send a message",
     description=(
         "The message is stored and charged, one credit for every distinct recipient, then handed to the next hop; the "
-        "answer waits for the first attempt, for 10 seconds at most. Checks are made in the order of the statuses and "
-        "codes below. Every call with a valid key counts towards the limit of calls a minute, whatever comes of it."
+        "answer waits for the first attempt, for 10 seconds at most. Every call with a valid key counts towards the "
+        "limit of calls a minute, whatever comes of it. After an error nothing is charged."
     ),
     security=("bearerKey", "basicKey"),
     parameters=("Idempotency-Key", "X-Request-Id"),
