@@ -75,6 +75,9 @@ class Materials:
         Raises RefusedError: CHANNEL_NOT_ALLOWED (the key may not use templates), UNKNOWN_TEMPLATE, UNKNOWN_UPLOAD,
         and those of `check_sizes`; raises StoreUnavailable.  Cancel-safe.
         """
+        names_uploads = any(each.upload_id for each in draft.attachments)
+        if ask.values is None and not ask.names_template and not names_uploads:
+            return Found(draft)  # as almost always; who read the draft has checked its sizes
         found = await self._template(key, ask) if ask.names_template else None
         files = await self._uploads(key.account_id, draft)
         check_sizes(draft, {each.upload_id: each.size for each in files.values()})

@@ -149,6 +149,15 @@ async def test_an_upload_is_put_in_and_may_be_used_again(materials: Materials, b
     assert [len(each.content) for each in draft.attachments] == [len(content)] * 2
 
 
+async def test_what_came_in_by_one_process_is_there_for_another(opener: Opener, books: Books) -> None:
+    upload_id = await put(books, b"x" * (MB + 1))
+    async with opener(exclusive=False) as second:
+        elsewhere = Materials(second, books.clock.now_us, trio.CapacityLimiter(1))
+        draft, found = await make(elsewhere, books, replace(attached(upload_id), text=None), Ask(T1))
+    assert draft.attachments[0].content == b"x" * (MB + 1)
+    assert found.note == "template welcome (Welcome), revision 1"
+
+
 async def test_other_accounts_expired_and_half_uploads_are_unknown(materials: Materials, books: Books) -> None:
     upload_id = await put(books, b"x")
     unknown = ("UNKNOWN_UPLOAD", "attachments[0].uploadId")
