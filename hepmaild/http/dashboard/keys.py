@@ -186,7 +186,7 @@ async def _secret_page(
         for s in make_snippets(place, sender, secret, visit.viewer.email)
         if s.name in SHOWN and (wish.permissions is None or doors[s.name] in wish.permissions)
     ]
-    return await visit.render(
+    return await visit.render_once(
         "keys/secret.html",
         key_id=key_id,
         name=name,

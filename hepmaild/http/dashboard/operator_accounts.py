@@ -128,7 +128,7 @@ def _mount_list(group: Pages) -> None:
             return await _new_page(visit, form, {error.field: str(error)})
         except ValueError as error:
             return await _new_page(visit, form, {"email": sentence(error)})
-        return await visit.render(
+        return await visit.render_once(
             "operator/link.html",
             title="The account is made",
             email=email,
@@ -259,7 +259,7 @@ def _mount_account(group: Pages) -> None:
         drop = bool(form.get("drop_second_factor"))
         token = await dashboard.people.members.reset_link(visit.viewer, visit.actor, user_id, drop_second_factor=drop)
         await visit.store.announce(PEOPLE)
-        return await visit.render(
+        return await visit.render_once(
             "operator/link.html",
             title="The link is made",
             email=user["email"],

@@ -121,7 +121,7 @@ def _mount_factor(group: Pages) -> None:
             return await _factor_page(visit, {"": _NO_SECRETS})
         except ValueError as error:
             return await _factor_page(visit, {"code": sentence(error)})
-        return await visit.render("security/codes.html", codes=codes, is_new=True)
+        return await visit.render_once("security/codes.html", codes=codes, is_new=True)
 
 
 def _mount_factor_changes(group: Pages) -> None:
@@ -135,7 +135,7 @@ def _mount_factor_changes(group: Pages) -> None:
             return await _factor_page(visit, {"": _NO_SECRETS})
         except ValueError as error:
             return await _factor_page(visit, {"codes": sentence(error)})
-        return await visit.render("security/codes.html", codes=codes, is_new=False)
+        return await visit.render_once("security/codes.html", codes=codes, is_new=False)
 
     @group.post(f"{FACTOR}/off", needs="read_only")
     async def turn_off(visit: Visit, form: Form) -> Response:
@@ -189,7 +189,7 @@ async def _factor_page(visit: Visit, errors: dict[str, str], *, status: int = 0)
         is_readable = False
         errors = {"": _NO_SECRETS, **errors}
     pending = found["pending"]
-    return await visit.render(
+    return await visit.render_once(
         "security/second_factor.html",
         status=status or (422 if errors and is_readable else 503 if errors else 200),
         since_us=found["since_us"],

@@ -143,7 +143,7 @@ async def _new_page(visit: Visit, typed: dict[str, str], errors: dict[str, str])
 
 async def _link_page(visit: Visit, email: str, token: str, *, is_first: bool) -> Response:
     base = place_of(visit.dashboard.settings(), visit.dashboard.public_url()).url
-    return await visit.render("security/invited.html", email=email, link=link_url(base, token), is_first=is_first)
+    return await visit.render_once("security/invited.html", email=email, link=link_url(base, token), is_first=is_first)
 
 
 async def _user_page(
