@@ -25,7 +25,7 @@ from werkzeug.exceptions import NotFound as NoSuchPage
 from hepmaild.errors import ErrorKind, Refusal, RefusedError, StoreUnavailable
 from hepmaild.http.answers import Healthy, Ready
 from hepmaild.http.body import too_large
-from hepmaild.http.call import Call, open_call
+from hepmaild.http.call import Call, comes_by_tls, open_call
 from hepmaild.http.compat import HttpConnection, Request
 from hepmaild.http.dashboard.frame import Dashboard, plain_page
 from hepmaild.http.dashboard.mount import mount
@@ -183,6 +183,8 @@ class App(QuartTrio):
 
     async def handle_websocket(self, websocket: Websocket) -> Any:
         """Serve a websocket; what it provokes ends here too."""
+        if not comes_by_tls(websocket, self.surroundings.proxies):
+            return Response("", status=403)
         try:
             return await super().handle_websocket(websocket)
         except HTTPException as error:

@@ -80,6 +80,14 @@ def is_api_path(path: str) -> bool:
     return path in API_PATHS or path.startswith(API_PREFIXES)
 
 
+def comes_by_tls(request: Any, proxies: TrustedProxies) -> bool:
+    """Whether a request or a websocket came by TLS all the way from the client."""
+    connection: ConnectionFacts = request.scope["state"][STATE_KEY]
+    said = request.headers.get("X-Forwarded-Proto", "") if connection.peer in proxies else ""
+    scheme = said.rpartition(",")[2].strip().lower() if said else request.scheme
+    return scheme in ("https", "wss")
+
+
 def open_call(request: Request | QuickRequest, proxies: TrustedProxies) -> Call:
     """The facts of a request that has just come."""
     connection: ConnectionFacts = request.scope["state"][STATE_KEY]
@@ -87,13 +95,10 @@ def open_call(request: Request | QuickRequest, proxies: TrustedProxies) -> Call:
     wanted = headers.get("X-Request-Id", "")
     request_id = wanted if _SANE_ID.fullmatch(wanted) else os.urandom(8).hex()
     client_ip = connection.peer
-    is_https = request.scheme == "https"
+    is_https = comes_by_tls(request, proxies)
     by_proxy = client_ip in proxies
     if by_proxy:
         client_ip = proxies.client_behind(client_ip, ",".join(headers.getlist("X-Forwarded-For")))
-        said = headers.get("X-Forwarded-Proto", "")
-        if said:
-            is_https = said.rpartition(",")[2].strip().lower() == "https"
     call = Call(request_id, client_ip, is_https, is_api_path(request.path), by_proxy, connection)
     call.is_login = request.path.startswith(LOGIN_PREFIX)
     call.is_own_smtp = request.path.startswith(OWN_SMTP_PREFIX)

@@ -36,6 +36,8 @@ SOURCES = {
     "header": EVIL + "h",
     "plain": EVIL + "t",
     "file": "'x-evil onclick=1{{7&7}}.html",
+    "template": EVIL + "m",
+    "server": EVIL + "v",
     "recipient": f"no{TICKS}@example.net",
     "user": f"user{TICKS}@example.com",
     "sender": f"sender{TICKS}@example.com",
@@ -117,6 +119,20 @@ def _fill(daemon: Daemon, key: str, owner: Visitor, operator: Visitor, canary: s
     owner.follow("/suppressions", reason, page="/suppressions")
     invited = owner.post("/security/users", {"email": SOURCES["user"], "scope": "admin"}, page="/security/users/new")
     assert invited.status_code == 200, words(invited.text)
+    template = {"name": SOURCES["template"], "subject": SOURCES["template"], "html": SOURCES["template"], "text": ""}
+    template_page = owner.follow("/templates", template, page="/templates/new")
+    template_id = re.search(r'data-page-id="([0-9a-f-]{36})"', template_page)
+    assert template_id is not None
+    server = {
+        "name": SOURCES["server"],
+        "host": "127.0.0.1",
+        "port": "2525",
+        "tls": "none",
+        "address": "me@own.example",
+    }
+    server["from_name"] = SOURCES["server"]
+    added = owner.post("/smtp-servers", server, page="/smtp-servers/new")
+    assert added.status_code == 303, words(added.text)
     account_id = daemon.json("account", "show", ACCOUNT)["id"]
     note = {"amount": "5", "note": SOURCES["note"]}
     operator.follow(f"/operator/accounts/{account_id}/credits", note, page="/operator/queue")
@@ -131,6 +147,9 @@ def _fill(daemon: Daemon, key: str, owner: Visitor, operator: Visitor, canary: s
     values = {
         "account_id": account_id,
         "key_id": key_id[1],
+        "template_id": template_id[1],
+        "revision": "1",
+        "server_id": added.headers["Location"].rpartition("/")[2],
         "message_id": message_id,
         "n": "4",
         "session_id": "none",

@@ -371,3 +371,16 @@ async def test_http2_resets_in_a_row(quick: Running) -> None:
         client.h2.reset_stream(number)
     await client.flush()
     await trio.aclose_forcefully(client.stream)
+
+
+async def test_no_websocket_without_tls(door: Running) -> None:
+    """Before anything is looked at: what it would tell, and the pass that opens it, are for no network to read."""
+    stream = await trio.open_tcp_stream("127.0.0.1", door.plain_port)
+    async with stream:
+        await stream.send_all(
+            b"GET /live HTTP/1.1\r\nHost: localhost\r\nOrigin: https://localhost\r\nUpgrade: websocket\r\n"
+            b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        with trio.fail_after(15):
+            answer = bytes(await stream.receive_some(4096))
+    assert answer.startswith(b"HTTP/1.1 403"), answer

@@ -258,3 +258,33 @@ async def test_an_unknown_user_takes_as_long_as_a_wrong_password(world: World) -
             taken.append(time.perf_counter() - started)
     known, unknown = (statistics.median(taken) for taken in times.values())
     assert 1 / 3 < known / unknown < 3
+
+
+async def test_every_refusal_costs_one_hash(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever measures how long a refusal takes learns nothing: one argon2id of the same cost, whoever is asked for."""
+    await world.store.write(
+        lambda conn: users.add(
+            conn, account_id="account-1", user_id="u", email="invited@example.com", scope="admin", now_us=1
+        )
+    )
+    costs: list[str] = []
+    verify = argon2.low_level.verify_secret
+
+    def counted(kept: bytes, *args: Any) -> bool:
+        costs.append(kept.decode().rpartition("$")[0].rpartition("$")[0])  # without salt and hash
+        return verify(kept, *args)
+
+    monkeypatch.setattr("argon2._password_hasher.verify_secret", counted)
+    asked = {}
+    for email, password in (
+        (ANN, "a wrong one"),
+        (ANN, "x" * 100_000),
+        ("nobody@example.com", "a wrong one"),
+        ("invited@example.com", ""),
+        ("", ""),
+    ):
+        costs.clear()
+        assert await world.refusal(email, password, ip=f"192.0.2.{len(asked) + 1}") == 40102
+        asked[email, len(password)] = tuple(costs)
+    assert {len(found) for found in asked.values()} == {1}, asked
+    assert len(set(asked.values())) == 1, asked
