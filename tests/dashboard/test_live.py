@@ -16,6 +16,7 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 
+from hepmaild.live import MAX_BATCHES, Batch, Feed, Resync
 from tests.dashboard.conftest import Site
 from tests.dashboard.visitor import Visitor, link_of, sign_in
 from tests.peers import postgres
@@ -210,6 +211,60 @@ async def test_one_that_does_not_read_slows_nobody(site: Site) -> None:
             frame = await hear(reader, lambda frame: "lines" in frame)
             left -= {message_id for message_id in left if "sent" in states_of(frame, message_id)}
         await trio.aclose_forcefully(idle)
+
+
+async def test_every_reader_ends_with_the_truth(site: Site) -> None:
+    """Five pages and one that never reads, while much happens: the daemon keeps little, and each page is right."""
+    states: list[dict[str, str]] = [{} for _ in range(5)]
+    before = site.daemon.memory()["rss"]
+
+    async def follow(own: dict[str, str], *, task_status: trio.TaskStatus[None]) -> None:
+        async with look(site.daemon, site.owner, "q=to:much@example.com") as socket:
+            await hear(socket, lambda frame: "hello" in frame)
+            task_status.started()
+            while True:
+                frame = json.loads(await socket.get_message())
+                own |= {line["id"]: line["state"] for line in frame.get("lines", ())}
+                own |= {changed[0]: changed[1] for changed in frame.get("changed", ())}
+
+    async with trio.open_nursery() as nursery, look(site.daemon, site.owner):
+        for own in states:
+            await nursery.start(follow, own)
+        wanted: list[str] = []
+
+        async def send_some() -> None:
+            for _ in range(25):
+                wanted.append(await send(site.daemon, site.key, to="much@example.com", subject="x" * 900))
+
+        async with trio.open_nursery() as senders:
+            for _ in range(4):
+                senders.start_soon(send_some)
+        with trio.fail_after(PATIENCE_S):
+            while any(own.get(message_id) != "sent" for own in states for message_id in wanted):  # noqa: ASYNC110
+                await trio.sleep(0.05)
+        nursery.cancel_scope.cancel()
+    export = await trio.to_thread.run_sync(site.owner.get, "/logs/export.jsonl?q=to:much@example.com")
+    truth = {line["message_id"]: line["state"] for line in map(json.loads, export.splitlines())}
+    assert all(own == truth for own in states)
+    assert len(truth) == 100
+    assert site.daemon.memory()["rss"] - before < 64 << 20
+
+
+async def test_a_reader_that_is_too_slow_is_told_to_look_anew() -> None:
+    """Whatever happens meanwhile, it waits in no more than `MAX_BATCHES`."""
+    feed = Feed("a")
+    for n in range(1, 1000):
+        feed.put(Batch(n, n * 10, (f"{n:016x}",)))
+    taken = []
+    with trio.move_on_after(0.1):
+        while True:
+            taken.append(await feed.take())
+    assert isinstance(taken[0], Resync)
+    assert len(taken) <= MAX_BATCHES
+    # It goes on from there: what came later is told.
+    seqs = [item.seq for item in taken if item is not None]
+    assert seqs == sorted(seqs)
+    assert seqs[-1] == 9990
 
 
 # Stopping, other processes, the command line: daemons of their own
