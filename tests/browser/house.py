@@ -72,6 +72,7 @@ class House:
 
     daemon: Daemon
     key: str
+    chaos_key: str = ""
     links: dict[str, str] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
 
@@ -148,7 +149,7 @@ def _many(daemon: Daemon, *commands: str) -> list[Any]:
 
 def _furnish(house: House) -> None:
     house.daemon.write_settings()
-    *_, shop, _newsletter, old = _many(
+    *_, shop, _newsletter, old, trouble = _many(
         house.daemon,
         f"account add {OPERATOR} --credits 1000 --operator",
         f"account add {OWNER} --credits 250000 --plan large",
@@ -159,12 +160,15 @@ def _furnish(house: House) -> None:
         f"user add {OWNER} tim@blumen-berger.example --scope admin",
         f"sender add {SHOP} --route upstream --account {OWNER} --default",
         f"sender add {NEWS} --route upstream --account {OWNER} --daily-cap 4",
+        f"smtp-server add {OWNER} --name Werkstatt --host smtp.blumen-berger.example "
+        "--address werkstatt@blumen-berger.example --daily-cap 200",
         f"suppression add {OWNER} never@again.example --reason 'asked to be left alone'",
         f"key mint {OWNER} --name shop",
         f"key mint {OWNER} --name newsletter --permission smtp --sender {NEWS}",
         f"key mint {OWNER} --name 'altes CRM' --from-ip 192.0.2.0/24",
+        f"key mint {OWNER} --name trouble --chaos 4xx",
     )
-    house.key = shop["key"]
+    house.key, house.chaos_key = shop["key"], trouble["key"]
     made = _many(house.daemon, f"key disable {old['id']}", *(f"account link {each}" for each in PERSONS))
     house.links = dict(zip(PERSONS, map(_token_of, made[1:]), strict=True))
     _write_templates(house)
@@ -220,6 +224,7 @@ def _special(house: House) -> None:
     ids["held"] = send(FULL, "Erinnerung: Rechnung 2026-0031")
     ids["cancelled"] = send(FULL, "Doppelt bestellt?")
     _many(house.daemon, f"queue hold {ids['held']}", f"queue cancel {ids['cancelled']}")
+    ids["chaos"] = send("p.moreau@example.net", "Was tun wir, wenn niemand antwortet?", house.chaos_key)
     ids["many"] = send([f"team{n}@example.org" for n in range(18)], "Team meeting on Thursday")
     for n in range(6):
         send(f"{PEOPLE[n]}@example.net", "Neuigkeiten im März", **{"from": NEWS})

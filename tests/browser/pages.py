@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from playwright.sync_api import Page
+from playwright.sync_api import Error, Page
 
 from tests.browser.guard import Person
+from tests.peers.processes import wait_until
 from tests.peers.programs import CLIENTS_FOLDER, missing
 
 AXE = CLIENTS_FOLDER / "node_modules" / "axe-core" / "axe.min.js"
@@ -57,6 +59,32 @@ def walk(person: Person, start: str = "/", *, within: str = "") -> Iterator[str]
                 continue
             known.add(kind)
             waiting.append(link.partition("#")[0])
+
+
+def write_a_template(person: Person) -> None:
+    """Two revisions, each seen in the preview while it is typed."""
+    page = person.page
+    person.go("/templates/new")
+    page.get_by_label("Name", exact=True).fill("Versandbestätigung")
+    page.get_by_label("Subject").fill("Ihre Bestellung {{ nummer }} ist unterwegs")
+    page.get_by_label("HTML", exact=True).fill("<h1>Guten Tag {{ name }}</h1><p>Heute zwischen 9 und 12 Uhr.</p>")
+    page.get_by_label("Sample values").fill("name = Jürgen <b>Groß</b>\nnummer = 4711")
+    wait_until(lambda: _a_frame_says(page, "Guten Tag Jürgen <b>Groß</b>"), "the preview")
+    page.get_by_role("button", name="Save").click()
+    person.saved()
+    page.get_by_label("HTML", exact=True).fill("<h1>Hallo {{ name }}</h1><p>Heute zwischen 9 und 12 Uhr.</p>")
+    wait_until(lambda: _a_frame_says(page, "Hallo Jürgen <b>Groß</b>"), "the preview")
+    page.get_by_role("button", name="Save").click()
+    person.saved()
+
+
+def _a_frame_says(page: Page, text: str) -> bool:
+    """The preview is another frame after each change: one that is taken away meanwhile says nothing."""
+    for frame in page.frames[1:]:
+        with contextlib.suppress(Error):
+            if text in frame.locator("body").inner_text(timeout=1000):
+                return True
+    return False
 
 
 def find_faults(page: Page, where: str, *, rules: tuple[str, ...] = ()) -> list[str]:

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, expect
 
 from tests.browser.guard import Person, open_browser, open_person
 from tests.browser.house import KEPT_OUT, NEWCOMER, OPERATOR, OWNER, House, open_house
-from tests.browser.pages import walk
+from tests.browser.pages import walk, write_a_template
 
 WIDTHS = (390, 1440)
 
@@ -51,6 +51,8 @@ def take_all(house: House, folder: Path) -> None:
             with open_person(browser, house.url, device_scale_factor=1) as person:
                 person.expect_complaint(KEPT_OUT)
                 person.first_sign_in(house.link(email))
+                if email == OWNER:
+                    write_a_template(person)
                 for kind in walk(person, "/operator/accounts" if within else "/", within=within):
                     take(person, folder, prefix + name_of(kind))
                 if email == OWNER:

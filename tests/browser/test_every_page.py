@@ -9,7 +9,13 @@ from playwright.sync_api import Browser, expect
 from tests.browser.conftest import SignIn
 from tests.browser.guard import PASSWORD, open_person
 from tests.browser.house import NEWCOMER, OPERATOR, OWNER, READER, House
-from tests.browser.pages import find_faults, find_overflow, walk
+from tests.browser.pages import find_faults, find_overflow, walk, write_a_template
+
+
+def test_a_template_is_written(signed_in: SignIn) -> None:
+    with signed_in(OWNER) as person:
+        write_a_template(person)
+        assert not find_faults(person.page, "a template that was saved twice")
 
 
 @pytest.mark.parametrize(
