@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import structlog
 import trio
 
-from hepmaild.config import Plan, SenderSettings
+from hepmaild.config import STANDARD_PLAN, Plan, SenderSettings
 from hepmaild.errors import StoreUnavailable
 from hepmaild.mail.address import key_of
 from hepmaild.outbox import Outbox
@@ -83,7 +83,8 @@ class Reaper:
         for prune_people in (sessions.prune, tries.prune, links.prune):
             await self._all(prune_people, now_us)
         for name, plan in self.plans.items():
-            await self._all(prune.finished_messages, name, now_us - plan.log_days * DAY_US)
+            known = sorted(self.plans) if name == STANDARD_PLAN else []  # others count as it (`policy.plan_of`)
+            await self._all(prune.finished_messages, name, now_us - plan.log_days * DAY_US, known)
         for _ in range(SHRINK_STEPS):
             if await self._store.write(shrink) < KEEP_FREE_PAGES:
                 break

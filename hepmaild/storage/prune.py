@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete, select, update
+from collections.abc import Collection
+
+from sqlalchemy import Connection, delete, or_, select, update
 
 from hepmaild.storage import rate
 from hepmaild.storage.schema import account, body, event, idempotency, message, recipient
@@ -53,13 +55,19 @@ def orphans(conn: Connection, before_us: int) -> int:
     return len(ids)
 
 
-def finished_messages(conn: Connection, plan: str, before_us: int) -> int:
-    """Drop the log of finished messages of accounts on this plan; the ledger stays."""
+def finished_messages(conn: Connection, plan: str, before_us: int, known: Collection[str] = ()) -> int:
+    """Drop the log of finished messages of accounts on this plan; the ledger stays.
+
+    known: all plans there are; with it also that of accounts whose plan left the settings.
+    """
+    theirs = account.c.plan == plan
+    if known:
+        theirs = or_(theirs, account.c.plan.not_in(sorted(known)))
     ids = (
         conn.execute(
             select(message.c.id)
             .join(account, account.c.id == message.c.account_id)
-            .where(account.c.plan == plan, message.c.accepted_at_us < before_us, message.c.waiting == 0)
+            .where(theirs, message.c.accepted_at_us < before_us, message.c.waiting == 0)
             .order_by(message.c.accepted_at_us)
             .limit(BATCH)
         )

@@ -106,3 +106,23 @@ def test_a_suspended_account_is_stopped_at_once(daemons: list[Daemon]) -> None:
             daemons[0].cli("account", "resume", ACCOUNT)
     with open_smtp(daemons[-1], key) as session:
         send(session)
+
+
+def test_another_plan_counts_at_once_in_every_process(daemons: list[Daemon]) -> None:
+    """Also for the next message of a session that is open, and for what was sent under the plan before."""
+    key = daemons[0].mint(name=f"plan-{new_id()[:8]}")["key"]
+    with open_smtp(daemons[-1], key) as session:
+        send(session)
+        daemons[0].cli("account", "plan", ACCOUNT, "free")
+        try:
+            for _ in range(4):
+                send(session)
+            status, answer, headers = post(daemons[0], BODY, key)
+            assert (status, answer["code"], headers["x-ratelimit-limit"]) == (429, "RATE_LIMITED", "5")
+            session.mail(SENDER)
+            session.rcpt(TO)
+            code, text = session.docmd("DATA")
+            assert (code, text[:5]) == (421, b"4.7.0")
+        finally:
+            daemons[0].cli("account", "plan", ACCOUNT, UNLIMITED)
+    assert post(daemons[-1], BODY, key)[0] in {200, 202}

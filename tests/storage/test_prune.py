@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import trio
 from sqlalchemy import Connection, select
 
 from hepmaild.config import Plan
 from hepmaild.delivery.job import Result
 from hepmaild.outbox import Outbox
 from hepmaild.reaper import Reaper
-from hepmaild.storage import log, messages, schema
+from hepmaild.storage import accounts, log, messages, prune, schema
 from tests.storage.books import HOUR_US, Books, open_books
-from tests.storage.conftest import Opener
+from tests.storage.conftest import Opener, outside
 
 DAY_US = 24 * HOUR_US
 
@@ -58,6 +61,73 @@ async def test_orphaned_pieces_words_and_calls_go(opener: Opener) -> None:
             return [len(conn.execute(select(table)).all()) for table in tables]
 
         assert await books.store.read(left) == [1, 0]
+
+
+async def test_logs_go_in_small_batches_and_leave_room_for_the_next(
+    opener: Opener, database_url: str, tmp_path: Path
+) -> None:
+    """SQLite's file shrinks; PostgreSQL's tables use their room again, once autovacuum came by."""
+    async with open_books(opener, credits_granted=10_000) as books:
+        sizes = []
+        for _ in range(1 if books.store.is_sqlite else 4):
+            sizes.append(await fill(books, 700))
+            books.clock.us += 8 * DAY_US
+            taken: list[int] = []
+            while not taken or taken[-1]:
+                taken.append(await books.store.write(prune.finished_messages, "standard", books.clock.us - 7 * DAY_US))
+            assert taken == [500, 200, 0]
+            for table in () if books.store.is_sqlite else LOGGED:
+                outside(database_url, tmp_path, f"VACUUM {table}")
+        if books.store.is_sqlite:
+            await make_reaper(books).round()
+            assert await books.store.read(pages) < sizes[0] * 0.8  # the ledger stays, and a little room
+        else:
+            assert sizes[-1] < sizes[0] * 1.6, sizes  # four times as much went through
+
+
+async def test_the_log_goes_by_the_plan_of_now_also_one_that_left_the_settings(opener: Opener) -> None:
+    async with open_books(opener) as books:
+        member = books.accept()
+        await books.store.submit(member)
+        await books.store.submit(books.report(member, Result.DELIVERED))
+        books.clock.us += 8 * DAY_US
+        reaper = make_reaper(books, log_days=30)
+        reaper.plans["short"] = Plan(log_days=7)
+        await reaper.round()
+        assert await books.store.read(ids) == {member.message_id}
+        await books.store.write(accounts.set_plan, "owner@example.com", "short")
+        del reaper.plans["short"]
+        await reaper.round()
+        assert await books.store.read(ids) == {member.message_id}, "it counts as standard"
+        reaper.plans["standard"] = Plan(log_days=7)
+        await reaper.round()
+        assert await books.store.read(ids) == set()
+
+
+LOGGED = ("message", "recipient", "event", "body")
+
+
+async def fill(books: Books, count: int) -> int:
+    """So many messages that were delivered; how large the database is then: pages, or octets of the log's tables."""
+    for _ in range(count // 100):
+        members = [books.accept(content=b"x" * 3000, event='{"steps": "' + "x" * 500 + '"}') for _ in range(100)]
+        async with trio.open_nursery() as nursery:
+            for member in members:
+                nursery.start_soon(books.store.submit, member)
+        async with trio.open_nursery() as nursery:
+            for member in members:
+                nursery.start_soon(books.store.submit, books.report(member, Result.DELIVERED))
+    return await books.store.read(pages if books.store.is_sqlite else log_octets)
+
+
+def log_octets(conn: Connection) -> int:
+    """Tables with their indexes and what is kept beside them."""
+    names = ", ".join(f"'{name}'" for name in LOGGED)
+    return int(
+        conn.exec_driver_sql(
+            f"SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest(ARRAY[{names}]) AS name"
+        ).scalar_one()
+    )
 
 
 async def test_the_file_shrinks_when_content_goes(opener: Opener) -> None:
