@@ -261,7 +261,8 @@ class _Made:
         if self.state not in FINAL and at_us < now_us - EXPIRE_US:
             self.state = "expired"
         self.recipient_count = 100 if is_many else rng.choices((1, 2, 5), (90, 8, 2))[0]
-        self.addresses = [self._address(rng, n) for _ in range(self.recipient_count)]
+        self.addresses = list(dict.fromkeys(self._address(rng, n) for _ in range(self.recipient_count)))
+        self.recipient_count = len(self.addresses)
         self.sender = "noreply@example.com" if rng.random() < 0.7 else f"shop{rng.randrange(20)}@example.com"
         self.is_final = self.state in FINAL
         self.due_us = None if self.is_final else now_us + DAY_US + n

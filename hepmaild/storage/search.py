@@ -222,8 +222,8 @@ def _ids_of(conn: Connection, term: Term) -> set[str] | None:
     if term.field not in (TEXT, "to") or not term.is_address:
         return None
     here = func.lower(recipient.c.address) == func.lower(term.value)
-    ids = set(conn.execute(select(recipient.c.message_id).where(here).limit(MANY + 1)).scalars())
-    return ids if len(ids) <= MANY else None
+    ids = conn.execute(select(recipient.c.message_id).where(here).limit(MANY + 1)).scalars().all()
+    return set(ids) if len(ids) <= MANY else None
 
 
 def _needs_looking(search: Search) -> bool:
