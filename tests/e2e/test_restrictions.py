@@ -44,6 +44,7 @@ CHANGES: dict[str, Any] = {
 OK = (200, "")
 SMTP_OK = 250
 NOT_HERE, WRONG_DOOR = (403, "IP_NOT_ALLOWED"), (403, "CHANNEL_NOT_ALLOWED")
+ALL = ("smtp", "http", "templates", "own_smtp")
 NOT_THIS = (400, "SENDER_NOT_ALLOWED")
 
 
@@ -174,13 +175,20 @@ class Client:
             code = self.auth(self.session)
         assert code in {235, 503}, code
 
-    def post(self, connection: http.client.HTTPSConnection, sender: str) -> tuple[int, str]:
+    def post(
+        self,
+        connection: http.client.HTTPSConnection,
+        sender: str,
+        *,
+        path: str = "/api/v1/email/send",
+        more: dict[str, Any] | None = None,
+    ) -> tuple[int, str]:
         before = connection.sock
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
         if self.where != CLIENT:  # at ::1 nobody believes it
             headers["X-Forwarded-For"] = PROXIED
-        body = json.dumps({"to": TO, "from": sender, "text": "x"})
-        connection.request("POST", "/api/v1/email/send", body, headers)
+        body = json.dumps({"to": TO, "from": sender, "text": "x", **(more or {})})
+        connection.request("POST", path, body, headers)
         response = connection.getresponse()
         answer = json.loads(response.read())
         assert before is None or connection.sock is before, "the same connection"
@@ -206,6 +214,7 @@ class Client:
             told = self.post(connection, row.sender)
             if told != row.http[self.where]:
                 found.append(f"a new HTTP connection: {told}")
+            found += self.check_other_calls(row)
             if self.where == BY_PROXY:
                 return found
             code = self.mail(self.session, row.sender)
@@ -220,6 +229,23 @@ class Client:
                 found.append(f"AUTH of a new session: {code}")
             if code == 235 and (code := self.mail(session, row.sender)) != row.smtp[self.where]:
                 found.append(f"a new session: {code}")
+        return found
+
+    def check_other_calls(self, row: Row) -> list[str]:
+        """`POST /v1/emails` needs `own_smtp` and not `http`; a template needs `templates`.
+
+        There is neither a server nor a template, and whoever may ask is told that.
+        """
+        may = set(row.wish.get("permissions") or ALL)
+        is_good = row.http[self.where] in {OK, WRONG_DOOR, NOT_THIS}
+        found = []
+        told = self.post(self.connection, row.sender, path="/v1/emails", more={"subject": "x"})
+        if (told[0] in {401, 403}) is (is_good and "own_smtp" in may):
+            found.append(f"/v1/emails: {told}")
+        if is_good and "http" in may:
+            told = self.post(self.connection, row.sender, more={"templateKey": "none"})
+            if told != ((400, "UNKNOWN_TEMPLATE") if "templates" in may else WRONG_DOOR):
+                found.append(f"a template: {told}")
         return found
 
     def close(self) -> None:
