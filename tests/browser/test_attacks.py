@@ -16,21 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, WebSocketRoute, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, WebSocketRoute
 
 from tests.dashboard.hostile_site import SOURCES, HostileSite, open_hostile_site
 from tests.dashboard.test_hostile_words import paths_of
 from tests.dashboard.visitor import Visitor
 
-CHROMIUM = "/usr/bin/chromium"
-QUIET = [
-    "--no-sandbox",  # tests run as root
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1 , EXCLUDE localhost",
-]
 COUNT = """
 window.violations = [];
 document.addEventListener("securitypolicyviolation", (e) => {
@@ -51,7 +42,7 @@ class Canary:
 
 @contextmanager
 def open_canary() -> Iterator[Canary]:
-    """On localhost, which is another site than 127.0.0.1."""
+    """By http, which browsers take for another site than ours by https, whatever the name."""
     canary = Canary("")
 
     class Answer(http.server.BaseHTTPRequestHandler):
@@ -70,7 +61,7 @@ def open_canary() -> Iterator[Canary]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        canary.url = f"http://localhost:{server.server_address[1]}"
+        canary.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:
@@ -92,19 +83,11 @@ def site(canary: Canary) -> Iterator[HostileSite]:
         yield opened
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        browser.close()
-
-
 @contextmanager
-def window_of(chromium: Any, site: HostileSite, visitor: Visitor) -> Iterator[BrowserContext]:
+def window_of(browser: Browser, site: HostileSite, visitor: Visitor) -> Iterator[BrowserContext]:
     """A browser in which this person is signed in, and that counts what the policy of a page had to stop."""
     base = f"https://127.0.0.1:{site.daemon.ports['https']}"
-    context: BrowserContext = chromium.new_context(base_url=base, ignore_https_errors=True)
+    context: BrowserContext = browser.new_context(base_url=base, ignore_https_errors=True)
     context.set_default_timeout(PATIENCE_MS)
     cookies = [{"name": name, "value": value, "url": base} for name, value in visitor.client.cookies.items()]
     context.add_cookies([{**cookie, "secure": True, "httpOnly": True, "sameSite": "Strict"} for cookie in cookies])  # type: ignore[list-item]
@@ -120,11 +103,11 @@ def assert_harmless(page: Page, what: str) -> None:
     assert page.evaluate("document.querySelectorAll('x-evil').length") == 0, f"{what}: markup of somebody else's"
 
 
-def test_no_page_runs_anything(chromium: Any, site: HostileSite, canary: Canary, tmp_path: Any) -> None:
+def test_no_page_runs_anything(browser: Browser, site: HostileSite, canary: Canary, tmp_path: Any) -> None:
     """Nor does any page ask for what its own policy forbids."""
     opened = 0
     for visitor in (site.owner, site.operator):
-        with window_of(chromium, site, visitor) as window:
+        with window_of(browser, site, visitor) as window:
             page = window.new_page()
             for path in paths_of(site, tmp_path):
                 is_operators = path.startswith("/operator")
@@ -143,9 +126,9 @@ def test_no_page_runs_anything(chromium: Any, site: HostileSite, canary: Canary,
     assert canary.asked == []
 
 
-def test_a_letter_does_nothing(chromium: Any, site: HostileSite, canary: Canary) -> None:
+def test_a_letter_does_nothing(browser: Browser, site: HostileSite, canary: Canary) -> None:
     canary.asked.clear()
-    with window_of(chromium, site, site.owner) as window:
+    with window_of(browser, site, site.owner) as window:
         page = window.new_page()
         for path in (f"/logs/{site.message_id}?tab=html", f"/logs/{site.message_id}/html"):
             page.goto(path)
@@ -160,8 +143,8 @@ def test_a_letter_does_nothing(chromium: Any, site: HostileSite, canary: Canary)
     assert canary.asked == [], "the letter reached the network"
 
 
-def test_live_lines_are_text_too(chromium: Any, site: HostileSite) -> None:
-    with window_of(chromium, site, site.owner) as window:
+def test_live_lines_are_text_too(browser: Browser, site: HostileSite) -> None:
+    with window_of(browser, site, site.owner) as window:
         page = window.new_page()
         page.goto("/logs")
         page.locator('#live-state[data-state="on"]').wait_for(state="attached")
@@ -177,8 +160,8 @@ def test_live_lines_are_text_too(chromium: Any, site: HostileSite) -> None:
 # Another site
 
 
-def test_another_site_can_neither_frame_nor_post(chromium: Any, site: HostileSite, canary: Canary) -> None:
-    with window_of(chromium, site, site.owner) as window:
+def test_another_site_can_neither_frame_nor_post(browser: Browser, site: HostileSite, canary: Canary) -> None:
+    with window_of(browser, site, site.owner) as window:
         ours = f"https://127.0.0.1:{site.daemon.ports['https']}"
         canary.pages["/frame"] = f'<iframe src="{ours}/keys" id="f"></iframe>'
         forms = "".join(
@@ -212,9 +195,9 @@ def test_another_site_can_neither_frame_nor_post(chromium: Any, site: HostileSit
 # The live log when more happens than a frame holds
 
 
-def test_a_gap_is_closed_without_asking_anew(chromium: Any, site: HostileSite) -> None:
+def test_a_gap_is_closed_without_asking_anew(browser: Browser, site: HostileSite) -> None:
     """A frame says that there was more than its lines: what stands below them goes, and nothing is asked for."""
-    with window_of(chromium, site, site.owner) as window:
+    with window_of(browser, site, site.owner) as window:
         page = window.new_page()
         routes: list[WebSocketRoute] = []
         page.route_web_socket("**/live?**", lambda route: routes.append(route))
