@@ -181,7 +181,7 @@ class Outbox:
         if not answers and not uses:
             return
         try:
-            await self._store.submit(Answers(tuple(answers), tuple(uses.values())))
+            await self._store.submit(Answers(tuple(answers), tuple(uses.values()), is_awaited=False))
         except BaseException:
             self._late_answers[:0] = answers
             for key_id, use in uses.items():

@@ -67,10 +67,11 @@ class Used:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Answers and uses of keys, mostly written behind everybody's back.  Result: None."""
+    """Answers and uses of keys.  is_awaited: not written behind everybody's back.  Result: None."""
 
     answers: tuple[Answer, ...]
     uses: tuple[Used, ...] = ()
+    is_awaited: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,8 @@ def judge(members: Sequence[Member]) -> Manner:
 def _sync_of(member: Member) -> Sync:
     if isinstance(member, Call):
         return Sync.WITH_NEXT
+    if isinstance(member, Answers):
+        return Sync.NOW if member.is_awaited else Sync.SOON
     return Sync.SOON if isinstance(member, Report) and member.only_delivers else Sync.NOW
 
 
