@@ -7,9 +7,11 @@ plain functions: the daemon they look at is another process, as it is for everyb
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,12 +38,25 @@ def open_browser() -> Iterator[Browser]:
     if shutil.which(CHROMIUM) is None:
         missing("chromium is not installed (Debian package chromium)")
     expect.set_options(timeout=PATIENCE_MS)
-    with sync_playwright() as playwright:
+    with _own_loops(), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET), chromium_sandbox=False)
         try:
             yield browser
         finally:
             browser.close()
+
+
+@contextlib.contextmanager
+def _own_loops() -> Iterator[None]:
+    """asyncio's own event loops: trio-asyncio, once a test has imported it, gives this thread ones that do not nest."""
+    if "trio_asyncio" not in sys.modules:
+        yield
+        return
+    asyncio.set_event_loop_policy(asyncio.DefaultEventLoopPolicy())
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop_policy(None)
 
 
 @dataclass
