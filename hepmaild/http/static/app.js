@@ -119,6 +119,9 @@ function showPlace() { if (place) rail.scrollLeft = place.offsetLeft - (rail.cli
 matchMedia("(max-width: 720px)").addEventListener("change", showPlace);
 showPlace();
 
+// Whether the focus is on nothing that would act on Enter itself.  A dialog keeps it for a moment after it closed.
+function nowhere(target) { return target === document.body || target.closest("dialog:not([open])") !== null; }
+
 let wentG = 0;
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -145,7 +148,7 @@ document.addEventListener("keydown", (event) => {
     case "g": wentG = Date.now(); break;
     case "?": help?.showModal(); break;
     case "c": { const id = current?.dataset.id ?? document.querySelector("[data-page-id]")?.dataset.pageId; if (id) copy(id); break; }
-    case "Enter": if (current && event.target === document.body) current.querySelector("a")?.click(); break;
+    case "Enter": if (current && nowhere(event.target)) current.querySelector("a")?.click(); break;
     case "Escape": { const back = document.querySelector("a[data-back]"); if (back) location.assign(back.href); break; }
   }
 });
