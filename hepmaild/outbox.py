@@ -39,6 +39,7 @@ UNCERTAIN_US = 60_000_000
 LOOK_FOR_UNCERTAIN_US = 1_000_000
 LOOK_AT_LINES_US = 1_000_000
 CLAIM_ROUNDS = 8  # units of one claim at most, while it has not looked everywhere
+CLAIM_UNIT = 32  # jobs of one of them: what is accepted meanwhile waits for a few milliseconds, not for thirty
 
 _FINAL = (Result.DELIVERED, Result.FAILED)
 
@@ -206,7 +207,7 @@ class Outbox:
         jobs: list[Job] = []
         for _ in range(CLAIM_ROUNDS):
             try:
-                claimed = await self._claim(limit - len(jobs), exclude, full)
+                claimed = await self._claim(min(limit - len(jobs), CLAIM_UNIT), exclude, full)
             except StoreUnavailable:
                 if jobs:
                     break  # these are ours
