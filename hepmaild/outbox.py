@@ -39,7 +39,7 @@ UNCERTAIN_US = 60_000_000
 LOOK_FOR_UNCERTAIN_US = 1_000_000
 LOOK_AT_LINES_US = 1_000_000
 CLAIM_ROUNDS = 8  # units of one claim at most, while it has not looked everywhere
-CLAIM_UNIT = 32  # jobs of one of them: what is accepted meanwhile waits for a few milliseconds, not for thirty
+CLAIM_UNIT = 32  # jobs of one of them: what is accepted meanwhile waits for these, not for all
 
 _FINAL = (Result.DELIVERED, Result.FAILED)
 
