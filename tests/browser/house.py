@@ -40,7 +40,8 @@ OPERATOR = "postmaster@mail.example"
 OWNER = "anna.berger@blumen-berger.example"
 NEWCOMER = "new@start.example"
 READER = "buchhaltung@blumen-berger.example"
-PERSONS = (OPERATOR, OWNER, NEWCOMER, READER)
+INVITED = "tim@blumen-berger.example"
+PERSONS = (OPERATOR, OWNER, NEWCOMER, READER, INVITED)
 SHOP, NEWS = "bestellung@blumen-berger.example", "neuigkeiten@blumen-berger.example"
 GONE, FULL, CUT, TOLD = (
     "frieda.lang@nirgends.example",
@@ -157,7 +158,7 @@ def _furnish(house: House) -> None:
         "account add sleepy@late.example --credits 12",
         "account suspend sleepy@late.example",
         f"user add {OWNER} {READER} --scope read_only",
-        f"user add {OWNER} tim@blumen-berger.example --scope admin",
+        f"user add {OWNER} {INVITED} --scope admin",
         f"sender add {SHOP} --route upstream --account {OWNER} --default",
         f"sender add {NEWS} --route upstream --account {OWNER} --daily-cap 4",
         f"smtp-server add {OWNER} --name Werkstatt --host smtp.blumen-berger.example "
