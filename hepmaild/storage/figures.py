@@ -5,20 +5,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Row, func, select
 
-from hepmaild.storage import rate, tally
+from hepmaild.storage import credits, rate, tally
 from hepmaild.storage.schema import account, api_key, ledger, message
 from hepmaild.storage.schema import tally as tallied
 
-PACE_US = 7 * 86_400_000_000
+DAY_US = 86_400_000_000
+PACE_US = 7 * DAY_US
 HOUR_US = 3_600_000_000
+NEAR = 1_000  # ledger rows that are added up one by one for the pace
+DOUBLINGS = 13  # how often the look goes back twice as far: eight million rows
 LOOKED_AT = 2_000  # messages that are looked at for the uses of one key
 FIRST_ROWS = 100  # ledger rows among which the first debit is, where there was one
 
 
 def top_line(conn: Connection, account_id: str, now_us: int) -> dict[str, Any]:
-    """balance; lasts_s: how long it lasts at the pace of the last week (None: nothing was spent); calls: in the last
+    """balance; lasts_s: how long it lasts at the present pace (None: nothing was spent in a week); calls: in the last
     minute, of the key that made most."""
     head = conn.execute(
         select(account.c.email, account.c.balance, account.c.plan, account.c.status).where(account.c.id == account_id)
@@ -34,29 +37,43 @@ def top_line(conn: Connection, account_id: str, now_us: int) -> dict[str, Any]:
 
 
 def _lasts_s(conn: Connection, account_id: str, balance: int, now_us: int) -> float | None:
-    """By two rows: the ledger's newest, and the last one before the week began."""
-    spent_until = select(ledger.c.seq, ledger.c.at_us, ledger.c.balance_after).where(ledger.c.account_id == account_id)
-    newest = conn.execute(spent_until.order_by(ledger.c.seq.desc()).limit(1)).first()
+    """At the pace of the last week; in a younger account, since its first row; but never of less than a day, since a
+    burst of some minutes says nothing about the rest of it.
+
+    A thousand rows are added up.  Where they are not even a day, the balance of then, of rows twice, four times … as
+    far back, and what was granted since say what was spent: a handful of rows, however long the ledger is.
+    """
+    rows = select(ledger.c.seq, ledger.c.at_us, ledger.c.balance_after).where(ledger.c.account_id == account_id)
+    newest = conn.execute(rows.order_by(ledger.c.seq.desc()).limit(1)).first()
     if newest is None or newest.at_us < now_us - PACE_US:
         return None
-    # A bounded look back: the pace of the last thousand rows is good enough where a week holds more.
-    first = conn.execute(
-        spent_until.where(ledger.c.seq <= max(1, newest.seq - 1000)).order_by(ledger.c.seq.desc()).limit(1)
-    ).first()
-    if first is None:
+    places = sorted({max(1, newest.seq - (NEAR << n)) for n in range(DOUBLINGS + 1)}, reverse=True)
+    behind = conn.execute(rows.where(ledger.c.seq.in_(places)).order_by(ledger.c.seq.desc())).all()
+    first = next((row for row in behind if row.at_us <= now_us - DAY_US), behind[-1])
+    if first.seq == behind[0].seq:
+        spent = _added_up(conn, account_id, first.seq, now_us - PACE_US)
+    else:
+        spent = _by_balance(conn, account_id, first, newest)
+    if spent <= 0:
         return None
-    spent = conn.execute(
-        select(func.sum(ledger.c.amount)).where(
-            ledger.c.account_id == account_id,
-            ledger.c.seq > first.seq,
-            ledger.c.at_us >= now_us - PACE_US,
-            ledger.c.reason != "grant",
-        )
-    ).scalar_one()
-    begun_us = max(first.at_us, now_us - PACE_US)
-    if not spent or spent >= 0 or now_us <= begun_us:
-        return None
-    return float(balance / -spent * (now_us - begun_us) / 1_000_000)
+    paced_us = min(max(now_us - first.at_us, DAY_US), PACE_US)
+    return float(balance / spent * paced_us / 1_000_000)
+
+
+def _added_up(conn: Connection, account_id: str, seq: int, since_us: int) -> int:
+    query = select(func.sum(ledger.c.amount)).where(
+        ledger.c.account_id == account_id,
+        ledger.c.seq > seq,
+        ledger.c.at_us >= since_us,
+        ledger.c.reason != "grant",
+    )
+    return -int(conn.execute(query).scalar_one() or 0)
+
+
+def _by_balance(conn: Connection, account_id: str, first: Row[Any], newest: Row[Any]) -> int:
+    grants = credits.history(conn, account_id, reason="grant")
+    granted = sum(int(row["amount"]) for row in grants if first.seq < row["seq"] <= newest.seq)
+    return int(first.balance_after + granted - newest.balance_after)
 
 
 def windows(conn: Connection, account_id: str, now_us: int) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ def size(octets: int | None) -> str:
 
 
 def span(seconds: float | None) -> str:
-    """A length of time: `340 ms`, `12 s`, `5 min`, `3 h`, `2 days`."""
+    """A length of time: `340 ms`, `12 s`, `5 min`, `3 h`, `2 days`, `3 years`."""
     if seconds is None:
         return "–"
     if seconds < 1:
@@ -74,7 +74,8 @@ def span(seconds: float | None) -> str:
     for limit, unit_s, unit in ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h")):
         if seconds < limit:
             return f"{seconds / unit_s:.0f} {unit}"
-    return f"{seconds / 86400:.0f} days"
+    days = seconds / 86400
+    return f"{days:.0f} days" if days < 2 * 365 else f"{days / 365:,.0f} years"
 
 
 def state(name: str) -> Markup:
