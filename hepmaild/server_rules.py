@@ -100,7 +100,7 @@ def _contradictions(found: dict[str, Any], *, has_password: bool) -> dict[str, s
     user = _address_or_none(found["username"])
     if user is None:
         if not found["address"]:
-            errors["address"] = "The user name is no email address, so the address for From must be given."
+            errors["address"] = "The user name is no e-mail address, so the address for From must be given."
     elif found["address"] and key_of(found["address"]) != key_of(user):
         errors["address"] = "From must be the user name here: leave the address empty."
     else:
@@ -159,7 +159,7 @@ def _address(text: str) -> str:
     try:
         return check_address(text)
     except ValueError as error:
-        raise _Wrong("address", f"This is not an email address: {error}.") from None
+        raise _Wrong("address", f"This is not an e-mail address: {error}.") from None
 
 
 def _from_name(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ MAX_COMPARED_LINES = 2_000
 
 _KEY = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?")
 _NAME = re.compile(r"\w{1,100}")
+_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss"})
 _NOT_IN_KEY = re.compile(r"[^a-z0-9]+")
 _NOT_TEXT = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff]")
 
@@ -64,7 +66,9 @@ def is_key(text: str) -> bool:
 
 def key_from(name: str) -> str:
     """A key made of a name; "" when nothing of it can be in one."""
-    return _NOT_IN_KEY.sub("-", name.lower())[:64].strip("-")
+    plain = unicodedata.normalize("NFKD", name.lower().translate(_UMLAUTS))
+    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
+    return _NOT_IN_KEY.sub("-", plain)[:64].strip("-")
 
 
 def read_samples(text: str) -> tuple[dict[str, str], str]:

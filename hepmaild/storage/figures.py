@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, select
 
-from hepmaild.storage import credits, rate, tally
+from hepmaild.storage import credits as money
+from hepmaild.storage import rate, tally
 from hepmaild.storage.schema import account, api_key, ledger, message
 from hepmaild.storage.schema import tally as tallied
 
@@ -70,8 +71,8 @@ def _added_up(conn: Connection, account_id: str, seq: int, since_us: int) -> int
     return -int(conn.execute(query).scalar_one() or 0)
 
 
-def _by_balance(conn: Connection, account_id: str, first: Row[Any], newest: Row[Any]) -> int:
-    grants = credits.history(conn, account_id, reason="grant")
+def _by_balance(conn: Connection, account_id: str, first: Row[int, int, int], newest: Row[int, int, int]) -> int:
+    grants = money.history(conn, account_id, reason="grant")
     granted = sum(int(row["amount"]) for row in grants if first.seq < row["seq"] <= newest.seq)
     return int(first.balance_after + granted - newest.balance_after)
 

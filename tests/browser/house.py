@@ -31,6 +31,7 @@ from hepmaild.storage.audit import Actor
 from hepmaild.storage.schema import account
 from hepmaild.storage.store import Store
 from hepmaild.template_rules import TemplateWish
+from tests.browser.month import pass_a_month
 from tests.peers.certificates import make_certificate
 from tests.peers.daemon import ROOT, Daemon, open_daemon, open_smtp, post
 from tests.peers.processes import open_folder
@@ -51,7 +52,6 @@ GONE, FULL, CUT, TOLD = (
 )
 LONG = f"{'a' * 64}@{'b' * 60}.{'c' * 60}.{'d' * 50}.example"
 TREAT = (f"reject={GONE}", f"defer={FULL}", f"drop={CUT}", f"nodot={TOLD}")
-DAY_US, HOUR_US, MINUTE_US = 86_400_000_000, 3_600_000_000, 60_000_000
 PEOPLE = ("maria.huber", "tom.wright", "aylin.kaya", "o.lindqvist", "p.moreau", "k.tanaka", "d.novak", "s.oconnor")
 PLACES = ("example.net", "example.org", "post.example", "web.example", "mail.example.com")
 SUBJECTS = (
@@ -153,7 +153,7 @@ def _furnish(house: House) -> None:
     *_, shop, _newsletter, old, trouble = _many(
         house.daemon,
         f"account add {OPERATOR} --credits 1000 --operator",
-        f"account add {OWNER} --credits 250000 --plan large",
+        f"account add {OWNER} --credits 12000 --plan large",
         f"account add {NEWCOMER}",
         "account add sleepy@late.example --credits 12",
         "account suspend sleepy@late.example",
@@ -242,6 +242,11 @@ def _by_smtp(house: House) -> None:
     message.add_attachment("a;b\n1;2\n", filename="Lieferschein.csv")
     with open_smtp(house.daemon, house.key) as session:
         session.send_message(message)
+    path = house.daemon.state_dir / "hepmaild.db"
+    with contextlib.closing(sqlite3.connect(path, timeout=30)) as base:
+        (house.ids["attached"],) = base.execute(
+            "select id from message where subject = ?", (message["Subject"],)
+        ).fetchone()
 
 
 def _crowd(house: House, crowd: int) -> None:
@@ -260,28 +265,10 @@ def _crowd(house: House, crowd: int) -> None:
 
 
 def _age(house: House) -> None:
-    """Let the crowd's mail have happened over a month, most of it lately."""
-    chance = random.Random(5)
+    """Let the crowd's mail have happened over a month; and one recipient have more than any door lets in now."""
     path = house.daemon.state_dir / "hepmaild.db"
+    pass_a_month(path, house.ids.values())
     with contextlib.closing(sqlite3.connect(path)) as base, base:
-        special = {message_id for what, message_id in house.ids.items() if what != "long"}
-        rows = [id_ for (id_,) in base.execute("select id from message order by accepted_at_us") if id_ not in special]
-        for n, id_ in enumerate(rows):
-            share = n / len(rows)
-            back = 50 * MINUTE_US if share > 0.75 else 20 * HOUR_US if share > 0.4 else 28 * DAY_US
-            by = int(back * chance.random()) + 2 * MINUTE_US
-            base.execute(
-                "update message set accepted_at_us = accepted_at_us - ?, finished_at_us = finished_at_us - ? "
-                "where id = ? and waiting = 0", (by, by, id_),
-            )  # fmt: skip
-            base.execute(
-                "update event set at_us = at_us - ? where message_id in (select id from message where id = ? "
-                "and waiting = 0)", (by, id_),
-            )  # fmt: skip
-        base.execute("delete from tally")
-        base.execute("delete from rate_call")
         base.execute("update account set plan = 'standard'")
-        base.execute("delete from counter where name = 'tally'")
-        # Longer than any door lets in now.
         words = ("x" * 891) + "@long.example"
         base.execute("update recipient set address = ? where message_id = ?", (words, house.ids["long"]))

@@ -16,9 +16,15 @@ from playwright.sync_api import Browser, expect
 from tests.browser.deeds import deeds_of_operator, deeds_of_owner, deeds_of_stranger
 from tests.browser.guard import Person, open_browser, open_person
 from tests.browser.house import INVITED, KEPT_OUT, NEWCOMER, OPERATOR, OWNER, READER, House, open_house
+from tests.browser.month import have_a_busy_minute
 from tests.browser.pages import walk, write_a_template
 
 WIDTHS = (390, 1440)
+# From the top, and drawn: what a window has just grown to may still be blank.
+SETTLED = """() => {
+  scrollTo(0, 0);
+  return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+}"""
 
 
 @dataclass
@@ -36,7 +42,8 @@ class Album:
             person.page.set_viewport_size({"width": width, "height": 600})
             # A window as high as the page: what sticks to its edges stands where it stands for a person.
             height = person.page.evaluate("() => document.scrollingElement.scrollHeight")
-            person.page.set_viewport_size({"width": width, "height": min(max(height, 844), 2000)})
+            person.page.set_viewport_size({"width": width, "height": min(max(height, 844), 3000)})
+            person.page.evaluate(SETTLED)
             for scheme in ("light", "dark"):
                 person.page.emulate_media(color_scheme=scheme)
                 person.page.screenshot(path=self.folder / f"{name}-{width}-{scheme}.png", animations="disabled")
@@ -74,12 +81,15 @@ def take_of_accounts(album: Album, house: House, browser: Browser) -> None:
             person.first_sign_in(house.link(email))
             if email == OWNER:
                 write_a_template(person)
+                have_a_busy_minute(house.daemon.state_dir / "hepmaild.db", "shop", 104)
             for kind in walk(person, start, within=within):
                 album.take(person, prefix + name_of(kind))
             if email == OWNER:
                 for what, message_id in house.ids.items():
                     person.go(f"/logs/{message_id}")
                     album.take(person, f"message-{what}")
+                person.go(f"/logs/{house.ids['attached']}?tab=attachments")
+                album.take(person, "message-attached-tab")
 
 
 def take_of_deeds(album: Album, house: House, browser: Browser) -> None:

@@ -151,7 +151,7 @@ def search_and_export(page: Page) -> None:
     rows = list(csv.DictReader(Path(coming.value.path()).read_text("utf-8-sig").splitlines()))
     assert [row["subject"] for row in rows] == [f"'{FORMULA}"]
     with page.expect_download() as coming:
-        page.get_by_role("link", name="JSON lines").click()
+        page.get_by_role("link", name="Export as JSON lines").click()
     assert coming.value.suggested_filename.endswith(".jsonl")
     lines = [json.loads(line) for line in Path(coming.value.path()).read_text().splitlines()]
     assert [line["subject"] for line in lines] == [FORMULA]

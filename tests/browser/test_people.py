@@ -3,28 +3,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import re
-import time
 
 from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.conftest import SignIn
+from tests.browser.deeds import code_of
 from tests.browser.guard import PASSWORD, Person, open_person
 from tests.browser.house import NEWCOMER, OPERATOR, OWNER, House
 from tests.browser.pages import find_faults, find_overflow
 
 COLLEAGUE = "lena.vogt@blumen-berger.example"
-
-
-def code_of(secret: str, later: int = 0) -> str:
-    """What an authenticator app shows now, or `later` steps of 30 seconds from now (RFC 6238)."""
-    key = base64.b32decode(secret.replace(" ", "").upper())
-    digest = hmac.digest(key, (int(time.time()) // 30 + later).to_bytes(8, "big"), hashlib.sha1)
-    at = digest[-1] & 15
-    return f"{(int.from_bytes(digest[at : at + 4], 'big') & 0x7FFFFFFF) % 1_000_000:06d}"
 
 
 def assert_fine(page: Page, where: str) -> None:

@@ -176,7 +176,7 @@ def test_an_account_is_made_with_a_link_that_is_shown_once(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"email": "nobody"}, "no e-mail address"),
+        ({"email": "nobody"}, "e-mail address must have an @-sign"),
         ({"credits": "many"}, "whole number"),
         ({"credits": "-5"}, "The least is 0"),
         ({"credits": "9" * 16}, "The most is"),

@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Connection
 
-from hepmaild.storage import credits, figures
+from hepmaild.storage import credits as money
+from hepmaild.storage import figures
 from hepmaild.storage.figures import DAY_US, HOUR_US
 from tests.storage.books import START_US, open_books
 from tests.storage.conftest import Opener
@@ -18,9 +19,9 @@ Row = tuple[int, str, int]  # how long ago, why, how many
 
 def _spend(conn: Connection, account_id: str, story: list[Row]) -> None:
     """Make the ledger say that this happened, the oldest first."""
-    purse = credits.lock(conn, [account_id])[account_id]
+    purse = money.lock(conn, [account_id])[account_id]
     rows = [purse.book(amount, reason, NOW_US - ago_us, granted_by="a test") for ago_us, reason, amount in story]
-    credits.save(conn, [purse], rows)
+    money.save(conn, [purse], rows)
 
 
 def _days(conn: Connection, account_id: str) -> float | None:

@@ -95,10 +95,10 @@ def sum_since(parts: Iterable[Count], from_us: int) -> Count:
 
 
 def nice_top(most: int) -> int:
-    """The least number that an axis likes to end with, and that is not below `most`: 4, 8, 20, 40, 80, 200 …"""
+    """The least number that an axis likes to end with, and that is not below `most`: 4, 8, 12, 20, 40, 80, 120 …"""
     scale = 1
     while True:
-        for step in (4, 8, 20):
+        for step in (4, 8, 12, 20):
             if step * scale >= most:
                 return step * scale
         scale *= 10

@@ -9,6 +9,8 @@ from urllib.parse import urlencode
 from quart.wrappers import Response
 
 from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit
+from hepmaild.http.dashboard.overview import NO_SENDER, book_of
+from hepmaild.http.dashboard.snippets import Snippet, make_snippets, place_of
 from hepmaild.search_words import DOORS, FIELDS, STATES, Search, SearchProblem, parse
 from hepmaild.storage import live as live_rows
 from hepmaild.storage import search as rows
@@ -46,7 +48,7 @@ def pages(dashboard: Dashboard) -> Pages:
             fields=FIELDS,
             states=STATES,
             doors=DOORS,
-            public_url=dashboard.public_url() or "https://localhost",
+            snippets=await _snippets(visit) if not text and not found.lines else (),
         )
 
     @group.get("/live/session")
@@ -55,6 +57,13 @@ def pages(dashboard: Dashboard) -> Pages:
         return Response("", status=204)
 
     return group
+
+
+async def _snippets(visit: Visit) -> list[Snippet]:
+    """curl and swaks, for an account that has not sent anything."""
+    sender = (await book_of(visit)).default
+    place = place_of(visit.dashboard.settings(), visit.dashboard.public_url())
+    return make_snippets(place, NO_SENDER if sender is None else sender.address)[:2]
 
 
 def _look(conn: Any, account_id: str, search: Search, before: Place | None, after: Place | None) -> tuple[int, Found]:

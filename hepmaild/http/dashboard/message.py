@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
@@ -16,6 +17,7 @@ from hepmaild.http.compat import Stream
 from hepmaild.http.dashboard import timeline
 from hepmaild.http.dashboard.frame import HEADERS, Dashboard, Form, Pages, Visit
 from hepmaild.http.dashboard.parts import Parts, disposition, take_apart
+from hepmaild.http.dashboard.snippets import NO_KEY, SEND_PATH, place_of
 from hepmaild.mail.chaos import kind_of
 from hepmaild.mail.content import Content
 from hepmaild.mail.ids import is_message_id
@@ -107,9 +109,10 @@ def _curl(dashboard: Dashboard, found: dict[str, Any], parts: Parts | None) -> s
     fields: dict[str, Any] = {"to": to if len(to) > 1 else "".join(to), "from": found["sender"]}
     fields |= {"subject": found["subject"], "text": (parts.text if parts else None) or "…"}
     body = json.dumps(fields, ensure_ascii=False).replace("'", "'\\''")
-    base = dashboard.public_url() or "https://localhost"
+    place = place_of(dashboard.settings(), dashboard.public_url())
     return (
-        f"curl {base}/api/v1/email/send \\\n  -H 'Authorization: Bearer YOUR-API-KEY' \\\n"
+        f"curl -sS{' --insecure' if place.is_self_made else ''} {shlex.quote(place.url + SEND_PATH)} \\\n"
+        f"  -H 'Authorization: Bearer {NO_KEY}' \\\n"
         f"  -H 'Content-Type: application/json' \\\n  -d '{body}'"
     )
 

@@ -11,7 +11,9 @@ from urllib.parse import urlencode
 from quart.wrappers import Response
 
 from hepmaild.config import STANDARD_PLAN, Settings
+from hepmaild.http.dashboard.audit import ACTIONS
 from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
+from hepmaild.http.dashboard.words import no_address
 from hepmaild.mail.address import check_address
 from hepmaild.people import link_url
 from hepmaild.storage import links
@@ -157,7 +159,7 @@ def _address(name: str, form: Form) -> str:
     try:
         return check_address(text)
     except ValueError as error:
-        raise Typed(name, sentence(f"this is no e-mail address: {error}")) from None
+        raise Typed(name, no_address(error)) from None
 
 
 def _plan(settings: Settings, form: Form) -> str:
@@ -199,6 +201,7 @@ async def account_page(
         plans=sorted(settings.plans.keys() | {found["plan"]}),
         routes=[route.name for route in settings.route],
         known_routes=known,
+        actions=ACTIONS,
         typed=typed or {},
         errors=errors or {},
         is_own=account_id == visit.account_id,

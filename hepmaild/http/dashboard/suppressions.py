@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 from quart.wrappers import Response
 
 from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
+from hepmaild.http.dashboard.words import no_address
 from hepmaild.mail.address import check_address
 from hepmaild.storage import audit, suppress
 from hepmaild.storage.audit import Actor
@@ -61,7 +62,7 @@ def _address(text: str, errors: dict[str, str]) -> str:
     try:
         return check_address(text)
     except ValueError as error:
-        errors["address"] = f"{error}".rstrip(".") + "."
+        errors["address"] = no_address(error)
         return ""
 
 

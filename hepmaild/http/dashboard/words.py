@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 # Each state has its own shape and word, so that colour is never alone.
 STATES: dict[str, tuple[str, str]] = {
@@ -28,6 +29,11 @@ STATES: dict[str, tuple[str, str]] = {
     "pending": ("◔", "pending"),
     "retired": ("○", "retired"),
 }
+
+
+# How our own reasons write an instant.  A next hop may write one too: then it is shown the reader's way as well.
+_INSTANT = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ(?![\w:])")
+_REPLY = re.compile(r"[245]\d\d[ -]")
 
 
 def instant(us: int) -> datetime:
@@ -95,6 +101,25 @@ def middle(text: str, most: int = 40) -> Markup:
     return Markup('<bdi class="mono cut" title="{}" data-copy="{}">{}</bdi>').format(text, text, cut)
 
 
+def told(text: str) -> Markup:
+    """Why something waits or failed: a reply as it was said, or a reason of ours with its times as `when` has them."""
+    parts, end = [], 0
+    for found in _INSTANT.finditer(text):
+        try:
+            at = datetime.fromisoformat(found[0])
+        except ValueError:
+            continue
+        parts += [escape(text[end : found.start()]), when(int(at.timestamp() * 1_000_000))]
+        end = found.end()
+    kind = "reply" if _REPLY.match(text) else "break"
+    return Markup('<bdi class="{}">{}{}</bdi>').format(kind, Markup("").join(parts), text[end:])
+
+
+def no_address(error: ValueError) -> str:
+    """Why something is no e-mail address, as a sentence in the words of these pages."""
+    return str(error).replace("email address", "e-mail address").rstrip(".") + "."
+
+
 FILTERS: dict[str, Any] = {
     "when": when,
     "number": number,
@@ -102,6 +127,7 @@ FILTERS: dict[str, Any] = {
     "span": span,
     "state": state,
     "middle": middle,
+    "told": told,
 }
 
-__all__ = ["FILTERS", "STATES", "instant", "middle", "number", "size", "span", "state", "when"]
+__all__ = ["FILTERS", "STATES", "instant", "middle", "no_address", "number", "size", "span", "state", "told", "when"]
