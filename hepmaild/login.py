@@ -37,12 +37,16 @@ class TokenSet:
 
 @dataclass(frozen=True, slots=True)
 class LoginRefusal:
-    """Somebody is not logged in.  code: as in login-api.md.  message: a sentence, safe to show."""
+    """Somebody is not logged in.  code: as in login-api.md.  message: a sentence, safe to show.
+
+    ticket: with `NEEDS_CODE`, what a browser comes back with beside the code (`People.code_grant`).
+    """
 
     code: int
     http_status: int
     message: str
     retry_after_s: int | None = None
+    ticket: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ BAD_REFRESH_TOKEN = LoginRefusal(40106, 403, "Refresh token is invalid")
 BAD_REVOKED_TOKEN = LoginRefusal(40106, 401, "Refresh token is invalid")
 NEEDS_CODE = LoginRefusal(40103, 401, "The code of your second factor is needed: send it as X-OTP")
 WRONG_CODE = LoginRefusal(40103, 401, "This code is wrong, too old or was used already: take the next one")
+OLD_TICKET = LoginRefusal(40102, 403, "That took too long: sign in once more")
 SUSPENDED = LoginRefusal(40302, 403, "This account is suspended: ask the operator")
 DEAD_LINK = LoginRefusal(41001, 410, "This link was used already or is too old: ask for another one")
 BUSY = LoginRefusal(50301, 503, "Too many people log in at the moment: try again soon", 5)

@@ -2,6 +2,7 @@
 """People who log in: passwords, second factors, sessions, one-time links (contract: login-api.md).
 
     password_grant / refresh / revoke     what `/oauth/token` and the sign-in page do
+    code_grant                            its second step, for who has a second factor
     viewer_of                             who asks, for every request: the token is checked and its session still lives
     open_link / set_password_by_link      the first sign-in and the operator's reset
     members                               what people may change about themselves and the users of their account
@@ -16,7 +17,8 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import structlog
 import trio
@@ -30,6 +32,7 @@ from hepmaild.login import (
     DEAD_LINK,
     NEEDS_CODE,
     NO_SECRETS,
+    OLD_TICKET,
     SUSPENDED,
     WRONG_CODE,
     WRONG_OLD_PASSWORD,
@@ -42,10 +45,11 @@ from hepmaild.login import (
     bad_password,
     too_many,
 )
+from hepmaild.login_rows import read_link, read_viewer
 from hepmaild.members import Members, end_factor
 from hepmaild.policy import client_of
 from hepmaild.second_factor import SecondFactor
-from hepmaild.storage import audit, grants, links, sessions, tries, users
+from hepmaild.storage import audit, grants, sessions, tries, users
 from hepmaild.storage.audit import Actor
 from hepmaild.storage.grants import Granted, Proof
 from hepmaild.storage.sessions import NewSession, NotRotated
@@ -53,9 +57,6 @@ from hepmaild.storage.store import Store
 from hepmaild.storage.users import UserRow
 from hepmaild.tokens import SIGNING_US, Tokens, hash_refresh, new_refresh_token, unwrap, wrap
 from hepmaild.vault import Vault
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
 
 log = structlog.get_logger()
 
@@ -143,7 +144,7 @@ class People:
         known = self._known.get(session_id)
         if known is None:
             generation = self._generation
-            known = await self._store.read(_read_viewer, session_id, self._now_us())
+            known = await self._store.read(read_viewer, session_id, self._now_us())
             if known is None:
                 return None
             if generation == self._generation:
@@ -164,11 +165,12 @@ class People:
     # -- logging in
 
     async def password_grant(
-        self, email: str, password: str, *, otp: str | None, ip: str, agent: str, kind: Kind
+        self, email: str, password: str, *, otp: str | None, ip: str, agent: str, kind: Kind, visitor: str = ""
     ) -> TokenSet | LoginRefusal:
         """Log in with e-mail address and password (and the second factor's code, where it is on).
 
         An unknown user takes as long as a wrong password.  A program's login ends the user's earlier programs'.
+        visitor: what a browser is known by; where only the code is missing, the refusal has a ticket for it.
         """
         email_key = _email_key(email)
         client = client_of(ip)
@@ -186,12 +188,33 @@ class People:
                 if found is None:
                     await self._is_password(None, password)
                 return WRONG_PASSWORD
-            return await self._second_step(found, password, otp, Proof(try_id, client, email_key), ip, agent, kind)
+            done = await self._second_step(found, password, otp, Proof(try_id, client, email_key), ip, agent, kind)
+        if done is NEEDS_CODE and visitor:
+            return replace(NEEDS_CODE, ticket=self._tokens.ticket(visitor, found.user_id, _state_of(found)))
+        return done
+
+    async def code_grant(
+        self, ticket: str, otp: str | None, *, visitor: str, ip: str, agent: str
+    ) -> TokenSet | LoginRefusal:
+        """Log in a browser by its ticket and the code.  A wrong code is a try, as beside the password.
+
+        `OLD_TICKET` when it is too old, somebody else's, or password or second factor have changed since.
+        """
+        told = self._tokens.read_ticket(visitor, ticket)
+        found = None if told is None else await self._store.read(users.by_id, told.user_id)
+        if told is None or found is None or not told.fits(_state_of(found)):
+            return OLD_TICKET
+        proof = Proof(str(uuid.uuid4()), client_of(ip), _email_key(found.email))
+        async with self._turn() as has_turn:
+            if not has_turn:
+                return BUSY
+            refusal = await self._begin_code(otp, proof)
+            return refusal or await self._second_step(found, None, otp, proof, ip, agent, "browser")
 
     async def _second_step(
-        self, found: UserRow, password: str, otp: str | None, proof: Proof, ip: str, agent: str, kind: Kind
+        self, found: UserRow, password: str | None, otp: str | None, proof: Proof, ip: str, agent: str, kind: Kind
     ) -> TokenSet | LoginRefusal:
-        """The password was right."""
+        """The password was right.  None: it was looked at a moment ago."""
         if found.totp_since_us is not None and not otp:
             await self._store.write(tries.take_back, proof.try_id)
             return NEEDS_CODE
@@ -205,7 +228,7 @@ class People:
             await self._store.write(tries.take_back, proof.try_id)
             return SUSPENDED
         rehashed = None
-        if found.password_hash is not None and passwords.needs_rehash(found.password_hash, self._cost):
+        if password is not None and found.password_hash and passwords.needs_rehash(found.password_hash, self._cost):
             rehashed = await self._hash(password)
         token = new_refresh_token()
         granted: Granted | str = await self._store.write(
@@ -338,7 +361,7 @@ class People:
     async def open_link(self, token: str, *, ip: str, agent: str) -> Link | None:
         """What a one-time link is for; None: it does not work (any more).  Looking does not use it up."""
         del ip, agent  # 256 random bits are not to be guessed: nothing is counted
-        return await self._store.read(_read_link, token, self._now_us())
+        return await self._store.read(read_link, token, self._now_us())
 
     async def set_password_by_link(
         self, token: str, password: str, *, ip: str, agent: str, kind: Kind = "browser", otp: str | None = None
@@ -347,7 +370,7 @@ class People:
 
         A second factor that is on is asked for here too (40103); a password that is not good enough is 40003.
         """
-        link = await self._store.read(_read_link, token, self._now_us())
+        link = await self._store.read(read_link, token, self._now_us())
         found = None if link is None else await self._store.read(users.by_id, link.user_id)
         if found is None:
             return DEAD_LINK
@@ -448,35 +471,13 @@ def _email_key(email: str) -> str:
     return users.key_of_email(audit.clean(email, MAX_EMAIL))
 
 
+def _state_of(user: UserRow) -> bytes:
+    """What a ticket is for: this password, this second factor."""
+    return (user.password_hash or "").encode() + b"\0" + (user.totp_sealed or b"")
+
+
 def _new_session(user: UserRow, kind: Kind, ip: str, agent: str) -> NewSession:
     return NewSession(str(uuid.uuid4()), user.user_id, kind, ip, audit.clean(agent, 200))
-
-
-def _read_viewer(conn: Connection, session_id: str, now_us: int) -> tuple[Viewer, int] | None:
-    session = sessions.live(conn, session_id, now_us)
-    user = None if session is None else users.by_id(conn, session.user_id)
-    if session is None or user is None or not user.may_log_in:
-        return None
-    viewer = Viewer(
-        user.user_id,
-        user.account_id,
-        user.email,
-        user.name,
-        user.scope,
-        user.is_operator,
-        session_id,
-        user.plan,
-        user.account_status,
-    )
-    return viewer, session.ends_at_us
-
-
-def _read_link(conn: Connection, token: str, now_us: int) -> Link | None:
-    found = links.find(conn, token, now_us)
-    user = None if found is None else users.by_id(conn, found[0])
-    if found is None or user is None:
-        return None
-    return Link(found[1], user.user_id, user.email, user.totp_since_us is not None)
 
 
 __all__ = ["Link", "LoginRefusal", "People", "TokenSet", "Viewer", "link_url", "scope_of"]

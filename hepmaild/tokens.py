@@ -31,6 +31,7 @@ TOPIC = "people"
 ISSUER = "hepmaild"
 ALGORITHM = "EdDSA"
 ACCESS_S = 900
+TICKET_S = 300  # from the right password to the code of the second factor
 SIGNING_US = 86_400_000_000  # so long a process signs with one key
 CHECKING_US = 7 * SIGNING_US  # and so long what it signed is accepted at all: forms that were left open
 MAX_ACCESS_CHARS = 4096
@@ -45,6 +46,18 @@ class Access:
 
     session_id: str
     user_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What a good ticket says: who gave the right password, and a digest of what they were then."""
+
+    user_id: str
+    digest: str
+
+    def fits(self, state: bytes) -> bool:
+        """Whether the user is still what they were."""
+        return secrets.compare_digest(self.digest, _digest(state))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +149,25 @@ class Tokens:
         key = self._public_key(key_id)
         if key is None:
             return False
-        try:
-            key.verify(base64.urlsafe_b64decode(signature + "=="), _guarded(session_id))
-        except (InvalidSignature, binascii.Error, ValueError):
-            return False
-        return True
+        return _is_signed(key, signature, _guarded(session_id))
+
+    def ticket(self, visitor: str, user_id: str, state: bytes) -> str:
+        """What whoever gave the right password a moment ago comes back with, for `TICKET_S`.
+
+        visitor: what their browser is known by.  state: of the user; a ticket is worth nothing once it has changed.
+        """
+        key = self._key()
+        body = f"{key.id}.{user_id}.{self._now_us() // 1_000_000 + TICKET_S}.{_digest(state)}"
+        return f"{body}.{_text(key.private.sign(_ticketed(visitor, body)))}"
+
+    def read_ticket(self, visitor: str, given: str) -> Ticket | None:
+        """What a ticket says; None: it is not ours, not this visitor's, was changed, or is too old."""
+        body, _, signature = given[:400].rpartition(".")
+        key_id, user_id, until_s, digest = (body.split(".") + [""] * 4)[:4]
+        key = self._public_key(key_id)
+        if key is None or not _is_signed(key, signature, _ticketed(visitor, body)):
+            return None
+        return Ticket(user_id, digest) if self._now_us() < int(until_s) * 1_000_000 else None
 
     def _key(self) -> _Key:
         assert self._own is not None, "renew() first"
@@ -154,6 +181,22 @@ class Tokens:
 def _guarded(session_id: str) -> bytes:
     """Never the beginning of a JWT, so that neither signature can stand for the other."""
     return b"hepmaild form\0" + session_id.encode("utf-8", "surrogatepass")
+
+
+def _ticketed(visitor: str, body: str) -> bytes:
+    return b"hepmaild code\0" + f"{visitor}\0{body}".encode("utf-8", "surrogatepass")
+
+
+def _digest(state: bytes) -> str:
+    return _text(hashlib.sha256(b"hepmaild state\0" + state).digest())
+
+
+def _is_signed(key: Ed25519PublicKey, signature: str, octets: bytes) -> bool:
+    try:
+        key.verify(base64.urlsafe_b64decode(signature + "=="), octets)
+    except (InvalidSignature, binascii.Error, ValueError):
+        return False
+    return True
 
 
 def _text(octets: bytes) -> str:

@@ -76,8 +76,9 @@ def _turn_on(person: Person) -> tuple[str, list[str]]:
 def _sign_in_with(person: Person, code: str) -> None:
     person.sign_in(NEWCOMER)
     page = person.page
+    expect(page.get_by_label("Second factor")).to_be_focused()
+    expect(page.get_by_label("Password")).to_have_count(0)
     page.get_by_label("Second factor").fill(code)
-    page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Sign in").click()
 
 

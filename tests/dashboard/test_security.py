@@ -297,6 +297,8 @@ def test_a_second_factor_is_asked_for_and_recovered(person: Person) -> None:
         asked = person.log_in(client)
         assert asked.status_code == 401
         assert 'name="otp"' in asked.text
+        assert 'name="password"' not in asked.text
+        assert PASSWORD not in asked.text
         assert person.log_in(client, otp="nonsense").status_code == 401
         assert person.log_in(client, otp=code_of(secret, later=1)).status_code == 303
     with open_client(person.site.daemon) as client:
@@ -310,6 +312,41 @@ def test_a_second_factor_is_asked_for_and_recovered(person: Person) -> None:
     with open_client(person.site.daemon) as client:
         assert person.log_in(client, otp=codes[2]).status_code == 401
         assert person.log_in(client, otp=fresh[0]).status_code == 303
+
+
+def _answer(client: httpx.Client, page: str, otp: str, **other: str) -> httpx.Response:
+    """The form of the second step."""
+    fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
+    return client.post("/sign-in", data={**fields, "otp": otp, **other})
+
+
+def test_the_second_step_asks_for_the_code_alone(person: Person) -> None:
+    secret, codes = enrol(person)
+    with open_client(person.site.daemon) as client, open_client(person.site.daemon) as mallory:
+        asked = person.log_in(client).text
+        again = _answer(client, asked, "")
+        assert "Type the code." in words(again.text)
+        again = _answer(client, again.text, "nonsense")
+        assert again.status_code == 401
+        assert "This code is wrong" in words(again.text)
+        assert 'name="password"' not in again.text
+        # What somebody else's browser saw is of no use, not even with the code.
+        csrf = csrf_of(mallory.get("/sign-in").text)
+        stolen = _answer(mallory, asked, code_of(secret, later=1), csrf=csrf)
+        assert stolen.status_code == 401
+        assert "sign in once more" in words(stolen.text)
+        assert 'name="password"' in stolen.text
+        assert not person.is_in(mallory)
+        answer = _answer(client, again.text, code_of(secret, later=1))
+        assert answer.status_code == 303
+        assert answer.headers["Location"] == "/security"
+        assert person.is_in(client)
+    with open_client(person.site.daemon) as client:
+        asked = person.log_in(client).text
+        for hostile in ('"><b>x</b>', "x" * 9000, "\x00"):
+            assert _answer(client, asked, codes[0], ticket=hostile).status_code in (400, 401)
+            assert "<b>x" not in _answer(client, asked, "nonsense", email=hostile).text
+    assert "ticket" not in person.site.daemon.log()
 
 
 @pytest.mark.parametrize("by", ["code", "password"])

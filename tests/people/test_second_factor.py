@@ -92,6 +92,98 @@ async def test_wrong_codes_are_limited_from_wherever_they_come(world: World) -> 
     assert isinstance(await world.login(otp=code_at(world, secret)), TokenSet)
 
 
+async def ticket_of(world: World, visitor: str = "ann's browser", **more: Any) -> str:
+    """What the sign-in page carries after the right password."""
+    refused = await world.people.password_grant(
+        ANN, PASSWORD, otp=None, ip=IP, agent="a test", kind="browser", visitor=visitor, **more
+    )
+    assert isinstance(refused, LoginRefusal)
+    assert refused.code == 40103
+    assert refused.ticket
+    return refused.ticket
+
+
+async def by_ticket(world: World, ticket: str, otp: str | None, visitor: str = "ann's browser") -> TokenSet | int:
+    done = await world.people.code_grant(ticket, otp, visitor=visitor, ip=IP, agent="a test")
+    return done.code if isinstance(done, LoginRefusal) else done
+
+
+async def test_the_code_is_enough_after_the_password(world: World) -> None:
+    secret, codes = await world.enrol()
+    world.clock.us += STEP_US
+    ticket = await ticket_of(world)
+    assert PASSWORD not in ticket
+    assert await by_ticket(world, ticket, None) == 40103
+    assert await by_ticket(world, ticket, wrong_code(world, secret)) == 40103
+    async with world.another() as second:
+        tokens = await by_ticket(second, ticket, code_at(world, secret))
+    assert isinstance(tokens, TokenSet)
+    viewer = await world.people.viewer_of(tokens.access_token)
+    assert viewer is not None
+    assert viewer.email == ANN
+    # The ticket alone is worth nothing: a code works once.
+    assert await by_ticket(world, ticket, code_at(world, secret)) == 40103
+    assert isinstance(await by_ticket(world, await ticket_of(world), codes[0]), TokenSet)
+
+
+async def test_only_a_browser_gets_a_ticket_and_only_for_the_right_password(world: World) -> None:
+    refused = await world.login(kind="browser")
+    assert isinstance(refused, TokenSet)
+    await world.enrol()
+    for password in (PASSWORD, "wrong"):
+        refused = await world.login(ANN, password)
+        assert isinstance(refused, LoginRefusal)
+        assert not refused.ticket
+    refused = await world.people.password_grant(
+        ANN, "wrong", otp=None, ip=IP, agent="a test", kind="browser", visitor="ann's browser"
+    )
+    assert isinstance(refused, LoginRefusal)
+    assert (refused.code, refused.ticket) == (40102, "")
+
+
+async def test_a_ticket_is_one_visitors_for_some_minutes(world: World) -> None:
+    secret, _ = await world.enrol()
+    world.clock.us += STEP_US
+    ticket = await ticket_of(world)
+    code = code_at(world, secret)
+    assert await by_ticket(world, ticket, code, visitor="mallory's browser") == 40102
+    parts = ticket.split(".")
+    for n, other in ((1, "0" * 36), (2, str(int(parts[2]) + 600)), (3, "A" * 43), (4, parts[4][:20] + ("B" if parts[4][20] == "A" else "A") + parts[4][21:])):
+        forged = ".".join([*parts[:n], other, *parts[n + 1 :]])
+        assert await by_ticket(world, forged, code) == 40102, n
+    guard = world.people.csrf_token("ann's browser")
+    for nonsense in ("", ".", "....", "a.b.c.d.e", "\ud800", "x" * 5000, guard, f"{parts[0]}.{ticket}"):
+        assert await by_ticket(world, nonsense, code) == 40102, nonsense
+    assert not world.people.check_csrf("ann's browser", ticket)
+    world.clock.us += 300 * 1_000_000
+    assert await by_ticket(world, ticket, code_at(world, secret)) == 40102
+
+
+async def test_a_ticket_ends_with_the_password_and_the_factor(world: World) -> None:
+    secret, codes = await world.enrol()
+    world.clock.us += STEP_US
+    ticket = await ticket_of(world)
+    ann = await by_ticket(world, ticket, code_at(world, secret))
+    assert isinstance(ann, TokenSet)
+    session = await world.people.viewer_of(ann.access_token)
+    assert session is not None
+    changed = await world.people.change_password(session, PASSWORD, "another good one", ip=IP, agent="a test")
+    assert isinstance(changed, TokenSet)
+    assert await by_ticket(world, ticket, codes[0]) == 40102
+
+
+async def test_codes_behind_a_ticket_are_tries(world: World) -> None:
+    secret, _ = await world.enrol()
+    world.clock.us += STEP_US
+    ticket = await ticket_of(world)
+    wrong = wrong_code(world, secret)
+    found = [await by_ticket(world, ticket, wrong) for _ in range(3)]
+    found += [await world.refusal(otp=wrong) for _ in range(2)]
+    assert found == [40103] * 5, "counted together, by whichever way they come"
+    assert await by_ticket(world, ticket, code_at(world, secret)) == 42901
+    assert await world.refusal() == 42901
+
+
 async def test_recovery_codes_work_once_each(world: World) -> None:
     _, codes = await world.enrol()
     assert len(set(codes)) == totp.RECOVERY_CODES

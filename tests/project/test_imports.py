@@ -70,7 +70,7 @@ _STORAGE_USERS = [
     "signing",
     "tallier",
 ]
-_LOGIN = "live_pass login members people second_factor tokens".split()  # noqa: SIM905
+_LOGIN = "live_pass login login_rows members people second_factor tokens".split()  # noqa: SIM905
 
 # The first prefix that fits decides.
 LEVELS: list[tuple[str, int]] = [

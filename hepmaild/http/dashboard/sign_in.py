@@ -2,7 +2,8 @@
 """Signing in and out, and the one-time link that asks for a password.
 
 The sign-in form is sent before there is a session, so its token is bound to a cookie of its own: nobody can sign a
-visitor in to an account that is not theirs (login CSRF).
+visitor in to an account that is not theirs (login CSRF).  Who has a second factor is asked for the code alone, once the
+password was right: the page carries a ticket that says so to this visitor for some minutes, and no password.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from hepmaild.http.call import Call
 from hepmaild.http.dashboard.frame import (
     ACCESS_COOKIE,
     Dashboard,
+    Form,
     Pages,
     Visit,
     clear_tokens,
@@ -31,6 +33,7 @@ from hepmaild.http.dashboard.frame import (
     see,
     set_cookie,
 )
+from hepmaild.login import OLD_TICKET
 from hepmaild.people import LoginRefusal
 
 VISITOR_COOKIE = "__Host-hepmaild-visitor"
@@ -66,23 +69,36 @@ def _mount_form(blueprint: Blueprint, dashboard: Dashboard) -> None:
         if not visitor or not same_origin(dashboard) or not dashboard.people.check_csrf(visitor, form.get("csrf", "")):
             error = "The form was too old: try once more."
             return _sign_in_page(dashboard, error=error, back=form.get("next", "/"), status=400)
-        email, otp = form.get("email", "").strip(), form.get("otp", "").strip()
-        result = await dashboard.people.password_grant(
-            email, form.get("password", ""), otp=otp or None, ip=_ip(), agent=_agent(), kind="browser"
-        )
+        otp, ticket = form.get("otp", "").strip() or None, form.get("ticket", "")
+        if ticket:
+            result = await dashboard.people.code_grant(ticket, otp, visitor=visitor, ip=_ip(), agent=_agent())
+        else:
+            email, password = form.get("email", "").strip(), form.get("password", "")
+            result = await dashboard.people.password_grant(
+                email, password, otp=otp, ip=_ip(), agent=_agent(), kind="browser", visitor=visitor
+            )
         if isinstance(result, LoginRefusal):
-            asks = result.code == NEEDS_OTP or "otp" in form
-            error = "" if result.code == NEEDS_OTP and not otp else result.message
-            back = form.get("next", "/")
-            status = 429 if result.http_status == 429 else 401
-            response = _sign_in_page(dashboard, error=error, email=email, ask_otp=asks, back=back, status=status)
-            if result.retry_after_s:
-                response.headers["Retry-After"] = str(result.retry_after_s)
-            return response
+            return _refused(dashboard, form, result)
         await _end_former(dashboard)
         response = keep_tokens(see(local_path(form.get("next", "/"))), result)
         drop_cookie(response, VISITOR_COOKIE)
         return response
+
+
+def _refused(dashboard: Dashboard, form: Form, refusal: LoginRefusal) -> Response:
+    """The form once more: for the code alone where the password was right, else from the beginning."""
+    is_missing = refusal.code == NEEDS_OTP and not form.get("otp", "").strip()
+    response = _sign_in_page(
+        dashboard,
+        error="" if is_missing and not form.get("ticket") else "Type the code." if is_missing else refusal.message,
+        email=form.get("email", "").strip(),
+        ticket=refusal.ticket or ("" if refusal is OLD_TICKET else form.get("ticket", "")),
+        back=form.get("next", "/"),
+        status=429 if refusal.http_status == 429 else 401,
+    )
+    if refusal.retry_after_s:
+        response.headers["Retry-After"] = str(refusal.retry_after_s)
+    return response
 
 
 def _mount_link(blueprint: Blueprint, dashboard: Dashboard) -> None:
@@ -139,7 +155,7 @@ def _sign_in_page(
     *,
     error: str = "",
     email: str = "",
-    ask_otp: bool = False,
+    ticket: str = "",
     back: str = "/",
     status: int = 200,
 ) -> Response:
@@ -151,7 +167,7 @@ def _sign_in_page(
         error=error,
         notice="",
         email=email,
-        ask_otp=ask_otp,
+        ticket=ticket,
         next=local_path(back),
         csrf=dashboard.people.csrf_token(visitor),
     )
