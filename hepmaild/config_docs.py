@@ -33,6 +33,9 @@ says its unit in its name. Relative file names start from the folder of the sett
 
 **Secrets** (marked below) need not stand in the file: write `password_file = "/etc/hepmaild/upstream.password"` instead
 of `password`, or hand them over as a systemd credential named `database.url` or `route.<name>.password`.
+
+**Memory.** The systemd units set `PYTHONMALLOC` and `GLIBC_TUNABLES` so that what is freed is overwritten, for a tenth
+of the CPU of a busy service: [0120](decisions/0120-freed-memory.md) has the figures, and how to do without.
 """
 _URL_PASSWORD = re.compile(r"(//[^:@/]*:)[^@/]*@")
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from hepmaild import __version__
+from hepmaild import __version__, memory
 from hepmaild.census import Census
 from hepmaild.config import DAY_S, Settings
 from hepmaild.delivery.lookups import Lookups
@@ -381,7 +381,7 @@ class _Daemon:
             spare_the_collector()
             self.lifecycle.ready.set()
             self._notifier.ready("serving")
-            log.info("ready", version=__version__, pid=os.getpid())
+            log.info("ready", version=__version__, pid=os.getpid(), wipes_memory=memory.is_overwritten(os.environ))
             if on_ready is not None:
                 await on_ready(bound, self._store)
 

@@ -13,7 +13,7 @@ import ssl
 
 import trio
 
-from hepmaild.transport import READ_OCTETS
+RECORD_OCTETS = 16_384  # as many as one read gives at most (RFC 8446 §5.1)
 
 
 class TlsStream(trio.abc.HalfCloseableStream):
@@ -71,8 +71,9 @@ class TlsStream(trio.abc.HalfCloseableStream):
         first = b""
         rest: list[bytes] = []
         try:
-            while incoming.pending or tls.pending():
-                piece = tls.read(READ_OCTETS)
+            # Decrypted text is no longer than what it was made of; room that is not needed has its price too.
+            while ahead := incoming.pending + tls.pending():
+                piece = tls.read(min(ahead, RECORD_OCTETS))
                 if first:
                     rest.append(piece)
                 else:

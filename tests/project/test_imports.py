@@ -114,6 +114,7 @@ LEVELS: list[tuple[str, int]] = [
             "config_load",
             "config_read",
             "key_rules",
+            "memory",
             "server_rules",
             "template_rules",
             "totp",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hepmaild.memory import is_overwritten
 from tests.peers.programs import require
 
 UNITS = Path(__file__).parents[2] / "systemd"
@@ -60,3 +61,16 @@ def test_both_units_are_confined_alike() -> None:
 
     different = {line.split("=")[0] for line in lines("hepmaild.service") ^ lines("hepmaild@.service")}
     assert different == {"Description", "ExecStart", "StateDirectory"}
+
+
+@pytest.mark.parametrize("name", ["hepmaild.service", "hepmaild@.service"])
+def test_the_service_overwrites_what_is_freed(name: str) -> None:
+    """That it does is shown by `tests/e2e/test_secrets.py`; here, that neither variable alone would do."""
+    shipped = dict(re.findall(r"^Environment=(\w+)=(\S+)$", (UNITS / name).read_text(), re.MULTILINE))
+    assert is_overwritten(shipped)
+    assert not is_overwritten({})
+    for variable in ("PYTHONMALLOC", "GLIBC_TUNABLES"):
+        assert not is_overwritten({**shipped, variable: "default"})
+    for tunable in ("glibc.malloc.perturb=165", "glibc.malloc.tcache_count=0"):
+        without = shipped["GLIBC_TUNABLES"].replace(tunable, "glibc.malloc.check=0")
+        assert not is_overwritten({**shipped, "GLIBC_TUNABLES": without})
