@@ -41,14 +41,19 @@ def instant(us: int) -> datetime:
     return datetime.fromtimestamp(us / 1_000_000, UTC)
 
 
-def when(us: int | None, none: str = "never") -> Markup:
-    """An instant: UTC as it stands, in the reader's zone once the script has run; the exact UTC on hover."""
+def when(us: int | None, none: str = "never", is_exact: bool = False) -> Markup:
+    """An instant: UTC as it stands, in the reader's zone once the script has run; the exact UTC on hover.
+
+    is_exact: never "in 3 h", which fits into no sentence.
+    """
     if us is None:
         return Markup('<span class="quiet">{}</span>').format(none)
     at = instant(us)
     exact = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(
-        exact, at.strftime("%Y-%m-%d %H:%M:%S.") + f"{at.microsecond // 1000:03d}", at.strftime("%Y-%m-%d %H:%M")
+    style = Markup(' data-style="exact"') if is_exact else ""
+    full = at.strftime("%Y-%m-%d %H:%M:%S.") + f"{at.microsecond // 1000:03d}"
+    return Markup('<time datetime="{}"{} title="{} UTC">{}</time>').format(
+        exact, style, full, at.strftime("%Y-%m-%d %H:%M")
     )
 
 
@@ -102,14 +107,14 @@ def middle(text: str, most: int = 40) -> Markup:
 
 
 def told(text: str) -> Markup:
-    """Why something waits or failed: a reply as it was said, or a reason of ours with its times as `when` has them."""
+    """Why something waits or failed: a reply as it was said, or a reason with its times in the reader's zone."""
     parts, end = [], 0
     for found in _INSTANT.finditer(text):
         try:
             at = datetime.fromisoformat(found[0])
         except ValueError:
             continue
-        parts += [escape(text[end : found.start()]), when(int(at.timestamp() * 1_000_000))]
+        parts += [escape(text[end : found.start()]), when(int(at.timestamp() * 1_000_000), is_exact=True)]
         end = found.end()
     kind = "reply" if _REPLY.match(text) else "break"
     return Markup('<bdi class="{}">{}{}</bdi>').format(kind, Markup("").join(parts), text[end:])

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How figures, times and reasons are written on pages."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from markupsafe import Markup
+
+from hepmaild.http.dashboard.words import no_address, span, told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "–"), (0.34, "340 ms"), (12, "12 s"), (3600, "60 min"), (86_400, "24 h"), (200_000, "2 days")],
+)
+def test_a_length_of_time(seconds: float | None, text: str) -> None:
+    assert span(seconds) == text
+
+
+def test_long_times_are_years() -> None:
+    assert span(729 * 86_400) == "729 days"
+    assert span(731 * 86_400) == "2 years"
+    assert span(1_200 * 365 * 86_400) == "1,200 years"
+
+
+def test_a_reply_stands_as_it_was_said() -> None:
+    assert told("550 5.1.1 no <such> user") == '<bdi class="reply">550 5.1.1 no &lt;such&gt; user</bdi>'
+
+
+def test_instants_in_reasons_stand_in_the_readers_zone() -> None:
+    shown = told('the cap of "a&b" is used up: leaves at about 2026-11-27T07:35:34Z, <b>or</b> 2026-11-28T00:00:00Z')
+    assert isinstance(shown, Markup)
+    assert re.findall(r'<time datetime="([^"]+)" data-style="exact"', shown) == [
+        "2026-11-27T07:35:34.000Z",
+        "2026-11-28T00:00:00.000Z",
+    ]
+    plain = re.sub(r"<time[^>]*>([^<]*)</time>", r"[\1]", shown)
+    assert plain == (
+        '<bdi class="break">the cap of &#34;a&amp;b&#34; is used up: leaves at about [2026-11-27 07:35], '
+        "&lt;b&gt;or&lt;/b&gt; [2026-11-28 00:00]</bdi>"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "2026-99-99T99:99:99Z", "x2026-11-27T07:35:34Z", "2026-11-27T07:35:34Z5"])
+def test_what_is_no_instant_stays(text: str) -> None:
+    assert told(text) == f'<bdi class="break">{text}</bdi>'
+
+
+def test_why_it_is_no_address() -> None:
+    assert no_address(ValueError("An email address must have an @-sign.")) == "An e-mail address must have an @-sign."
+    assert no_address(ValueError("too long")) == "too long."
