@@ -7,6 +7,7 @@ afterwards, in the same process; a caller whose message another process delivers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ USE_EVERY_US = 5_000_000
 UNCERTAIN_US = 60_000_000
 LOOK_FOR_UNCERTAIN_US = 1_000_000
 LOOK_AT_LINES_US = 1_000_000
+LIVELY_S = 0.005  # after a message was accepted the next unit comes soon
 CLAIM_ROUNDS = 8  # units of one claim at most, while it has not looked everywhere
 CLAIM_UNIT = 32  # jobs of one of them: what is accepted meanwhile waits for these, not for all
 
@@ -120,6 +122,7 @@ class Outbox:
         self._late_uses: dict[str, Used] = {}
         self._noted: dict[str, Used] = {}
         self._late_wanted = trio.Event()
+        self._accepted_at = -math.inf  # Trio's clock
         self.backlog = 0  # messages waiting (by destination), as far as this process knows
 
     # For the intake
@@ -141,6 +144,7 @@ class Outbox:
     def accepted(self, destinations: int = 1) -> None:
         """A message was committed here."""
         self.backlog += destinations
+        self._accepted_at = trio.current_time()
 
     def doubt_accept(self, message_id: str, destination: str, token: int) -> None:
         """The commit of a message leased to us gave no answer in time (or the pool had no room after all): should it
@@ -289,13 +293,15 @@ class Outbox:
         job = attempt.job
         told = _attempt_json(attempt)
         member = Report(attempt, job.destination, job.account_id, told, self._body_keep_us, self.rule)
-        holds: bool = await self._store.submit(member)
+        waiter = self._waiting_callers.get(job.message_id)
+        # While mail comes in, a delivery that nobody waits to hear of is written with somebody else's commit.
+        lingers = waiter is None and member.only_delivers and trio.current_time() - self._accepted_at < LIVELY_S
+        holds: bool = await self._store.submit(member, lingers=lingers)
         if not holds:
             log.warning("report_refused", message_id=job.message_id, reason="the lease was lost")
             return False
         if all(o.result in _FINAL for o in attempt.outcomes):
             self.backlog = max(0, self.backlog - 1)
-        waiter = self._waiting_callers.get(job.message_id)
         if waiter is not None:
             waiter.hear(job.destination, attempt.outcomes)
         return True

@@ -179,18 +179,24 @@ class SqliteBackend:
         manner = self._judge(args[-1])
         if not manner.is_light or self._given != self._ended or self._sync_failed or not self._own_checkpoints:
             return await self.unit(fn, *args)
+        is_awaited = manner.sync is Sync.NOW
         try:
-            result = self._writer.run_quickly(fn, args)
+            result = self._writer.run_quickly(fn, args, commit=not is_awaited)
+            if is_awaited:
+                # The commit writes a page or two for each table, and a thread has to wait for the disk anyway.
+                await self._run_in_thread(self._commit_and_sync)
+                self._is_unsynced = False
         except NotHere:
             return await self.unit(fn, *args)
         self._note_rows(self._writer.raw().total_changes)
-        if manner.sync is Sync.NOW:
-            self._is_unsynced = False
-            await self._syncer.run(self._sync)
-        elif manner.sync is Sync.SOON:
+        if manner.sync is Sync.SOON:
             self._is_unsynced = True
             self._late_sync.set()
         return result
+
+    def _commit_and_sync(self) -> None:
+        self._writer.commit_quickly()
+        self._sync()
 
     async def _run_late_syncs(self) -> None:
         """Sync what nobody waits for, unless somebody who does came first."""

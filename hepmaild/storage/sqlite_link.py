@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,37 +97,62 @@ class Link:
             self.close()
             raise failure from error
 
-    def run_quickly(self, fn: Callable[..., T], args: tuple[Any, ...]) -> T:
-        """As `run`, without waiting for anybody's lock, and stopped after HERE_S: then `NotHere`, rolled back."""
+    def run_quickly(self, fn: Callable[..., T], args: tuple[Any, ...], *, commit: bool) -> T:
+        """As `run`, without waiting for anybody's lock, and stopped after HERE_S: then `NotHere`, rolled back.
+
+        Without `commit` the transaction is left open, for `commit_quickly`.
+        """
         if self._connection is None:
             raise NotHere
         try:
             self._set_patience(0)
             self._guard.start(HERE_S)
-            return self._transact(self._connection, fn, args)
+            return self._transact(self._connection, fn, args, commit=commit)
         except (DBAPIError, sqlite3.Error) as error:
             if store_failure(error) is None:
                 raise
             # The thread will wait, open the connection anew, and say what is wrong.
             raise NotHere from error
 
-    def _transact(self, connection: Connection, fn: Callable[..., T], args: tuple[Any, ...]) -> T:
-        """BEGIN and COMMIT by the driver; SQLAlchemy takes part when `fn` has it execute something."""
-        raw = self.raw()
-        raw.execute(self._begin)
+    def commit_quickly(self) -> None:
+        """End what `run_quickly` left open, in any thread.  Raises `NotHere`: rolled back, to be run anew."""
         try:
+            self._guard.start(self._timeout_s)
+            connection = self._open()
+            with self._rolled_back(connection):
+                self._commit(connection)
+        except (DBAPIError, sqlite3.Error) as error:
+            raise NotHere from error
+
+    def _transact(
+        self, connection: Connection, fn: Callable[..., T], args: tuple[Any, ...], *, commit: bool = True
+    ) -> T:
+        """BEGIN and COMMIT by the driver; SQLAlchemy takes part when `fn` has it execute something."""
+        self.raw().execute(self._begin)
+        with self._rolled_back(connection):
             result = fn(connection, *args)
-            if connection.in_transaction():
-                connection.commit()
-            else:
-                raw.execute("COMMIT")
+            if commit:
+                self._commit(connection)
+        return result
+
+    def _commit(self, connection: Connection) -> None:
+        if connection.in_transaction():
+            connection.commit()
+        else:
+            self.raw().execute("COMMIT")
+
+    @contextlib.contextmanager
+    def _rolled_back(self, connection: Connection) -> Iterator[None]:
+        """Whatever is raised inside takes the transaction with it."""
+        try:
+            yield
         except BaseException:
             with contextlib.suppress(DBAPIError, sqlite3.Error):
                 connection.rollback()
+            raw = self.raw()
             if raw.in_transaction:
                 raw.execute("ROLLBACK")
             raise
-        return result
 
     def _set_patience(self, seconds: float) -> None:
         """How long a lock of somebody else is waited for."""

@@ -141,12 +141,13 @@ class Store:
             return written
         raise StoreUnavailable(f"the store did not answer within {self._timeout_s:g} s")
 
-    async def submit(self, member: Any) -> Any:
+    async def submit(self, member: Any, *, lingers: bool = False) -> Any:
         """Have `member` decided in the next unit of group commit; its result, which is durable when this returns.
 
+        lingers: it may wait a few milliseconds for somebody else's unit, to save its own.
         Cancellation and errors as with `write`; also raises what `run_unit` raised for this member alone.
         """
-        return await self._writer.submit(member)
+        return await self._writer.submit(member, lingers=lingers)
 
     async def check(self) -> None:
         """Whether something can be committed now; raises `StoreUnavailable`.  Free while commits succeed anyway."""

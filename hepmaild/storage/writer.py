@@ -4,7 +4,7 @@
 One task takes what waits, has it run as one database transaction, and hands every member its result after the commit.
 It knows no database: it is given a function that runs a plain function as one durable unit.
 
-    submit ──► waiting members ─┐   at most MAX_UNIT of them
+    submit ──► waiting members ─┐   at most MAX_UNIT of them; those that linger come along, or go by themselves soon
                                 ├─► unit ─► commit ─► results to the members
     call ────► waiting calls ───┘   each alone, in turn with the units
 """
@@ -29,6 +29,7 @@ log = structlog.get_logger()
 
 MAX_UNIT = 200
 MAX_WAITING = 10_000
+LINGER_S = 0.005
 
 RunUnit = Callable[[Connection, list[Any]], list[Any]]
 
@@ -112,6 +113,8 @@ class GroupWriter:
         self._max_waiting = max_waiting
         self._members: deque[_Waiter] = deque()
         self._calls: deque[_Waiter] = deque()
+        self._lingering: deque[_Waiter] = deque()
+        self._linger_wanted = trio.Event()
         self._waiting = 0
         self._unanswered: deque[_Waiter] = deque()  # in the order of their deadlines
         self._watched = trio.Event()
@@ -128,14 +131,15 @@ class GroupWriter:
         """How many members and calls wait for their turn."""
         return self._waiting
 
-    async def submit(self, member: Any) -> Any:
+    async def submit(self, member: Any, *, lingers: bool = False) -> Any:
         """Have `member` decided in the next unit; its result once that is committed.
 
-        Cancelled while it waits, it is taken out and never runs.  Once its unit has begun the waiting is shielded, for
-        `timeout_s` from the start at most.  Raises `StoreUnavailable` when the store failed, the time is over (the
-        member may or may not be committed) or too many wait; or what `run_unit` raised for this member alone.
+        lingers: it causes no unit of its own before `LINGER_S` are over, and goes with the next one that another member
+        causes.  Cancelled while it waits, it is taken out and never runs.  Once its unit has begun the waiting is
+        shielded, for `timeout_s` from the start at most.  Raises `StoreUnavailable` when the store failed, the time is
+        over (the member may or may not be committed) or too many wait; or what `run_unit` raised for this member alone.
         """
-        return await self._wait_in(self._members, member)
+        return await self._wait_in(self._lingering if lingers else self._members, member)
 
     async def call(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Run `fn(conn, *args)` as a unit of its own, in turn with the members.  Otherwise as `submit`."""
@@ -160,7 +164,10 @@ class GroupWriter:
         line.append(waiter)
         self._waiting += 1
         self._watch(waiter)
-        self._wake()
+        if line is self._lingering:
+            self._linger_wanted.set()
+        else:
+            self._wake()
         return await trio.lowlevel.wait_task_rescheduled(abort)
 
     def _watch(self, waiter: _Waiter) -> None:
@@ -187,6 +194,18 @@ class GroupWriter:
                     self._unanswered.popleft()
             self._watched = trio.Event()
 
+    async def _run_lingering(self) -> None:
+        """Send those on their way with whom nobody went."""
+        while True:
+            await self._linger_wanted.wait()
+            self._linger_wanted = trio.Event()
+            seen = self._lingering[-1] if self._lingering else None
+            await trio.sleep(LINGER_S)
+            if seen is not None and seen.state is _State.WAITING:
+                self._members += self._lingering
+                self._lingering.clear()
+                self._wake()
+
     def _wake(self) -> None:
         if self._sleeper is not None:
             task, self._sleeper = self._sleeper, None
@@ -197,6 +216,7 @@ class GroupWriter:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._run_deadlines)
+                nursery.start_soon(self._run_lingering)
                 await self._run_units()
         finally:
             self._closed = True
@@ -209,6 +229,7 @@ class GroupWriter:
             if calls := self._take(self._calls, 1):
                 await self._serve_call(calls[0])
             if members := self._take(self._members, MAX_UNIT):
+                members += self._take(self._lingering, MAX_UNIT - len(members))
                 await self._serve_members(members)
             await trio.lowlevel.checkpoint_if_cancelled()
 

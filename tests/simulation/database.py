@@ -318,8 +318,8 @@ class SimStore(Store):
     async def write(self, *args: Any, **kwargs: Any) -> Any:
         return await self._living(super().write(*args, **kwargs))
 
-    async def submit(self, member: Any) -> Any:
-        return await self._living(super().submit(member))
+    async def submit(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._living(super().submit(*args, **kwargs))
 
     async def _living(self, call: Any) -> Any:
         try:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -13,7 +14,7 @@ import trio.testing
 from sqlalchemy import Connection
 
 from hepmaild.errors import StoreUnavailable
-from hepmaild.storage.writer import MAX_UNIT, GroupWriter
+from hepmaild.storage.writer import LINGER_S, MAX_UNIT, GroupWriter
 
 NO_CONNECTION = cast("Connection", None)
 
@@ -63,17 +64,20 @@ async def serving(gate: Gate, **options: Any) -> AsyncIterator[tuple[GroupWriter
 class Caller:
     """Submits one member and remembers how it ended."""
 
-    def __init__(self, writer: GroupWriter, nursery: trio.Nursery, member: str, *, call: bool = False) -> None:
+    def __init__(
+        self, writer: GroupWriter, nursery: trio.Nursery, member: str, *, call: bool = False, lingers: bool = False
+    ) -> None:
         self.scope = trio.CancelScope()
         self.end: object = None
-        nursery.start_soon(self._run, writer, member, call)
+        if call:
+            nursery.start_soon(self._run, writer.call, lambda _conn, m: f"called {m}", member)
+        else:
+            nursery.start_soon(self._run, partial(writer.submit, lingers=lingers), member)
 
-    async def _run(self, writer: GroupWriter, member: str, call: bool) -> None:
+    async def _run(self, ask: Callable[..., Awaitable[Any]], *args: Any) -> None:
         with self.scope:
             try:
-                self.end = await (
-                    writer.call(lambda _conn, m: f"called {m}", member) if call else writer.submit(member)
-                )
+                self.end = await ask(*args)
             except (ValueError, StoreUnavailable) as error:
                 self.end = error
         if self.scope.cancelled_caught:
@@ -99,6 +103,36 @@ async def test_what_arrives_while_a_unit_runs_goes_into_the_next(autojump_clock:
         assert sorted(gate.committed[1]) == ["b", "c", "d"]
         assert [caller.end for caller in callers] == ["did a", "did b", "did c", "did d"]
         assert (writer.units, writer.members, writer.waiting) == (2, 4, 0)
+
+
+async def test_what_lingers_goes_with_somebody_else(autojump_clock: trio.testing.MockClock) -> None:
+    gate = Gate()
+    async with serving(gate) as (writer, nursery):
+        first = [Caller(writer, nursery, "a", lingers=True), Caller(writer, nursery, "b", lingers=True)]
+        first[1].scope.cancel()
+        await settle()
+        assert (gate.begun, writer.waiting) == ([], 1)
+        hasty = Caller(writer, nursery, "c")
+        await settle()
+        assert gate.begun == [["c", "a"]]
+        gate.released.release()
+        await settle()
+        assert [caller.end for caller in (*first, hasty)] == ["did a", "cancelled", "did c"]
+
+
+async def test_what_lingers_goes_by_itself_when_nobody_came(autojump_clock: trio.testing.MockClock) -> None:
+    gate = Gate()
+    gate.released.release()
+    gate.released.release()
+    async with serving(gate) as (writer, nursery):
+        begun = trio.current_time()
+        first = Caller(writer, nursery, "a", lingers=True)
+        await trio.sleep(LINGER_S / 2)
+        second = Caller(writer, nursery, "b", lingers=True)
+        await settle()
+        assert (first.end, second.end) == (None, None)
+        await trio.sleep_until(begun + 2.5 * LINGER_S)
+        assert (first.end, second.end) == ("did a", "did b")
 
 
 async def test_a_unit_has_a_size(autojump_clock: trio.testing.MockClock) -> None:
