@@ -39,7 +39,7 @@ USE_EVERY_US = 5_000_000
 UNCERTAIN_US = 60_000_000
 LOOK_FOR_UNCERTAIN_US = 1_000_000
 LOOK_AT_LINES_US = 1_000_000
-LIVELY_S = 0.005  # after a message was accepted the next unit comes soon
+LIVELY_S = 0.02  # after a message was accepted the next unit comes soon
 CLAIM_ROUNDS = 8  # units of one claim at most, while it has not looked everywhere
 CLAIM_UNIT = 32  # jobs of one of them: what is accepted meanwhile waits for these, not for all
 
@@ -294,8 +294,8 @@ class Outbox:
         told = _attempt_json(attempt)
         member = Report(attempt, job.destination, job.account_id, told, self._body_keep_us, self.rule)
         waiter = self._waiting_callers.get(job.message_id)
-        # While mail comes in, a delivery that nobody waits to hear of is written with somebody else's commit.
-        lingers = waiter is None and member.only_delivers and trio.current_time() - self._accepted_at < LIVELY_S
+        # While mail comes in, an outcome that nobody waits to hear of is written with somebody else's commit.
+        lingers = waiter is None and trio.current_time() - self._accepted_at < LIVELY_S
         holds: bool = await self._store.submit(member, lingers=lingers)
         if not holds:
             log.warning("report_refused", message_id=job.message_id, reason="the lease was lost")

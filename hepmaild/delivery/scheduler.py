@@ -23,7 +23,7 @@ CLAIM_LIMIT = 256
 LOOK_AGAIN_S = 60.0
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 10.0
-TOGETHER_S = 0.1  # what falls due within this is claimed together: each claim is a unit, whatever it brings
+TOGETHER_S = 0.2  # what falls due within this is claimed together: each claim is a unit, whatever it brings
 SKIPPED_S = 0.5  # something is due but could not be claimed: others hold it
 UNIT_TIMEOUT_S = 60  # the store has its own, shorter one
 

@@ -9,7 +9,8 @@ driver is called directly; asyncpg is only reached through SQLAlchemy.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections import namedtuple
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -79,17 +80,18 @@ class _Question:
 class Query:
     """`ask(conn, ids, **scalars)` gives the rows of a select that has one list of values: `bindparam(…, expanding)`.
 
-    many: the name of that parameter.
+    many: the name of that parameter.  Rows can be asked by the names of their columns.
     """
 
     def __init__(self, statement: Select[Any], many: str) -> None:
         self._statement = statement
         self._many = many
+        self._row = _row_type(statement)
         self._question: _Question | None = None
         self._sql: dict[int, str] = {}
 
     def ask(self, conn: Connection, values: Sequence[Any], **scalars: Any) -> Sequence[Any]:
-        """All rows, as tuples; none without a value to ask for."""
+        """All rows; none without a value to ask for."""
         if not values:
             return []
         if conn.dialect.name != "sqlite":
@@ -107,7 +109,7 @@ class Query:
                 parameters += [values[-1]] * (length - len(values))
             else:
                 parameters.append(scalars[name] if name in scalars else question.constants[name])
-        return driver(conn).execute(sql, parameters).fetchall()
+        return list(map(self._row, driver(conn).execute(sql, parameters)))
 
     def _compile(self, conn: Connection) -> _Question:
         compiled = self._statement.compile(dialect=conn.dialect)
@@ -115,6 +117,44 @@ class Query:
         order = tuple(None if name == self._many else name for name in compiled.positiontup or ())
         self._question = _Question(before, after, order, dict(compiled.params))
         return self._question
+
+
+class Look:
+    """`ask(conn, **parameters)` gives the rows of a select without a list of values.
+
+    As with `Query`, values are what the driver makes of them: what SQLite has no type for (Boolean) is a number.
+    """
+
+    def __init__(self, statement: Select[Any]) -> None:
+        self._statement = statement
+        self._row = _row_type(statement)
+        self._sql = ""
+        self._order: tuple[str, ...] = ()
+        self._constants: dict[str, Any] = {}
+
+    def ask(self, conn: Connection, **parameters: Any) -> Sequence[Any]:
+        """All rows, by the names of their columns."""
+        if conn.dialect.name != "sqlite":
+            return conn.execute(self._statement, parameters).all()
+        if not self._sql:
+            compiled = self._statement.compile(dialect=conn.dialect)
+            self._order, self._constants = tuple(compiled.positiontup or ()), dict(compiled.params)
+            self._sql = str(compiled)
+        values = [parameters[name] if name in parameters else self._constants[name] for name in self._order]
+        return list(map(self._row, driver(conn).execute(self._sql, values)))
+
+    def value(self, conn: Connection, **parameters: Any) -> Any:
+        """The first column of the first row; None when there is no row."""
+        rows = self.ask(conn, **parameters)
+        return rows[0][0] if rows else None
+
+
+def _row_type(statement: Select[Any]) -> Callable[[Row], Any]:
+    """Makes of a driver's row one whose columns have names."""
+    names = [str(name) for name in statement.selected_columns.keys()]  # noqa: SIM118  # no mapping
+    row: Any = namedtuple("Row", names, rename=True)  # type: ignore[misc]  # noqa: PYI024  # known to SQL alone
+    make: Callable[[Row], Any] = row._make
+    return make
 
 
 def driver(conn: Connection) -> sqlite3.Connection:

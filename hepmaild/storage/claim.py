@@ -10,13 +10,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, select, update
+from sqlalchemy import Connection, bindparam, func, or_, select, update
 
 from hepmaild.delivery.job import Job, JobRecipient
 from hepmaild.mail.content import Content
 from hepmaild.storage import caps, messages, ring
 from hepmaild.storage import credits as money
-from hepmaild.storage.bulk import Bulk
+from hepmaild.storage.bulk import Bulk, Look, Query
 from hepmaild.storage.ring import UNLEASED, least
 from hepmaild.storage.schema import NEVER_US, message, process, queue, recipient
 from hepmaild.storage.settle import Row, end_waiting, settle
@@ -42,7 +42,7 @@ class Claimed:
 
 # Said so that no index is used for it: rows that are known are found by their key, whatever the planner thinks.
 _IS_IDLE = func.coalesce(queue.c.owner, "") == ""
-_LOCK_DUE = (
+_LOCK_DUE = Query(
     select(
         queue.c.message_id,
         queue.c.destination,
@@ -56,7 +56,8 @@ _LOCK_DUE = (
         queue.c.due_at_us + 0 <= bindparam("now"),
         _IS_IDLE,
     )
-    .with_for_update(skip_locked=True)
+    .with_for_update(skip_locked=True),
+    "ids",
 )
 _LEASE = Bulk(
     update(queue)
@@ -67,24 +68,28 @@ _LEASE = Bulk(
     "m",
     "d",
 )
-_HEADS = select(
-    message.c.id,
-    message.c.account_id,
-    message.c.route,
-    message.c.reverse_path,
-    message.c.size,
-    message.c.smtputf8,
-    message.c.accepted_at_us,
-    message.c.expires_at_us,
-).where(message.c.id.in_(bindparam("ids", expanding=True)))
-_RECIPIENTS = (
+_HEADS = Query(
+    select(
+        message.c.id,
+        message.c.account_id,
+        message.c.route,
+        message.c.reverse_path,
+        message.c.size,
+        message.c.smtputf8,
+        message.c.accepted_at_us,
+        message.c.expires_at_us,
+    ).where(message.c.id.in_(bindparam("ids", expanding=True))),
+    "ids",
+)
+_RECIPIENTS = Query(
     select(recipient.c.message_id, recipient.c.destination, recipient.c.n, recipient.c.address, recipient.c.attempts)
     .where(
         recipient.c.message_id.in_(bindparam("ids", expanding=True)),
         recipient.c.due_at_us <= bindparam("now"),
-        recipient.c.state.in_(("queued", "deferred")),
+        or_(recipient.c.state == "queued", recipient.c.state == "deferred"),
     )
-    .order_by(recipient.c.message_id, recipient.c.n)
+    .order_by(recipient.c.message_id, recipient.c.n),
+    "ids",
 )
 
 
@@ -106,7 +111,7 @@ def claim(
     rows = []
     if dues:
         ids = sorted({m for m, _ in dues})
-        locked = conn.execute(_LOCK_DUE, {"ids": ids, "now": now_us})  # others may have been faster with some
+        locked = _LOCK_DUE.ask(conn, ids, now=now_us)  # others may have been faster with some
         rows = [r for r in locked if (r.message_id, r.destination) in dues and r.expires_at_us > now_us]
         rows.sort(key=lambda r: dues[r.message_id, r.destination])
         rows = caps.admit(conn, rows, now_us)
@@ -119,9 +124,9 @@ def _lease(conn: Connection, owner: str, rows: list[Any], now_us: int) -> list[J
         return []
     _LEASE.run(conn, [(owner, NEVER_US + now_us, r.message_id, r.destination) for r in rows])
     ids = sorted({r.message_id for r in rows})
-    heads = {r.id: r for r in conn.execute(_HEADS, {"ids": ids})}
+    heads = {r.id: r for r in _HEADS.ask(conn, ids)}
     due: dict[tuple[str, str], list[JobRecipient]] = {}
-    for r in conn.execute(_RECIPIENTS, {"ids": ids, "now": now_us}):
+    for r in _RECIPIENTS.ask(conn, ids, now=now_us):
         due.setdefault((r.message_id, r.destination), []).append(JobRecipient(r.n, r.address, r.attempts))
     contents = messages.small_contents(conn, [i for i in ids if heads[i].size <= AT_HAND_OCTETS])
     jobs: list[Job] = []
@@ -146,7 +151,7 @@ def _job(head: Any, destination: str, token: int, recipients: tuple[JobRecipient
         recipients=recipients,
         token=token,
         size=head.size,
-        smtputf8=head.smtputf8,
+        smtputf8=bool(head.smtputf8),
         accepted_at_us=head.accepted_at_us,
         expires_at_us=head.expires_at_us,
         content=content,
@@ -157,7 +162,7 @@ def _job(head: Any, destination: str, token: int, recipients: tuple[JobRecipient
 # Expiry
 
 
-_EXPIRED = (
+_EXPIRED = Look(
     select(queue.c.message_id, queue.c.account_id)
     .where(UNLEASED, queue.c.expires_at_us <= bindparam("now"))
     .order_by(queue.c.expires_at_us)
@@ -172,7 +177,7 @@ _LOCK_EXPIRED = (
     )
     .with_for_update(skip_locked=True)
 )
-_FIRST_EXPIRY = least(queue.c.expires_at_us, UNLEASED)
+_FIRST_EXPIRY = Look(least(queue.c.expires_at_us, UNLEASED))
 
 
 def expire(conn: Connection, now_us: int, body_keep_us: int, most: int = EXPIRE_AT_ONCE) -> int:
@@ -180,7 +185,7 @@ def expire(conn: Connection, now_us: int, body_keep_us: int, most: int = EXPIRE_
 
     What is leased is left alone: its attempt ends first.
     """
-    old = conn.execute(_EXPIRED, {"now": now_us, "most": most}).all()
+    old = _EXPIRED.ask(conn, now=now_us, most=most)
     if not old:
         return 0
     # Accounts are locked before queue rows, everywhere: two orders would be a deadlock.
@@ -196,8 +201,10 @@ def expire(conn: Connection, now_us: int, body_keep_us: int, most: int = EXPIRE_
 # When to look again
 
 
-_ENDS = select(func.min(process.c.alive_until_us)).where(
-    process.c.id.in_(select(queue.c.owner).where(queue.c.owner.is_not(None)))
+_ENDS = Look(
+    select(func.min(process.c.alive_until_us)).where(
+        process.c.id.in_(select(queue.c.owner).where(queue.c.owner.is_not(None)))
+    )
 )
 
 
@@ -208,7 +215,7 @@ def next_due_at_us(
     shut = ring.what_is_shut(conn, exclude, full)
     times = (
         ring.first_due_at_us(conn, now_us, shut),
-        conn.execute(_FIRST_EXPIRY).scalar(),
-        conn.execute(_ENDS).scalar(),
+        _FIRST_EXPIRY.value(conn),
+        _ENDS.value(conn),
     )
     return min((int(t) for t in times if t is not None and t < NEVER_US), default=None)

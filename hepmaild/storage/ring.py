@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sqlalchemy import ARRAY, ColumnElement, Connection, Select, String, Text, bindparam, func, literal, select, true
 
+from hepmaild.storage.bulk import Look
 from hepmaild.storage.schema import NEVER_US, pause, queue
 
 LITTLE = 512  # due rows of a route up to which all are looked at
@@ -70,25 +71,25 @@ def _walk(*, goes_on: bool) -> Select[Any]:
     )
 
 
-_ROUTES = _routes()
-_WALK, _WALK_ON = _walk(goes_on=False), _walk(goes_on=True)
+_ROUTES = Look(_routes())
+_WALK, _WALK_ON = Look(_walk(goes_on=False)), Look(_walk(goes_on=True))
 _COLUMNS = (queue.c.message_id, queue.c.destination, queue.c.due_at_us)
 _ON_ROUTE = queue.c.route == bindparam("route")
 UNLEASED = queue.c.owner.is_(None)
-_OLDEST_OF_ONE = (
+_OLDEST_OF_ONE = Look(
     select(*_COLUMNS)
     .where(_ON_ROUTE, queue.c.destination == bindparam("where"), queue.c.due_at_us <= bindparam("now"))
     .order_by(queue.c.due_at_us)
     .limit(bindparam("most"))
 )
-_OLDEST = (
+_OLDEST = Look(
     select(*_COLUMNS)
     .where(_ON_ROUTE, UNLEASED, queue.c.due_at_us <= bindparam("now"))
     .order_by(queue.c.due_at_us)
     .limit(bindparam("most"))
 )
-_FIRST = select(*_COLUMNS).where(_ON_ROUTE, UNLEASED).order_by(queue.c.due_at_us).limit(bindparam("most"))
-_FIRST_OF_ONE = least(queue.c.due_at_us, _ON_ROUTE, queue.c.destination == bindparam("where"))
+_FIRST = Look(select(*_COLUMNS).where(_ON_ROUTE, UNLEASED).order_by(queue.c.due_at_us).limit(bindparam("most")))
+_FIRST_OF_ONE = Look(least(queue.c.due_at_us, _ON_ROUTE, queue.c.destination == bindparam("where")))
 
 
 def _oldest_of_each_sqlite() -> Select[Any]:
@@ -125,9 +126,9 @@ def _oldest_of_each_postgresql() -> Select[Any]:
     return select(oldest).select_from(wheres.join(oldest, true()))
 
 
-_OLDEST_OF_EACH = {"sqlite": _oldest_of_each_sqlite(), "postgresql": _oldest_of_each_postgresql()}
+_OLDEST_OF_EACH = {"sqlite": Look(_oldest_of_each_sqlite()), "postgresql": Look(_oldest_of_each_postgresql())}
 
-_PAUSED = select(pause.c.route, pause.c.destination)
+_PAUSED = Look(select(pause.c.route, pause.c.destination))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ class Shut:
 
 def what_is_shut(conn: Connection, exclude: Collection[str], full: Collection[tuple[str, str]]) -> Shut:
     """What the caller has no room for, and what is paused."""
-    paused = frozenset((route, destination) for route, destination in conn.execute(_PAUSED))
+    paused = frozenset((route, destination) for route, destination in _PAUSED.ask(conn))
     shut = Shut(set(exclude), set(full), paused)
     for route, destination in paused:
         if destination:
@@ -159,15 +160,14 @@ def look(
     ahead = dict(cursors)
     rounds: dict[str, list[str]] = {}
     is_complete = True
-    for route, low, high in conn.execute(_ROUTES).all():
+    for route, low, high in _ROUTES.ask(conn):
         if route in shut.routes:
             continue
         if low == high:
             if (route, low) not in shut.wheres:
-                here = {"route": route, "where": low, "now": now_us, "most": most}
-                found += _rank(route, conn.execute(_OLDEST_OF_ONE, here), [low])
+                found += _rank(route, _OLDEST_OF_ONE.ask(conn, route=route, where=low, now=now_us, most=most), [low])
             continue
-        rows = conn.execute(_OLDEST, {"route": route, "now": now_us, "most": LITTLE}).all()
+        rows = _OLDEST.ask(conn, route=route, now=now_us, most=LITTLE)
         if len(rows) < LITTLE:
             rows = [r for r in rows if (route, r.destination) not in shut.wheres]
             found += _rank(route, rows, dict.fromkeys(r.destination for r in rows))
@@ -242,10 +242,10 @@ def _go_round(conn: Connection, route: str, now_us: int, most: int, cursor: str 
     return found
 
 
-def _steps(conn: Connection, route: str, after: str | None, most: int) -> list[Any]:
+def _steps(conn: Connection, route: str, after: str | None, most: int) -> Sequence[Any]:
     if after is None:
-        return list(conn.execute(_WALK, {"route": route, "most": most}))
-    return list(conn.execute(_WALK_ON, {"route": route, "after": after, "most": most}))
+        return _WALK.ask(conn, route=route, most=most)
+    return _WALK_ON.ask(conn, route=route, after=after, most=most)
 
 
 def _oldest_of_each(conn: Connection, route: str, wheres: list[str], now_us: int, most: int) -> list[Any]:
@@ -262,25 +262,25 @@ def _oldest_of_each(conn: Connection, route: str, wheres: list[str], now_us: int
 def _take_share(conn: Connection, route: str, wheres: list[str], now_us: int, share: int) -> list[Any]:
     listed = json.dumps(wheres) if conn.dialect.name == "sqlite" else wheres
     statement = _OLDEST_OF_EACH[conn.dialect.name]
-    return list(conn.execute(statement, {"route": route, "wheres": listed, "now": now_us, "share": share}))
+    return list(statement.ask(conn, route=route, wheres=listed, now=now_us, share=share))
 
 
 def first_due_at_us(conn: Connection, now_us: int, shut: Shut) -> int | None:
     """When the first row is due of what is not shut; None: there is none.  NEVER_US and later: what is leased."""
     times = []
-    for route, low, high in conn.execute(_ROUTES).all():
+    for route, low, high in _ROUTES.ask(conn):
         if route in shut.routes:
             continue
         if low != high:
             times.append(_next_on(conn, route, now_us, shut))
         elif (route, low) not in shut.wheres:
-            times.append(conn.execute(_FIRST_OF_ONE, {"route": route, "where": low}).scalar())
+            times.append(_FIRST_OF_ONE.value(conn, route=route, where=low))
     return min((int(t) for t in times if t is not None), default=None)
 
 
 def _next_on(conn: Connection, route: str, now_us: int, shut: Shut) -> int | None:
     """When the first row is due on a route with several destinations, of what is open."""
-    first = conn.execute(_FIRST, {"route": route, "most": 64}).all()
+    first = _FIRST.ask(conn, route=route, most=64)
     for r in first:
         if (route, r.destination) not in shut.wheres:
             return int(r.due_at_us)

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, bindparam, case, delete, func, null, select, 
 
 from hepmaild.mail.chaos import is_chaos
 from hepmaild.storage import caps, messages
-from hepmaild.storage.bulk import Bulk
+from hepmaild.storage.bulk import Bulk, Query
 from hepmaild.storage.credits import LedgerRow, Purse
 from hepmaild.storage.schema import body, message, queue, recipient
 
@@ -30,7 +30,7 @@ _RANK = case(
     (recipient.c.state == "deferred", 2),
     else_=1,
 )
-_REST = (
+_REST = Query(
     select(
         recipient.c.message_id,
         recipient.c.destination,
@@ -38,7 +38,8 @@ _REST = (
         func.max(_RANK).label("rank"),
     )
     .where(recipient.c.message_id.in_(bindparam("ids", expanding=True)), recipient.c.due_at_us.is_not(None))
-    .group_by(recipient.c.message_id, recipient.c.destination)
+    .group_by(recipient.c.message_id, recipient.c.destination),
+    "ids",
 )
 _STATE = Bulk(
     update(message).where(message.c.id == bindparam("m"), message.c.waiting > 0).values(state=bindparam("s")), "s", "m"
@@ -71,9 +72,9 @@ def _look(conn: Connection, ids: Collection[str]) -> dict[tuple[str, str], int]:
     """When each destination of these messages is due next; and their states are written."""
     dues: dict[tuple[str, str], int] = {}
     ranks: dict[str, int] = {}
-    for r in conn.execute(_REST, {"ids": sorted(ids)}):
-        dues[r.message_id, r.destination] = r.due_at_us
-        ranks[r.message_id] = max(ranks.get(r.message_id, 0), r.rank)
+    for message_id, destination, due_at_us, rank in _REST.ask(conn, sorted(ids)):
+        dues[message_id, destination] = due_at_us
+        ranks[message_id] = max(ranks.get(message_id, 0), rank)
     _STATE.run(conn, [(_STATES[rank], m) for m, rank in ranks.items()])
     return dues
 
