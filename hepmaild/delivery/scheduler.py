@@ -140,7 +140,9 @@ class Scheduler:
             if due_us is None:
                 return LOOK_AGAIN_S
             due_s = (due_us - self._now_us()) / 1_000_000
-            return min(max(due_s, 0.0 if jobs else SKIPPED_S if due_s <= 0 else TOGETHER_S), LOOK_AGAIN_S)
+            if due_s > 0:
+                return min(max(due_s, TOGETHER_S), LOOK_AGAIN_S)
+            return 0.0 if jobs else SKIPPED_S
 
     def _survey(self, now: float) -> Room:
         found = Room(self._spare())
