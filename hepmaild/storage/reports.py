@@ -57,9 +57,9 @@ class Report:
         return chaos.is_chaos(self.attempt.job.route)
 
     @property
-    def only_delivers(self) -> bool:
-        """Whether the next hop took it for every recipient."""
-        return all(o.result is Result.DELIVERED for o in self.attempt.outcomes)
+    def fails_nobody(self) -> bool:
+        """Whether no recipient was refused for good: then no money moves."""
+        return all(o.result is not Result.FAILED for o in self.attempt.outcomes)
 
     @property
     def may_refund(self) -> bool:

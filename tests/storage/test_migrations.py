@@ -11,6 +11,7 @@ import pytest
 import trio
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, insert, inspect, select, text
 
 from hepmaild.errors import StoreUnavailable
@@ -123,8 +124,10 @@ async def test_foreign_keys_hold_after_the_upgrade(opener: Opener) -> None:
 
 
 def test_revisions_are_one_line() -> None:
-    scripts = list(migrate._scripts().walk_revisions())
-    assert len(migrate._scripts().get_heads()) == 1
+    folder = ScriptDirectory(str(migrate.FOLDER))
+    scripts = list(folder.walk_revisions())
+    assert folder.get_heads() == [migrate.head()]
+    assert tuple(script.revision for script in reversed(scripts)) == migrate.revisions()
     assert [s.revision for s in reversed(scripts)] == [f"{n + 1:04}" for n in range(len(scripts))]
 
 
