@@ -119,6 +119,12 @@ function showPlace() { if (place) rail.scrollLeft = place.offsetLeft - (rail.cli
 matchMedia("(max-width: 720px)").addEventListener("change", showPlace);
 showPlace();
 
+// Neither do the tabs of a list always fit.
+for (const tab of document.querySelectorAll(".tabs a[aria-current]")) {
+  const tabs = tab.parentElement;
+  tabs.scrollLeft = tab.offsetLeft - tabs.offsetLeft - (tabs.clientWidth - tab.offsetWidth) / 2;
+}
+
 // Whether the focus is on nothing that would act on Enter itself.  A dialog keeps it for a moment after it closed.
 function nowhere(target) { return target === document.body || target.closest("dialog:not([open])") !== null; }
 
