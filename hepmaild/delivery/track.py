@@ -265,18 +265,21 @@ class Track:
             if not place.can_start(now):
                 place.listed = False
                 self._recall()
-            elif standing and self.unstalled[standing] >= self.most(standing):
+                continue
+            # It may have come into the line as a place of another standing: then what was left for it there is not used.
+            self._recall(besides=standing)
+            if standing and self.unstalled[standing] >= self.most(standing):
                 self.held[standing].append(place)  # it stays `listed`: `free` puts it back
             else:
                 place.listed = False
                 return place
         return None
 
-    def _recall(self) -> None:
-        """A place left the line without starting anything: what it leaves unused is for one that was held back."""
+    def _recall(self, besides: Standing | None = None) -> None:
+        """A place left the line: what it leaves unused is for one that was held back, but not what it takes itself."""
         for standing in (Standing.FRESH, Standing.TROUBLED):
             held = self.held[standing]
-            if held and self.unstalled[standing] < self.most(standing):
+            if held and standing is not besides and self.unstalled[standing] < self.most(standing):
                 self.line.append(held.popleft())
 
     def most(self, standing: Standing) -> int:

@@ -34,3 +34,19 @@ def test_room_that_a_freed_place_cannot_use_goes_to_the_next_one() -> None:
     track.end(first, standing, stalled=False)
     assert track.next_place(0.0) is third
     assert not second.listed  # whoever ends its pause lists it
+
+
+def test_room_that_a_proven_place_no_longer_takes_goes_to_the_next_one() -> None:
+    """Found by the simulator: the first of those held back was given the room, and was proven before its turn came."""
+    track = Track(Route("mx", RouteKind.MX, connections=2), cap=2)
+    first, second, third = (stand(track, name) for name in ("one.example", "two.example", "three.example"))
+    assert track.next_place(0.0) is first
+    lane, _, _ = track.pop(first)
+    standing = track.begin(first, lane)
+    assert track.next_place(0.0) is None
+    track.end(first, standing, stalled=False)  # the second one has the room
+    second.went_well()
+    assert track.next_place(0.0) is second
+    proven = track.begin(second, track.pop(second)[0])
+    assert track.next_place(0.0) is third
+    track.end(second, proven, stalled=False)

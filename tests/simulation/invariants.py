@@ -294,7 +294,7 @@ def nobody_runs_in_circles(world: World) -> Iterator[str]:
     hours = world.settled_s / 3600
     attempts = rows(world, "SELECT count(*) AS n FROM event")[0]["n"]
     lives = 1 + sum(len(deaths) for deaths in world.plan.deaths.values())
-    an_hour = 1800 if world.plan.reaps else 900
+    an_hour = 2400 if world.plan.reaps else 900  # the reaper comes once a minute, with some twenty units
     allowed = 200 + 100 * lives + an_hour * hours * world.plan.processes + 30 * attempts + 15 * world.weather.mishaps
     if world.units + world.reads > allowed:
         yield f"{world.units} units and {world.reads} reads in {hours:.2f} h with {attempts} events: a busy loop"
