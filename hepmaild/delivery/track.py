@@ -266,7 +266,7 @@ class Track:
                 place.listed = False
                 self._recall()
                 continue
-            # It may have come into the line as a place of another standing: then what was left for it there is not used.
+            # It may have come into the line with another standing: then what was left for it there is not used.
             self._recall(besides=standing)
             if standing and self.unstalled[standing] >= self.most(standing):
                 self.held[standing].append(place)  # it stays `listed`: `free` puts it back
