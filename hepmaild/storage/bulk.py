@@ -78,30 +78,33 @@ class _Question:
 
 
 class Query:
-    """`ask(conn, ids, **scalars)` gives the rows of a select that has one list of values: `bindparam(…, expanding)`.
+    """`ask(conn, **scalars)` gives the rows of a select, which can be asked by the names of their columns.
 
-    many: the name of that parameter.  Rows can be asked by the names of their columns.
+    many: the name of its one list of values, `bindparam(…, expanding)`; then `ask(conn, values, **scalars)`.  What
+    stands in the rows is what the driver makes of it: what SQLite has no type for (Boolean) is a number.
     """
 
-    def __init__(self, statement: Select[Any], many: str) -> None:
+    def __init__(self, statement: Select[Any], many: str = "") -> None:
         self._statement = statement
         self._many = many
         self._row = _row_type(statement)
         self._question: _Question | None = None
-        self._sql: dict[int, str] = {}
+        self._sql: dict[int, str] = {}  # by the length of the list
 
-    def ask(self, conn: Connection, values: Sequence[Any], **scalars: Any) -> Sequence[Any]:
-        """All rows; none without a value to ask for."""
-        if not values:
+    def ask(self, conn: Connection, values: Sequence[Any] = (), **scalars: Any) -> Sequence[Any]:
+        """All rows; none when there is a list without a value."""
+        if self._many and not values:
             return []
         if conn.dialect.name != "sqlite":
-            return conn.execute(self._statement, {self._many: list(values), **scalars}).all()
+            listed = {self._many: list(values)} if self._many else {}
+            return conn.execute(self._statement, {**listed, **scalars}).all()
         question = self._question or self._compile(conn)
         # Few lengths, so that the driver keeps the statements: the last value again fills up.
-        length = 1 << (len(values) - 1).bit_length()
+        length = 1 << (len(values) - 1).bit_length() if values else 0
         sql = self._sql.get(length)
         if sql is None:
-            sql = self._sql[length] = f"{question.before}({','.join('?' * length)}){question.after}"
+            placeholders = f"({','.join('?' * length)})" if self._many else ""
+            sql = self._sql[length] = question.before + placeholders + question.after
         parameters: list[Any] = []
         for name in question.order:
             if name is None:
@@ -111,42 +114,19 @@ class Query:
                 parameters.append(scalars[name] if name in scalars else question.constants[name])
         return list(map(self._row, driver(conn).execute(sql, parameters)))
 
+    def value(self, conn: Connection, **scalars: Any) -> Any:
+        """The first column of the first row; None when there is no row."""
+        rows = self.ask(conn, **scalars)
+        return rows[0][0] if rows else None
+
     def _compile(self, conn: Connection) -> _Question:
         compiled = self._statement.compile(dialect=conn.dialect)
-        before, after = str(compiled).split(f"(__[POSTCOMPILE_{self._many}])")
+        before, after = str(compiled), ""
+        if self._many:
+            before, after = before.split(f"(__[POSTCOMPILE_{self._many}])")
         order = tuple(None if name == self._many else name for name in compiled.positiontup or ())
         self._question = _Question(before, after, order, dict(compiled.params))
         return self._question
-
-
-class Look:
-    """`ask(conn, **parameters)` gives the rows of a select without a list of values.
-
-    As with `Query`, values are what the driver makes of them: what SQLite has no type for (Boolean) is a number.
-    """
-
-    def __init__(self, statement: Select[Any]) -> None:
-        self._statement = statement
-        self._row = _row_type(statement)
-        self._sql = ""
-        self._order: tuple[str, ...] = ()
-        self._constants: dict[str, Any] = {}
-
-    def ask(self, conn: Connection, **parameters: Any) -> Sequence[Any]:
-        """All rows, by the names of their columns."""
-        if conn.dialect.name != "sqlite":
-            return conn.execute(self._statement, parameters).all()
-        if not self._sql:
-            compiled = self._statement.compile(dialect=conn.dialect)
-            self._order, self._constants = tuple(compiled.positiontup or ()), dict(compiled.params)
-            self._sql = str(compiled)
-        values = [parameters[name] if name in parameters else self._constants[name] for name in self._order]
-        return list(map(self._row, driver(conn).execute(self._sql, values)))
-
-    def value(self, conn: Connection, **parameters: Any) -> Any:
-        """The first column of the first row; None when there is no row."""
-        rows = self.ask(conn, **parameters)
-        return rows[0][0] if rows else None
 
 
 def _row_type(statement: Select[Any]) -> Callable[[Row], Any]:

@@ -16,7 +16,7 @@ from hepmaild.delivery.job import Job, JobRecipient
 from hepmaild.mail.content import Content
 from hepmaild.storage import caps, messages, ring
 from hepmaild.storage import credits as money
-from hepmaild.storage.bulk import Bulk, Look, Query
+from hepmaild.storage.bulk import Bulk, Query
 from hepmaild.storage.ring import UNLEASED, least
 from hepmaild.storage.schema import NEVER_US, message, process, queue, recipient
 from hepmaild.storage.settle import Row, end_waiting, settle
@@ -162,7 +162,7 @@ def _job(head: Any, destination: str, token: int, recipients: tuple[JobRecipient
 # Expiry
 
 
-_EXPIRED = Look(
+_EXPIRED = Query(
     select(queue.c.message_id, queue.c.account_id)
     .where(UNLEASED, queue.c.expires_at_us <= bindparam("now"))
     .order_by(queue.c.expires_at_us)
@@ -177,7 +177,7 @@ _LOCK_EXPIRED = (
     )
     .with_for_update(skip_locked=True)
 )
-_FIRST_EXPIRY = Look(least(queue.c.expires_at_us, UNLEASED))
+_FIRST_EXPIRY = Query(least(queue.c.expires_at_us, UNLEASED))
 
 
 def expire(conn: Connection, now_us: int, body_keep_us: int, most: int = EXPIRE_AT_ONCE) -> int:
@@ -201,7 +201,7 @@ def expire(conn: Connection, now_us: int, body_keep_us: int, most: int = EXPIRE_
 # When to look again
 
 
-_ENDS = Look(
+_ENDS = Query(
     select(func.min(process.c.alive_until_us)).where(
         process.c.id.in_(select(queue.c.owner).where(queue.c.owner.is_not(None)))
     )

@@ -57,11 +57,6 @@ class Report:
         return chaos.is_chaos(self.attempt.job.route)
 
     @property
-    def fails_nobody(self) -> bool:
-        """Whether no recipient was refused for good: then no money moves."""
-        return all(o.result is not Result.FAILED for o in self.attempt.outcomes)
-
-    @property
     def may_refund(self) -> bool:
         """Whether a recipient failed for good."""
         return not self.is_chaos and any(o.result is Result.FAILED for o in self.attempt.outcomes)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ARRAY, ColumnElement, Connection, Select, String, Text, bindparam, func, literal, select, true
 
-from hepmaild.storage.bulk import Look
+from hepmaild.storage.bulk import Query
 from hepmaild.storage.schema import NEVER_US, pause, queue
 
 LITTLE = 512  # due rows of a route up to which all are looked at
@@ -71,25 +71,25 @@ def _walk(*, goes_on: bool) -> Select[Any]:
     )
 
 
-_ROUTES = Look(_routes())
-_WALK, _WALK_ON = Look(_walk(goes_on=False)), Look(_walk(goes_on=True))
+_ROUTES = Query(_routes())
+_WALK, _WALK_ON = Query(_walk(goes_on=False)), Query(_walk(goes_on=True))
 _COLUMNS = (queue.c.message_id, queue.c.destination, queue.c.due_at_us)
 _ON_ROUTE = queue.c.route == bindparam("route")
 UNLEASED = queue.c.owner.is_(None)
-_OLDEST_OF_ONE = Look(
+_OLDEST_OF_ONE = Query(
     select(*_COLUMNS)
     .where(_ON_ROUTE, queue.c.destination == bindparam("where"), queue.c.due_at_us <= bindparam("now"))
     .order_by(queue.c.due_at_us)
     .limit(bindparam("most"))
 )
-_OLDEST = Look(
+_OLDEST = Query(
     select(*_COLUMNS)
     .where(_ON_ROUTE, UNLEASED, queue.c.due_at_us <= bindparam("now"))
     .order_by(queue.c.due_at_us)
     .limit(bindparam("most"))
 )
-_FIRST = Look(select(*_COLUMNS).where(_ON_ROUTE, UNLEASED).order_by(queue.c.due_at_us).limit(bindparam("most")))
-_FIRST_OF_ONE = Look(least(queue.c.due_at_us, _ON_ROUTE, queue.c.destination == bindparam("where")))
+_FIRST = Query(select(*_COLUMNS).where(_ON_ROUTE, UNLEASED).order_by(queue.c.due_at_us).limit(bindparam("most")))
+_FIRST_OF_ONE = Query(least(queue.c.due_at_us, _ON_ROUTE, queue.c.destination == bindparam("where")))
 
 
 def _oldest_of_each_sqlite() -> Select[Any]:
@@ -126,9 +126,9 @@ def _oldest_of_each_postgresql() -> Select[Any]:
     return select(oldest).select_from(wheres.join(oldest, true()))
 
 
-_OLDEST_OF_EACH = {"sqlite": Look(_oldest_of_each_sqlite()), "postgresql": Look(_oldest_of_each_postgresql())}
+_OLDEST_OF_EACH = {"sqlite": Query(_oldest_of_each_sqlite()), "postgresql": Query(_oldest_of_each_postgresql())}
 
-_PAUSED = Look(select(pause.c.route, pause.c.destination))
+_PAUSED = Query(select(pause.c.route, pause.c.destination))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ The writer begins with BEGIN IMMEDIATE, so that a unit never fails halfway becau
 snapshot and cannot write.  Checkpoints run beside the writer, not inside a commit.
 
 A unit of group commit runs its statements in the event loop's thread, where they take a millisecond or two and no
-hand-over of the interpreter; only the sync of the log has a thread.  Whatever could take longer (a lock that somebody
-else holds, a large unit, a unit of its own) runs in the writer's thread, on the same connection.
+hand-over of the interpreter.  Its commit and the sync of the log, where somebody waits for them, run in the writer's
+thread, on the same connection; so does whatever could take longer (a lock that somebody else holds, a large unit, a
+unit of its own).
 """
 
 from __future__ import annotations

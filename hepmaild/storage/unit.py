@@ -108,7 +108,7 @@ def judge(members: Sequence[Member]) -> Manner:
     """Heavy are many members, and large contents.
 
     A unit of calls only outlives the process, which is what the limit of calls is about: whatever a call led to is
-    synced after it, and the log is one file.  An attempt that failed nobody for good is synced soon: should a power cut
+    synced after it, and the log is one file.  An attempt that moves no money is synced soon: should a power cut
     come first, its mark is there, and the message is in doubt, as it would be had the power gone a moment before; or
     there was no mark, and it is tried again.
     """
@@ -122,7 +122,7 @@ def _sync_of(member: Member) -> Sync:
         return Sync.WITH_NEXT
     if isinstance(member, Answers):
         return Sync.NOW if member.is_awaited else Sync.SOON
-    return Sync.SOON if isinstance(member, Report) and member.fails_nobody else Sync.NOW
+    return Sync.SOON if isinstance(member, Report) and not member.may_refund else Sync.NOW
 
 
 class UnitRunner:

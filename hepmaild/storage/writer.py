@@ -29,7 +29,7 @@ log = structlog.get_logger()
 
 MAX_UNIT = 200
 MAX_WAITING = 10_000
-LINGER_S = 0.005
+LINGER_S = 0.005  # at most
 
 RunUnit = Callable[[Connection, list[Any]], list[Any]]
 
@@ -134,10 +134,10 @@ class GroupWriter:
     async def submit(self, member: Any, *, lingers: bool = False) -> Any:
         """Have `member` decided in the next unit; its result once that is committed.
 
-        lingers: it causes no unit of its own before `LINGER_S` are over, and goes with the next one that another member
-        causes.  Cancelled while it waits, it is taken out and never runs.  Once its unit has begun the waiting is
-        shielded, for `timeout_s` from the start at most.  Raises `StoreUnavailable` when the store failed, the time is
-        over (the member may or may not be committed) or too many wait; or what `run_unit` raised for this member alone.
+        lingers: it goes with the next unit that another member causes, and causes one itself only after `LINGER_S`.
+        Cancelled while it waits, it is taken out and never runs.  Once its unit has begun the waiting is shielded, for
+        `timeout_s` from the start at most.  Raises `StoreUnavailable` when the store failed, the time is over (the
+        member may or may not be committed) or too many wait; or what `run_unit` raised for this member alone.
         """
         return await self._wait_in(self._lingering if lingers else self._members, member)
 
@@ -199,9 +199,8 @@ class GroupWriter:
         while True:
             await self._linger_wanted.wait()
             self._linger_wanted = trio.Event()
-            seen = self._lingering[-1] if self._lingering else None
             await trio.sleep(LINGER_S)
-            if seen is not None and seen.state is _State.WAITING:
+            if self._lingering:
                 self._members += self._lingering
                 self._lingering.clear()
                 self._wake()

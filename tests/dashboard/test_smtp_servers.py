@@ -89,8 +89,10 @@ def test_the_life_of_a_server(site: Site) -> None:
     assert "me@own.example" not in words(site.owner.get("/addresses"))
     assert "an SMTP server that was deleted" in words(site.owner.get(path))
     audit = [row["action"] for row in site.daemon.json("audit", "list", "owner@example.com")]
-    for deed in ("add", "pause", "resume", "remove"):
+    shown = words(site.owner.get("/security/audit"))
+    for deed, said in (("add", "added"), ("pause", "paused"), ("resume", "resumed"), ("remove", "deleted")):
         assert f"smtp_server.{deed}" in audit
+        assert f"SMTP server {said}" in shown
 
 
 def test_what_waits_for_a_server_that_is_deleted_fails_and_is_refunded(site: Site) -> None:

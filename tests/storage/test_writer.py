@@ -135,6 +135,17 @@ async def test_what_lingers_goes_by_itself_when_nobody_came(autojump_clock: trio
         assert (first.end, second.end) == ("did a", "did b")
 
 
+async def test_what_lingers_waits_for_nobody_who_withdrew(autojump_clock: trio.testing.MockClock) -> None:
+    gate = Gate()
+    gate.released.release()
+    async with serving(gate) as (writer, nursery):
+        first, last = (Caller(writer, nursery, word, lingers=True) for word in "ab")
+        await settle()
+        last.scope.cancel()
+        await trio.sleep(1.5 * LINGER_S)
+        assert (first.end, last.end, writer.waiting) == ("did a", "cancelled", 0)
+
+
 async def test_a_unit_has_a_size(autojump_clock: trio.testing.MockClock) -> None:
     gate = Gate()
     async with serving(gate) as (writer, nursery):

@@ -87,12 +87,14 @@ def _mount_form(blueprint: Blueprint, dashboard: Dashboard) -> None:
 
 def _refused(dashboard: Dashboard, form: Form, refusal: LoginRefusal) -> Response:
     """The form once more: for the code alone where the password was right, else from the beginning."""
-    is_missing = refusal.code == NEEDS_OTP and not form.get("otp", "").strip()
+    ticket, error = form.get("ticket", ""), refusal.message
+    if refusal.code == NEEDS_OTP and not form.get("otp", "").strip():
+        error = "Type the code." if ticket else ""  # nobody could have given it with the password
     response = _sign_in_page(
         dashboard,
-        error="" if is_missing and not form.get("ticket") else "Type the code." if is_missing else refusal.message,
+        error=error,
         email=form.get("email", "").strip(),
-        ticket=refusal.ticket or ("" if refusal is OLD_TICKET else form.get("ticket", "")),
+        ticket=refusal.ticket or ("" if refusal is OLD_TICKET else ticket),
         back=form.get("next", "/"),
         status=429 if refusal.http_status == 429 else 401,
     )
