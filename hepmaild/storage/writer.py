@@ -4,7 +4,8 @@
 One task takes what waits, has it run as one database transaction, and hands every member its result after the commit.
 It knows no database: it is given a function that runs a plain function as one durable unit.
 
-    submit ──► waiting members ─┐   at most MAX_UNIT of them; those that linger come along, or go by themselves soon
+    submit ──► waiting members ─┐   at most MAX_UNIT of them, once no more arrive; those that linger come along, or go by
+                                │   themselves soon
                                 ├─► unit ─► commit ─► results to the members
     call ────► waiting calls ───┘   each alone, in turn with the units
 """
@@ -30,6 +31,8 @@ log = structlog.get_logger()
 MAX_UNIT = 200
 MAX_WAITING = 10_000
 LINGER_S = 0.005  # at most
+QUIET_PASSES = 3  # passes of the loop that bring nobody, before a unit begins
+MAX_PASSES = 16
 
 RunUnit = Callable[[Connection, list[Any]], list[Any]]
 
@@ -227,10 +230,25 @@ class GroupWriter:
                 await self._sleep()
             if calls := self._take(self._calls, 1):
                 await self._serve_call(calls[0])
+            if self._members:
+                await self._gather()
             if members := self._take(self._members, MAX_UNIT):
                 members += self._take(self._lingering, MAX_UNIT - len(members))
                 await self._serve_members(members)
             await trio.lowlevel.checkpoint_if_cancelled()
+
+    async def _gather(self) -> None:
+        """Let those join who are about to: what arrived with the last members is still on its way through the loop.
+
+        A unit costs nearly the same for one and for twenty.  Measured: a fifth less CPU a message under full load, a
+        seventh at half of it, and the answers no later (docs/decisions/0078).
+        """
+        quiet = passes = 0
+        while quiet < QUIET_PASSES and passes < MAX_PASSES and len(self._members) < MAX_UNIT:
+            before = len(self._members)
+            await trio.lowlevel.checkpoint()
+            quiet = quiet + 1 if len(self._members) == before else 0
+            passes += 1
 
     async def _sleep(self) -> None:
         self._sleeper = trio.lowlevel.current_task()
