@@ -4,8 +4,8 @@
 One task takes what waits, has it run as one database transaction, and hands every member its result after the commit.
 It knows no database: it is given a function that runs a plain function as one durable unit.
 
-    submit ──► waiting members ─┐   at most MAX_UNIT of them, once no more arrive; those that linger come along, or go by
-                                │   themselves soon
+    submit ──► waiting members ─┐   at most MAX_UNIT of them, once no more arrive; those that linger come along, or go
+                                │   by themselves soon
                                 ├─► unit ─► commit ─► results to the members
     call ────► waiting calls ───┘   each alone, in turn with the units
 """
