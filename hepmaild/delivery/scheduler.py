@@ -24,6 +24,8 @@ LOOK_AGAIN_S = 60.0
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 10.0
 TOGETHER_S = 0.2  # what falls due within this is claimed together: each claim is a unit, whatever it brings
+APART_S = 0.01  # ... and then handed out one by one, since a burst of retries is what other mail would wait for
+ALL_APART_S = 0.05  # ... all of it by then
 SKIPPED_S = 0.5  # something is due but could not be claimed: others hold it
 UNIT_TIMEOUT_S = 60  # the store has its own, shorter one
 
@@ -126,9 +128,11 @@ class Scheduler:
                 return LOOK_AGAIN_S
             limit = min(found.room, CLAIM_LIMIT)
             jobs = await self._queue.claim(limit, exclude=found.exclude, full=found.full)
-            if jobs:
-                self._take(jobs)
             more = len(jobs) >= limit
+            if more:
+                self._take(jobs)
+            else:
+                await self._hand_out(jobs)
             now = trio.current_time()
             for track in found.open:
                 track.note_behind(now, behind=more)
@@ -143,6 +147,14 @@ class Scheduler:
             if due_s > 0:
                 return min(max(due_s, TOGETHER_S), LOOK_AGAIN_S)
             return 0.0 if jobs else SKIPPED_S
+
+    async def _hand_out(self, jobs: Sequence[Job]) -> None:
+        """Jobs a little apart, unless somebody wants to look again."""
+        for n, job in enumerate(jobs, 1):
+            self._take([job])
+            if n < len(jobs):
+                with trio.move_on_after(min(APART_S, ALL_APART_S / len(jobs))):
+                    await self._event.wait()
 
     def _survey(self, now: float) -> Room:
         found = Room(self._spare())

@@ -122,6 +122,8 @@ class PostgresBackend:
         """
         return await self._run(self._pool, fn, args)
 
+    soon_unit = unit
+
     async def group_unit(self, fn: Callable[..., T], *args: Any) -> T:
         """As `unit`, on the group writer's own connection."""
         return await self._run(self._writer, fn, args)

@@ -171,8 +171,15 @@ class SqliteBackend:
 
     async def unit(self, fn: Callable[..., T], *args: Any) -> T:
         """Run `fn(conn, *args)` in the writer's thread as one transaction, synced to disk when it returns."""
-        result, rows = await self._run_in_thread(self._unit, fn, args)
+        result, rows = await self._run_in_thread(self._unit, fn, args, Sync.NOW)
         self._note_rows(rows)
+        return result
+
+    async def soon_unit(self, fn: Callable[..., T], *args: Any) -> T:
+        """As `unit`, synced within a moment."""
+        result, rows = await self._run_in_thread(self._unit, fn, args, Sync.SOON)
+        self._note_rows(rows)
+        self._sync_soon()
         return result
 
     async def group_unit(self, fn: Callable[..., T], *args: Any) -> T:
@@ -191,13 +198,16 @@ class SqliteBackend:
             return await self.unit(fn, *args)
         self._note_rows(self._writer.raw().total_changes)
         if manner.sync is Sync.SOON:
-            self._is_unsynced = True
-            self._late_sync.set()
+            self._sync_soon()
         return result
 
     def _commit_and_sync(self) -> None:
         self._writer.commit_quickly()
         self._sync()
+
+    def _sync_soon(self) -> None:
+        self._is_unsynced = True
+        self._late_sync.set()
 
     async def _run_late_syncs(self) -> None:
         """Sync what nobody waits for, unless somebody who does came first."""
@@ -225,11 +235,11 @@ class SqliteBackend:
         self._given += 1
         return await self._worker.run(in_thread)
 
-    def _unit(self, fn: Callable[..., T], args: tuple[Any, ...]) -> tuple[T, int]:
+    def _unit(self, fn: Callable[..., T], args: tuple[Any, ...], sync: Sync) -> tuple[T, int]:
         if self._sync_failed:
             self._copy_back()
         result = self._writer.run(fn, args)
-        if self._own_checkpoints:
+        if self._own_checkpoints and sync is Sync.NOW:
             self._sync()
         return result, self._writer.raw().total_changes
 

@@ -17,7 +17,7 @@ import contextlib
 import fcntl
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -51,6 +51,7 @@ class _Backend(Protocol):
 
     async def read(self, fn: Callable[..., T], *args: Any) -> T: ...
     async def unit(self, fn: Callable[..., T], *args: Any) -> T: ...
+    async def soon_unit(self, fn: Callable[..., T], *args: Any) -> T: ...
     async def migrate(self, fn: Callable[[Connection], T]) -> T: ...
     def touch(self, conn: Connection) -> None: ...
 
@@ -133,9 +134,22 @@ class Store:
         if self._backend.joins_writes:
             result: T = await self._writer.call(_bound(fn, kwargs), *args)
             return result
+        return await self._write_beside(self._backend.unit, _bound(fn, kwargs), args)
+
+    async def write_soon(self, fn: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `write`, for what a power cut may take when it returns, though not the end of this process.
+
+        Whatever is durable later is so with this before it.
+        """
+        if self._backend.joins_writes:
+            result: T = await self._writer.call_soon(_bound(fn, kwargs), *args)
+            return result
+        return await self._write_beside(self._backend.soon_unit, _bound(fn, kwargs), args)
+
+    async def _write_beside(self, unit: Callable[..., Awaitable[T]], fn: Callable[..., T], args: tuple[Any, ...]) -> T:
         await trio.lowlevel.checkpoint_if_cancelled()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self._timeout_s):
-            written = await self._backend.unit(_bound(fn, kwargs), *args)
+            written = await unit(fn, *args)
             if self._writer.on_commit is not None:
                 self._writer.on_commit()
             return written
@@ -256,7 +270,13 @@ async def _open_sqlite(
         if exclusive:
             share_interpreter()
         backend = SqliteBackend(path, timeout_s=settings.unit_timeout_s, own_checkpoints=exclusive, judge=judge)
-        writer = GroupWriter(backend.unit, run_unit, timeout_s=settings.unit_timeout_s, run_group=backend.group_unit)
+        writer = GroupWriter(
+            backend.unit,
+            run_unit,
+            timeout_s=settings.unit_timeout_s,
+            run_group=backend.group_unit,
+            run_soon=backend.soon_unit,
+        )
 
         def tell(topic: str) -> None:
             if not exclusive:

@@ -96,8 +96,9 @@ class GroupWriter:
     """The queue in front of the store's units.
 
     run_alone: runs one transaction.  run_group: likewise for a unit of members, called with (fn, run_unit, members);
-    `run_alone` if it is not given.  run_unit: decides all members of a unit, one result each, and never lets one
-    member's refusal fail the others.  timeout_s: after that many seconds a caller gets `StoreUnavailable`.
+    `run_alone` if it is not given.  run_soon: as `run_alone`, for what a power cut may take.  run_unit: decides all
+    members of a unit, one result each, and never lets one member's refusal fail the others.  timeout_s: after that
+    many seconds a caller gets `StoreUnavailable`.
     """
 
     def __init__(
@@ -108,8 +109,10 @@ class GroupWriter:
         timeout_s: float,
         max_waiting: int = MAX_WAITING,
         run_group: RunAlone | None = None,
+        run_soon: RunAlone | None = None,
     ):
         self._run_alone = run_alone
+        self._run_soon = run_soon or run_alone
         self._run_group = run_group or run_alone
         self._run_unit = run_unit
         self._timeout_s = timeout_s
@@ -146,7 +149,11 @@ class GroupWriter:
 
     async def call(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Run `fn(conn, *args)` as a unit of its own, in turn with the members.  Otherwise as `submit`."""
-        return await self._wait_in(self._calls, (fn, args))
+        return await self._wait_in(self._calls, (self._run_alone, fn, args))
+
+    async def call_soon(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """As `call`, but a power cut in the next moment may take it."""
+        return await self._wait_in(self._calls, (self._run_soon, fn, args))
 
     async def _wait_in(self, line: deque[_Waiter], payload: Any) -> Any:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -270,8 +277,8 @@ class GroupWriter:
         return taken
 
     async def _serve_call(self, waiter: _Waiter) -> None:
-        fn, args = waiter.payload
-        result = await self._attempt(self._run_alone, fn, *args)
+        run, fn, args = waiter.payload
+        result = await self._attempt(run, fn, *args)
         waiter.answer(result)
 
     async def _serve_members(self, waiters: Sequence[_Waiter]) -> None:

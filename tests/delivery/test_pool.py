@@ -122,6 +122,23 @@ async def test_waiting_mail_is_claimed_when_it_is_due(autojump_clock: MockClock)
         assert 50 <= trio.current_time() < 50.1
 
 
+async def test_claimed_mail_begins_a_little_apart_unless_more_is_wanted(autojump_clock: MockClock) -> None:
+    def setup(queue: MemoryQueue) -> None:
+        for n in range(4):
+            queue.add(f"m{n}", attempts=1)
+
+    for wanted_at_us, begun_us in ((None, [0, 10_000, 20_000, 30_000]), (15_000, [0, 10_000, 15_000, 15_000])):
+        async with world(setup=setup) as w:
+            first_us = now_us()
+            if wanted_at_us is not None:
+                await trio.sleep(wanted_at_us / 1_000_000)
+                w.pool.wake()
+            await w.queue.until(lambda: len(w.reported) == 4)
+            assert w.queue.claims == 1 + (wanted_at_us is not None)
+            begun = sorted(a.started_at_us - first_us for a in w.reported)
+            assert [round(us, -3) for us in begun] == begun_us
+
+
 async def test_an_idle_pool_does_nothing(autojump_clock: MockClock) -> None:
     async with world() as w:
         await trio.sleep(3600)

@@ -275,6 +275,8 @@ class Backend:
             result = refused  # type: ignore[assignment]
         self._trace.add(self._name, f"{label} COMMITTED LATE = {_shown(result)}")
 
+    soon_unit = unit  # processes die here, the power stays
+
     async def migrate(self, fn: Callable[[Connection], T]) -> T:
         raise NotImplementedError
 
@@ -317,6 +319,9 @@ class SimStore(Store):
 
     async def write(self, *args: Any, **kwargs: Any) -> Any:
         return await self._living(super().write(*args, **kwargs))
+
+    async def write_soon(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._living(super().write_soon(*args, **kwargs))
 
     async def submit(self, *args: Any, **kwargs: Any) -> Any:
         return await self._living(super().submit(*args, **kwargs))

@@ -41,8 +41,8 @@ class Flaky:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    async def write(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        result = await self._store.write(fn, *args, **kwargs)
+    async def write_soon(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = await self._store.write_soon(fn, *args, **kwargs)
         if fn in self.lose:
             self.lose.remove(fn)
             raise StoreUnavailable("the answer was lost")
@@ -130,9 +130,9 @@ async def test_what_a_claim_brought_before_the_store_failed_is_kept(books: Books
         done += fn is claims.claim
         if fn is claims.claim and done == 2:
             raise StoreUnavailable("no")
-        return await books.store.write(fn, *args, **kwargs)
+        return await books.store.write_soon(fn, *args, **kwargs)
 
-    store.write = second_fails  # type: ignore[method-assign]
+    store.write_soon = second_fails  # type: ignore[method-assign]
     full = {("mx", "aa.example")}
     assert [job.destination for job in await outbox.claim(5, full=full)] == ["b.example"]
     assert [job.destination for job in await outbox.claim(5, full=full)] == ["zz.example"]

@@ -108,7 +108,7 @@ async def test_a_wrong_number_of_results_commits_nothing(opener: Opener) -> None
         assert await store.read(words) == set()
 
 
-@pytest.mark.parametrize("how", ["submit", "write"])
+@pytest.mark.parametrize("how", ["submit", "write", "write_soon"])
 async def test_cancelled_at_any_moment_python_knows_what_was_committed(store: Store, how: str) -> None:
     """Saw a result <=> committed; no third thing (t6 and t17b showed it without a shield)."""
     rng = random.Random(3)
@@ -118,8 +118,10 @@ async def test_cancelled_at_any_moment_python_knows_what_was_committed(store: St
         with trio.move_on_after(patience_s):
             if how == "submit":
                 await store.submit(word)
-            else:
+            elif how == "write":
                 await store.write(keep, word)
+            else:
+                await store.write_soon(keep, word)
             seen.add(word)
 
     with trio.fail_after(DEADLINE_S):

@@ -142,7 +142,12 @@ async def test_what_nobody_waits_for_is_synced_a_moment_later(opener: Opener, mo
             await store.submit("soon 4")
             await synced.wait()
             await store.submit("now 2")
-            assert await store.read(words) == {"soon 1", "soon 2", "soon 3", "soon 4", "now 1", "now 2"}
+            synced = trio.Event()
+            await store.write_soon(keep, "soon 5")
+            assert not synced.is_set()
+            await synced.wait()
+            every = {"soon 1", "soon 2", "soon 3", "soon 4", "soon 5", "now 1", "now 2"}
+            assert await store.read(words) == every
 
 
 async def test_a_unit_that_would_wait_goes_to_the_thread(opener: Opener, tmp_path: Path) -> None:
