@@ -84,6 +84,29 @@ def shrink(conn: Connection, pages: int = 256) -> int:
     return int(conn.exec_driver_sql("PRAGMA freelist_count").scalar_one())
 
 
+class _LogFile:
+    """The write-ahead log, held open: each call into the system gives the interpreter away and waits for it again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = -1
+        self._opening = 0
+
+    def sync(self, opening: int) -> None:
+        """opening: of the writer's connection; as long as that is open the log is the same file.  Raises OSError."""
+        if opening != self._opening:
+            self.close()
+            self._descriptor = os.open(self.path, os.O_RDONLY)
+            self._opening = opening
+        os.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        """Open again at the next sync."""
+        descriptor, self._descriptor, self._opening = self._descriptor, -1, 0
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
 class SqliteBackend:
     """What the store needs of an engine, on SQLite.
 
@@ -97,7 +120,8 @@ class SqliteBackend:
         self, path: Path, *, timeout_s: float, own_checkpoints: bool, judge: JudgeManner | None = None
     ) -> None:
         self._path = path
-        self._log_path = path.with_name(path.name + "-wal")
+        log_path = path.with_name(path.name + "-wal")
+        self._log, self._log_later = _LogFile(log_path), _LogFile(log_path)  # one for each thread
         self._judge = judge or (lambda _members: Manner())
         self._timeout_s = timeout_s
         self._own_checkpoints = own_checkpoints
@@ -149,6 +173,7 @@ class SqliteBackend:
             self._stop_glancing()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + self._timeout_s):
                 await self._run_in_thread(self._close)
+                await self._syncer.run(self._log_later.close)
             self._syncer.stop()
             self._worker.stop()
 
@@ -167,6 +192,7 @@ class SqliteBackend:
                 self._idle.get(timeout=max(0.0, ends - time.monotonic())).close()
             except queue.Empty:
                 log.warning("reader_left_behind")
+        self._log.close()
         self._writer.close()  # the last one: it copies the log back
 
     async def unit(self, fn: Callable[..., T], *args: Any) -> T:
@@ -203,7 +229,7 @@ class SqliteBackend:
 
     def _commit_and_sync(self) -> None:
         self._writer.commit_quickly()
-        self._sync()
+        self._sync(self._log)
 
     def _sync_soon(self) -> None:
         self._is_unsynced = True
@@ -219,7 +245,7 @@ class SqliteBackend:
                 continue
             self._is_unsynced = False
             try:
-                await self._syncer.run(self._sync)
+                await self._syncer.run(self._sync, self._log_later)
             except StoreUnavailable as error:  # the next unit copies the log back first
                 log.warning("late_sync_failed", error=str(error))
 
@@ -240,20 +266,16 @@ class SqliteBackend:
             self._copy_back()
         result = self._writer.run(fn, args)
         if self._own_checkpoints and sync is Sync.NOW:
-            self._sync()
+            self._sync(self._log)
         return result, self._writer.raw().total_changes
 
-    def _sync(self) -> None:
+    def _sync(self, file: _LogFile) -> None:
         """Make what was committed outlive a power cut, as `synchronous=FULL` would."""
         try:
-            descriptor = os.open(self._log_path, os.O_RDONLY)
-            try:
-                os.fdatasync(descriptor)
-            finally:
-                os.close(descriptor)
+            file.sync(self._writer.opened)
         except OSError as error:
             self._sync_failed = True
-            raise StoreUnavailable(f"{self._log_path} cannot be synced: {error.strerror}") from error
+            raise StoreUnavailable(f"{file.path} cannot be synced: {error.strerror}") from error
 
     def _copy_back(self) -> None:
         """After a failed sync the log may have holes that a later sync does not mend: get everything out of it."""

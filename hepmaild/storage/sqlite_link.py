@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,8 +80,10 @@ class Link:
         self._begin = "BEGIN IMMEDIATE" if writes else "BEGIN"
         self._timeout_s = timeout_s
         self._connection: Connection | None = None
+        self._driver: sqlite3.Connection | None = None
         self._guard = _Guard()
         self._patience_s = timeout_s
+        self.opened = 0  # how often
 
     def run(self, fn: Callable[..., T], args: tuple[Any, ...], abandoned: Callable[[], bool] = bool) -> T:
         """`fn(conn, *args)` in one transaction.  Raises `StoreUnavailable` or what `fn` raised; both rolled back."""
@@ -119,8 +121,11 @@ class Link:
         try:
             self._guard.start(self._timeout_s)
             connection = self._open()
-            with self._rolled_back(connection):
+            try:
                 self._commit(connection)
+            except BaseException:
+                self._roll_back(connection)
+                raise
         except (DBAPIError, sqlite3.Error) as error:
             raise NotHere from error
 
@@ -129,10 +134,13 @@ class Link:
     ) -> T:
         """BEGIN and COMMIT by the driver; SQLAlchemy takes part when `fn` has it execute something."""
         self.raw().execute(self._begin)
-        with self._rolled_back(connection):
+        try:
             result = fn(connection, *args)
             if commit:
                 self._commit(connection)
+        except BaseException:
+            self._roll_back(connection)
+            raise
         return result
 
     def _commit(self, connection: Connection) -> None:
@@ -141,18 +149,13 @@ class Link:
         else:
             self.raw().execute("COMMIT")
 
-    @contextlib.contextmanager
-    def _rolled_back(self, connection: Connection) -> Iterator[None]:
-        """Whatever is raised inside takes the transaction with it."""
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(DBAPIError, sqlite3.Error):
-                connection.rollback()
-            raw = self.raw()
-            if raw.in_transaction:
-                raw.execute("ROLLBACK")
-            raise
+    def _roll_back(self, connection: Connection) -> None:
+        """Whatever was raised takes the transaction with it."""
+        with contextlib.suppress(DBAPIError, sqlite3.Error):
+            connection.rollback()
+        raw = self.raw()
+        if raw.in_transaction:
+            raw.execute("ROLLBACK")
 
     def _set_patience(self, seconds: float) -> None:
         """How long a lock of somebody else is waited for."""
@@ -167,13 +170,15 @@ class Link:
         return row[0], row[1], row[2]
 
     def raw(self) -> sqlite3.Connection:
-        driver = self._open().connection.driver_connection
-        assert isinstance(driver, sqlite3.Connection)
-        return driver
+        if self._driver is None:
+            driver = self._open().connection.driver_connection
+            assert isinstance(driver, sqlite3.Connection)
+            self._driver = driver
+        return self._driver
 
     def close(self) -> None:
         """Give the connection back to the system, whatever state it is in."""
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._driver = self._connection, None, None
         if connection is not None:
             with contextlib.suppress(DBAPIError, sqlite3.Error):
                 connection.invalidate()
@@ -182,7 +187,8 @@ class Link:
 
     def _open(self) -> Connection:
         if self._connection is None:
-            self._connection = self._engine.connect()
+            self._connection, self._driver = self._engine.connect(), None
+            self.opened += 1
             self._patience_s = self._timeout_s
             self.raw().set_progress_handler(self._guard, PROGRESS_STEPS)
         return self._connection
