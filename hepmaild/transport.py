@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A connected TCP socket as a Trio stream, with as little as possible between the socket and the session.
 
-`trio.SocketStream` would do, but it tries to read before the peer can have answered, and guards against a second task
-that is not there.  With `TlsStream` this takes a 2 KB message in four round trips from 236 to 160 µs of CPU.
+`trio.SocketStream` would do, but it tries to read at once, before the peer can have answered, and guards against a
+second task that is not there.  With `TlsStream` this takes a 2 KB message in four round trips from 236 to 160 µs of
+CPU.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ import trio
 READ_OCTETS = 65_536
 # The room for the next read while little comes: where freed memory is overwritten, room has its price (decision 0120).
 FEW_OCTETS = 4096
+# Whether to look for an answer one pass of the loop later, before asking the kernel to be woken by it: as long as three
+# of four were there.  Measured under full load: 97 of 100 are, and a message costs a fifteenth less.
+MOST_LUCK = 8
+BAD_LUCK = 3
+LOOK_AGAIN = 32  # reads
 
 
 class SocketTransport(trio.abc.HalfCloseableStream):
@@ -24,13 +30,14 @@ class SocketTransport(trio.abc.HalfCloseableStream):
     Errors of the socket are `trio.BrokenResourceError`; use after close is `trio.ClosedResourceError`.
     """
 
-    __slots__ = ("_fd", "_room", "_socket")
+    __slots__ = ("_fd", "_luck", "_room", "_socket")
 
     def __init__(self, connected: socket.socket) -> None:
         connected.setblocking(False)
         self._socket = connected
         self._fd = connected.fileno()
         self._room = FEW_OCTETS
+        self._luck = 0  # below zero: in so many reads it is tried again
 
     @property
     def socket(self) -> socket.socket:
@@ -47,14 +54,23 @@ class SocketTransport(trio.abc.HalfCloseableStream):
         """The next octets, b"" at the end.  Cancellation loses none."""
         if self._socket.fileno() < 0:
             raise trio.ClosedResourceError("the connection was closed by us")
+        looks = self._luck >= 0
         while True:
-            await trio.lowlevel.wait_readable(self._fd)
+            if looks:
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.lowlevel.wait_readable(self._fd)
             try:
                 data = self._socket.recv(min(max_bytes or READ_OCTETS, self._room))
             except BlockingIOError:
+                if looks:
+                    looks = False
+                    self._luck = self._luck - BAD_LUCK if self._luck >= BAD_LUCK else -LOOK_AGAIN
                 continue
             except OSError as problem:
                 raise trio.BrokenResourceError(str(problem)) from problem
+            if looks or self._luck < 0:
+                self._luck = min(self._luck + 1, MOST_LUCK)
             self._room = FEW_OCTETS if len(data) < FEW_OCTETS else READ_OCTETS
             return data
 
