@@ -304,12 +304,12 @@ def _short(answer: Receipt | Refusal | None) -> str:
 
 
 class _Entropy:
-    """`secrets` for `prepare`: from the seed."""
+    """`random_octets` for `prepare`: from the seed."""
 
     def __init__(self, seed: int) -> None:
         self._dice = dice(seed, "entropy")
 
-    def token_bytes(self, octets: int) -> bytes:
+    def random_octets(self, octets: int) -> bytes:
         return self._dice.randbytes(octets)
 
 
@@ -319,7 +319,7 @@ def _determined(seed: int, day_s: float, trace: Trace) -> Iterator[None]:
     the day of the caps is shorter, so that it can pass."""
     before = structlog.get_config()
     names: Any = prepare
-    entropy, names.secrets = names.secrets, _Entropy(seed)
+    entropy, names.random_octets = names.random_octets, _Entropy(seed).random_octets
     modules: tuple[Any, ...] = (caps, cap_line)
     day_us = caps.DAY_US
     for module in modules if day_s else ():
@@ -337,7 +337,7 @@ def _determined(seed: int, day_s: float, trace: Trace) -> Iterator[None]:
         yield
     finally:
         structlog.configure(**before)
-        names.secrets = entropy
+        names.random_octets = entropy
         for module in modules:
             module.DAY_US = day_us
         trio_run._ALLOW_DETERMINISTIC_SCHEDULING = ordered  # type: ignore[misc]
