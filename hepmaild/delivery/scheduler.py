@@ -149,11 +149,21 @@ class Scheduler:
             return 0.0 if jobs else SKIPPED_S
 
     async def _hand_out(self, jobs: Sequence[Job]) -> None:
-        """Jobs a little apart, unless somebody wants to look again."""
-        for n, job in enumerate(jobs, 1):
+        """Retries a little apart, unless somebody wants to look again; what was never tried at once.
+
+        Under load fresh mail is left to the store when there is no room for it, and the claims that fetch it are what
+        keeps the workers busy.
+        """
+        fresh: list[Job] = []
+        retries: list[Job] = []
+        for job in jobs:
+            (retries if any(r.attempts for r in job.recipients) else fresh).append(job)
+        if fresh:
+            self._take(fresh)
+        for n, job in enumerate(retries, 1):
             self._take([job])
-            if n < len(jobs):
-                with trio.move_on_after(min(APART_S, ALL_APART_S / len(jobs))):
+            if n < len(retries):
+                with trio.move_on_after(min(APART_S, ALL_APART_S / len(retries))):
                     await self._event.wait()
 
     def _survey(self, now: float) -> Room:

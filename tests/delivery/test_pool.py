@@ -122,7 +122,7 @@ async def test_waiting_mail_is_claimed_when_it_is_due(autojump_clock: MockClock)
         assert 50 <= trio.current_time() < 50.1
 
 
-async def test_claimed_mail_begins_a_little_apart_unless_more_is_wanted(autojump_clock: MockClock) -> None:
+async def test_retries_begin_a_little_apart_unless_more_is_wanted(autojump_clock: MockClock) -> None:
     def setup(queue: MemoryQueue) -> None:
         for n in range(4):
             queue.add(f"m{n}", attempts=1)
@@ -137,6 +137,19 @@ async def test_claimed_mail_begins_a_little_apart_unless_more_is_wanted(autojump
             assert w.queue.claims == 1 + (wanted_at_us is not None)
             begun = sorted(a.started_at_us - first_us for a in w.reported)
             assert [round(us, -3) for us in begun] == begun_us
+
+
+async def test_claimed_mail_that_was_never_tried_begins_at_once(autojump_clock: MockClock) -> None:
+    def setup(queue: MemoryQueue) -> None:
+        for n in range(6):
+            queue.add(f"m{n}", attempts=n % 2)
+
+    async with world(setup=setup) as w:
+        first_us = now_us()
+        await w.queue.until(lambda: len(w.reported) == 6)
+        begun = {a.job.message_id: round(a.started_at_us - first_us, -3) for a in w.reported}
+        assert [begun[f"m{n}"] for n in (0, 2, 4)] == [0, 0, 0]
+        assert sorted(begun[f"m{n}"] for n in (1, 3, 5)) == [0, 10_000, 20_000]
 
 
 async def test_an_idle_pool_does_nothing(autojump_clock: MockClock) -> None:
