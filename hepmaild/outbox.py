@@ -225,8 +225,8 @@ class Outbox:
         # No two claims have the same instant: by it the leases of one are known.
         now_us = self._claimed_at_us = max(self._now_us(), self._claimed_at_us + 1)
         self._uncertain_claims.append(now_us)  # until there is an answer
-        # Leases need not outlive a power cut: the process that has them does not either.
         arguments = (self._body_keep_us, tuple(exclude), tuple(full), self._cursors)
+        # Leases need not outlive a power cut: the process that has them does not either.
         claimed = await self._store.write_soon(queue_claim.claim, self.owner, now_us, limit, *arguments)
         self._uncertain_claims.remove(now_us)
         self._cursors, self._paused = claimed.cursors, claimed.paused

@@ -24,8 +24,8 @@ LOOK_AGAIN_S = 60.0
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 10.0
 TOGETHER_S = 0.2  # what falls due within this is claimed together: each claim is a unit, whatever it brings
-APART_S = 0.01  # ... and then handed out one by one, since a burst of retries is what other mail would wait for
-ALL_APART_S = 0.05  # ... all of it by then
+APART_S = 0.01  # between retries that were claimed together: other mail would wait for a burst of them
+ALL_APART_S = 0.05  # ... all of them by then
 SKIPPED_S = 0.5  # something is due but could not be claimed: others hold it
 UNIT_TIMEOUT_S = 60  # the store has its own, shorter one
 

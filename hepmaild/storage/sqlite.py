@@ -197,15 +197,17 @@ class SqliteBackend:
 
     async def unit(self, fn: Callable[..., T], *args: Any) -> T:
         """Run `fn(conn, *args)` in the writer's thread as one transaction, synced to disk when it returns."""
-        result, rows = await self._run_in_thread(self._unit, fn, args, Sync.NOW)
-        self._note_rows(rows)
-        return result
+        return await self._alone(fn, args, Sync.NOW)
 
     async def soon_unit(self, fn: Callable[..., T], *args: Any) -> T:
         """As `unit`, synced within a moment."""
-        result, rows = await self._run_in_thread(self._unit, fn, args, Sync.SOON)
-        self._note_rows(rows)
+        result = await self._alone(fn, args, Sync.SOON)
         self._sync_soon()
+        return result
+
+    async def _alone(self, fn: Callable[..., T], args: tuple[Any, ...], sync: Sync) -> T:
+        result, rows = await self._run_in_thread(self._unit, fn, args, sync)
+        self._note_rows(rows)
         return result
 
     async def group_unit(self, fn: Callable[..., T], *args: Any) -> T:

@@ -187,7 +187,7 @@ class Link:
 
     def _open(self) -> Connection:
         if self._connection is None:
-            self._connection, self._driver = self._engine.connect(), None
+            self._connection = self._engine.connect()
             self.opened += 1
             self._patience_s = self._timeout_s
             self.raw().set_progress_handler(self._guard, PROGRESS_STEPS)

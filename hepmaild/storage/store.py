@@ -131,22 +131,19 @@ class Store:
         Cancelled before it has begun, nothing happens; from then on it is shielded, for `unit_timeout_s` at most.
         Raises `StoreUnavailable`: the store failed, or the time is over and the unit may or may not be committed.
         """
-        if self._backend.joins_writes:
-            result: T = await self._writer.call(_bound(fn, kwargs), *args)
-            return result
-        return await self._write_beside(self._backend.unit, _bound(fn, kwargs), args)
+        return await self._write(self._backend.unit, _bound(fn, kwargs), args)
 
     async def write_soon(self, fn: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As `write`, for what a power cut may take when it returns, though not the end of this process.
 
         Whatever is durable later is so with this before it.
         """
-        if self._backend.joins_writes:
-            result: T = await self._writer.call_soon(_bound(fn, kwargs), *args)
-            return result
-        return await self._write_beside(self._backend.soon_unit, _bound(fn, kwargs), args)
+        return await self._write(self._backend.soon_unit, _bound(fn, kwargs), args)
 
-    async def _write_beside(self, unit: Callable[..., Awaitable[T]], fn: Callable[..., T], args: tuple[Any, ...]) -> T:
+    async def _write(self, unit: Callable[..., Awaitable[T]], fn: Callable[..., T], args: tuple[Any, ...]) -> T:
+        if self._backend.joins_writes:
+            result: T = await self._writer.call(unit, fn, *args)
+            return result
         await trio.lowlevel.checkpoint_if_cancelled()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self._timeout_s):
             written = await unit(fn, *args)
@@ -270,13 +267,7 @@ async def _open_sqlite(
         if exclusive:
             share_interpreter()
         backend = SqliteBackend(path, timeout_s=settings.unit_timeout_s, own_checkpoints=exclusive, judge=judge)
-        writer = GroupWriter(
-            backend.unit,
-            run_unit,
-            timeout_s=settings.unit_timeout_s,
-            run_group=backend.group_unit,
-            run_soon=backend.soon_unit,
-        )
+        writer = GroupWriter(backend.group_unit, run_unit, timeout_s=settings.unit_timeout_s)
 
         def tell(topic: str) -> None:
             if not exclusive:

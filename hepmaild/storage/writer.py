@@ -95,25 +95,20 @@ class _Waiter:
 class GroupWriter:
     """The queue in front of the store's units.
 
-    run_alone: runs one transaction.  run_group: likewise for a unit of members, called with (fn, run_unit, members);
-    `run_alone` if it is not given.  run_soon: as `run_alone`, for what a power cut may take.  run_unit: decides all
-    members of a unit, one result each, and never lets one member's refusal fail the others.  timeout_s: after that
-    many seconds a caller gets `StoreUnavailable`.
+    run_group: runs a unit of members as one transaction, called with (fn, run_unit, members).  run_unit: decides all
+    members of a unit, one result each, and never lets one member's refusal fail the others.  timeout_s: after that many
+    seconds a caller gets `StoreUnavailable`.
     """
 
     def __init__(
         self,
-        run_alone: RunAlone,
+        run_group: RunAlone,
         run_unit: RunUnit,
         *,
         timeout_s: float,
         max_waiting: int = MAX_WAITING,
-        run_group: RunAlone | None = None,
-        run_soon: RunAlone | None = None,
     ):
-        self._run_alone = run_alone
-        self._run_soon = run_soon or run_alone
-        self._run_group = run_group or run_alone
+        self._run_group = run_group
         self._run_unit = run_unit
         self._timeout_s = timeout_s
         self._max_waiting = max_waiting
@@ -147,13 +142,9 @@ class GroupWriter:
         """
         return await self._wait_in(self._lingering if lingers else self._members, member)
 
-    async def call(self, fn: Callable[..., Any], *args: Any) -> Any:
-        """Run `fn(conn, *args)` as a unit of its own, in turn with the members.  Otherwise as `submit`."""
-        return await self._wait_in(self._calls, (self._run_alone, fn, args))
-
-    async def call_soon(self, fn: Callable[..., Any], *args: Any) -> Any:
-        """As `call`, but a power cut in the next moment may take it."""
-        return await self._wait_in(self._calls, (self._run_soon, fn, args))
+    async def call(self, run: RunAlone, fn: Callable[..., Any], *args: Any) -> Any:
+        """Have `run` run `fn(conn, *args)` as a unit of its own, in turn with the members.  Otherwise as `submit`."""
+        return await self._wait_in(self._calls, (run, fn, args))
 
     async def _wait_in(self, line: deque[_Waiter], payload: Any) -> Any:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -248,7 +239,7 @@ class GroupWriter:
         """Let those join who are about to: what arrived with the last members is still on its way through the loop.
 
         A unit costs nearly the same for one and for twenty.  Measured: a fifth less CPU a message under full load, a
-        seventh at half of it, and the answers no later (docs/decisions/0078).
+        sixth at half of it, and the answers no later (docs/decisions/0078).
         """
         quiet = passes = 0
         while quiet < QUIET_PASSES and passes < MAX_PASSES and len(self._members) < MAX_UNIT:

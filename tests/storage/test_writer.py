@@ -65,12 +65,18 @@ class Caller:
     """Submits one member and remembers how it ended."""
 
     def __init__(
-        self, writer: GroupWriter, nursery: trio.Nursery, member: str, *, call: bool = False, lingers: bool = False
+        self,
+        writer: GroupWriter,
+        nursery: trio.Nursery,
+        member: str,
+        *,
+        call: Gate | None = None,
+        lingers: bool = False,
     ) -> None:
         self.scope = trio.CancelScope()
         self.end: object = None
-        if call:
-            nursery.start_soon(self._run, writer.call, lambda _conn, m: f"called {m}", member)
+        if call is not None:
+            nursery.start_soon(self._run, writer.call, call, lambda _conn, m: f"called {m}", member)
         else:
             nursery.start_soon(self._run, partial(writer.submit, lingers=lingers), member)
 
@@ -254,7 +260,7 @@ async def test_calls_and_members_take_turns(autojump_clock: trio.testing.MockClo
     async with serving(gate) as (writer, nursery):
         Caller(writer, nursery, "first")
         await settle()
-        callers = [Caller(writer, nursery, "x", call=True), Caller(writer, nursery, "y", call=True)]
+        callers = [Caller(writer, nursery, "x", call=gate), Caller(writer, nursery, "y", call=gate)]
         callers.append(Caller(writer, nursery, "m"))
         await settle()
         for _ in range(4):
