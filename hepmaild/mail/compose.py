@@ -24,8 +24,9 @@ BOUNDARY_ENTROPY_OCTETS = 16
 
 _BASE64_BLOCK = 57 * 1024  # 57 octets make a line of 76 characters (RFC 2045 §6.8)
 _BASE64_LINE = 76
-# Possessive: without it the engine remembers every line to come back to.  Some room below the 998 of RFC 5322.
-_SEVEN_BIT = re.compile(rb"(?:[\t -~]{0,990}\r\n)*+")
+# Some of them at a time, since the engine remembers every line to come back to; some room below the 998 of RFC 5322.
+# (Possessively it would not, but Python 3.11.2 has a mistake there: see `template`.)
+_SEVEN_BIT_LINES = re.compile(rb"(?>(?:[\t -~]{0,990}\r\n){1,100})")
 _LINE_END = re.compile(r"\r\n?|\n")
 _HIGH_OCTETS = bytes(range(0x80, 0x100))
 _CONTENT_TYPE = re.compile(r"([A-Za-z0-9!#$&^_.+-]+)/[A-Za-z0-9!#$&^_.+-]+(?:[ \t]*;[ \t]*[\x20-\x7e]+)?")
@@ -135,12 +136,19 @@ def encode_body(text: str) -> tuple[str, bytes]:
     octets = _LINE_END.sub("\r\n", text).encode("utf-8")
     if not octets.endswith(b"\r\n"):
         octets += b"\r\n"
-    if _SEVEN_BIT.fullmatch(octets):
+    if _is_seven_bit(octets):
         return "7bit", octets
     high = len(octets) - len(octets.translate(None, _HIGH_OCTETS))
     if high * 6 > len(octets):
         return "base64", encode_base64(octets)
     return "quoted-printable", binascii.b2a_qp(octets)
+
+
+def _is_seven_bit(octets: bytes) -> bool:
+    at = 0
+    while at < len(octets) and (lines := _SEVEN_BIT_LINES.match(octets, at)) is not None:
+        at = lines.end()
+    return at == len(octets)
 
 
 def encode_base64(octets: bytes) -> bytes:

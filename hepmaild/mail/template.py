@@ -39,18 +39,21 @@ _RAW = ("script", "style", "title", "textarea")
 _ODD = ("noscript", "plaintext", "svg", "math", "select", "frameset", "xmp", "iframe", "noembed", "noframes")
 _NAME = r"[^ \t\n\f\r\"'<>/={}]++"
 _VALUE = r"(?:\"[^\"]*+\"|'[^']*+'|[^ \t\n\f\r\"'<>={}`][^ \t\n\f\r>{}]*+)"
-_ATTRIBUTES = rf"(?:{_SPACE}++(?:{_NAME}(?:{_SPACE}*+={_SPACE}*+{_VALUE})?+)?+|/)*+"
+_ATTRIBUTE = rf"(?:{_SPACE}++(?:{_NAME}(?>(?:{_SPACE}*+={_SPACE}*+{_VALUE})?))?|/)"
+_ATTRIBUTES = rf"(?>{_ATTRIBUTE}{{0,100}})"
 _TOKENS = (
     r"[^<]++",
     r"<(?![A-Za-z/!?{]|\Z)",  # a lone one; a value behind it could hold the letter that makes it a tag
-    r"<!--(?!-?>)(?:(?!--!?>|[!-]\{).)*+--!?>",  # an empty value must not join two halves of its end
+    r"<!--(?!-?>)(?>.*?(?=--!?>|[!-]\{))--!?>",  # an empty value must not join two halves of its end
     r"<[!?](?!--)[^>{]*+>",
     *(rf"<{name}(?=[ \t\n\f\r/>]){_ATTRIBUTES}>[^<]*+</{name}{_SPACE}*+>" for name in _RAW),
     rf"</?(?!(?:{'|'.join((*_RAW, *_ODD))})(?![A-Za-z0-9]))[A-Za-z][A-Za-z0-9:-]*+{_ATTRIBUTES}>",
 )
 # HTML that is read the same whatever escaped values stand at its placeholders: they are in text, in comments and in
-# quotes only.  Where it stops to match, nothing is known about what follows.
-_PLAIN_MARKUP = re.compile(rf"(?:{'|'.join(_TOKENS)})*+", re.DOTALL | re.IGNORECASE | re.ASCII)
+# quotes only.  Where it stops to match, nothing is known about what follows.  Groups are not repeated possessively
+# (where such a repetition fails in its middle, Python 3.11.2 goes on from there), but only so often that what the
+# engine keeps of them stays small.
+_PLAIN_MARKUP = re.compile(rf"(?>(?:{'|'.join(_TOKENS)}){{1,100}})", re.DOTALL | re.IGNORECASE | re.ASCII)
 _TOO_LARGE = 10**400  # a float ends at 10**309; the interpreter writes no more than 4300 digits
 LONGEST_REFERENCE = 6  # of what a character may become: `&#127;`
 _REFERENCES = {code: f"&#{code};" for code in range(128)}
@@ -206,8 +209,7 @@ def fill_html(html: str, values: Mapping[str, str], max_length: int) -> str:
     """The HTML part, filled, every value escaped for where it stands.  Raises RefusedError (BODY_TOO_LARGE)."""
     if "{{" not in html:
         return _joined([html], max_length, "html")
-    plain = _PLAIN_MARKUP.match(html)
-    plain_to = plain.end() if plain is not None else 0
+    plain_to = _plain_to(html)
     escaped: dict[tuple[str, bool], str] = {}  # each value is escaped once, however often it is asked for
 
     def escaped_of(name: str, at: int) -> str:
@@ -220,6 +222,14 @@ def fill_html(html: str, values: Mapping[str, str], max_length: int) -> str:
         return escaped[how]
 
     return _joined(_pieces(html, escaped_of), max_length, "html")
+
+
+def _plain_to(html: str) -> int:
+    """How far its markup is plain; behind the last placeholder nobody looks."""
+    at, last = 0, html.rfind("{{")
+    while at <= last and (plain := _PLAIN_MARKUP.match(html, at)) is not None:
+        at = plain.end()
+    return at
 
 
 def _escape(value: str) -> str:
