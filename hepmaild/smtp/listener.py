@@ -210,7 +210,7 @@ class SmtpDoor:
 
     def _admit(self, port: _Port, connected: socket.socket, ip: str, sessions: trio.Nursery) -> None:
         """Begin a session, or refuse the connection."""
-        stream = SocketTransport(connected)
+        stream = SocketTransport(connected, gathers=True)
         if self._lifecycle.is_draining:
             line = replies.SHUTTING_DOWN
         elif not self._connections.enter(ip):
