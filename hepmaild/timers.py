@@ -9,25 +9,56 @@ sleeps until the earliest deadline it knows of and looks again then.
 from __future__ import annotations
 
 import math
+from typing import Protocol, Self
 
 import trio
 
 
-class Timer:
-    """The deadline of one cancel scope, on Trio's clock; math.inf: none."""
+class Bounds(Protocol):
+    """What may be moved of a cancel scope: by itself, or by the timer that has its deadline."""
 
-    __slots__ = ("_timers", "deadline", "scope")
+    deadline: float
+    shield: bool
+
+
+class Timer:
+    """The deadline of one cancel scope, on Trio's clock; math.inf: none.  These are its `Bounds`.
+
+    As a context manager it is closed at the end.
+    """
+
+    __slots__ = ("_deadline", "_timers", "scope")
 
     def __init__(self, timers: Timers, scope: trio.CancelScope) -> None:
         self._timers = timers
         self.scope = scope
-        self.deadline = math.inf
+        self._deadline = math.inf
 
-    def move(self, deadline: float) -> None:
-        """From now on the scope is cancelled at `deadline`, and not before."""
-        self.deadline = deadline
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timers.close(self)
+
+    @property
+    def deadline(self) -> float:
+        """When the scope is cancelled, and not before."""
+        return self._deadline
+
+    @deadline.setter
+    def deadline(self, deadline: float) -> None:
+        self._deadline = deadline
         if deadline < self._timers.looks_at:
             self._timers.wake()
+
+    @property
+    def shield(self) -> bool:
+        """The scope's."""
+        return self.scope.shield
+
+    @shield.setter
+    def shield(self, shield: bool) -> None:
+        self.scope.shield = shield
 
 
 class Timers:
@@ -54,6 +85,7 @@ class Timers:
 
     async def run(self) -> None:
         """Until cancelled; then nothing has a deadline any more."""
+        # Who is shielded has his deadline from here: whoever runs this sees to it that it lasts as long as they do.
         while True:
             self._wanted = trio.Event()
             self.looks_at = min((timer.deadline for timer in self._timers), default=math.inf)

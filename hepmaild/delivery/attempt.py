@@ -35,6 +35,7 @@ from hepmaild.mail.content import Content
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.schedule import retry_at_us, retry_delay_s
 from hepmaild.own_routes import is_own
+from hepmaild.timers import Timers
 
 log = structlog.get_logger()
 
@@ -60,7 +61,7 @@ class Runner:
     """Runs attempts.  Knows the store, the clock and the dice.
 
     join: asked when a job turns out to go to another place than the one whose turn it took; see `Joined`.
-    own: who knows the SMTP servers of accounts.
+    timers: somebody runs them, as long as an attempt is under way.  own: who knows the SMTP servers of accounts.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Runner:
         now_us: Callable[[], int],
         random: Callable[[], float],
         join: Callable[[Flight, str], Joined],
+        timers: Timers,
         on_reported: Callable[[Attempt], None] | None = None,
         own: OwnWays | None = None,
     ) -> None:
@@ -81,7 +83,7 @@ class Runner:
         self.flights: dict[Flight, None] = {}  # the longest under way first
         self.report_until = float("inf")  # a drain sets it
         self._queue = queue
-        self._courier = Courier(queue, hostname, connect=connect, now_us=now_us, own=own)
+        self._courier = Courier(queue, hostname, connect=connect, now_us=now_us, timers=timers, own=own)
         self._sandbox = sandbox
         self._now_us = now_us
         self._random = random
@@ -224,7 +226,7 @@ class Runner:
         with trio.CancelScope() as scope:
             if part.doubts is not None:
                 await self._courier.mark(flight, scope)
-                flight.scope = scope
+                flight.bounds = scope
                 scope.deadline = trio.current_time() + self._courier.dot_timeout_s
                 await trio.sleep(part.wait_s)
             try:
@@ -376,7 +378,7 @@ class Runner:
         """
         delay_s = FIRST_RETRY_S
         with trio.CancelScope(shield=True, deadline=min(flight.lease_ends, self.report_until)) as scope:
-            flight.scope = scope
+            flight.bounds = scope
             while True:
                 try:
                     await unit()

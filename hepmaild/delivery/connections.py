@@ -22,6 +22,7 @@ from hepmaild.delivery.hops import TlsLevel
 from hepmaild.delivery.route import TIMEOUTS_S, Host, Route
 from hepmaild.delivery.tls_policy import check_dane
 from hepmaild.events import Transcript, Who
+from hepmaild.timers import Bounds
 from hepmaild.transport import SocketTransport, take_over
 
 if TYPE_CHECKING:
@@ -126,20 +127,20 @@ _DER = 2  # OpenSSL's SSL_FILETYPE_ASN1
 class Patience:
     """The deadlines of one attempt, on one cancel scope.
 
-    latest: no step may last beyond it (Trio's clock).  most_s: nor longer than this, while there is another host to
-    try.
+    bounds: the scope's.  latest: no step may last beyond it (Trio's clock).  most_s: nor longer than this, while there
+    is another host to try.
     """
 
-    __slots__ = ("latest", "most_s", "scope")
+    __slots__ = ("bounds", "latest", "most_s")
 
-    def __init__(self, scope: trio.CancelScope, latest: float, most_s: float = math.inf) -> None:
-        self.scope = scope
+    def __init__(self, bounds: Bounds, latest: float, most_s: float = math.inf) -> None:
+        self.bounds = bounds
         self.latest = latest
         self.most_s = most_s
 
     def allow(self, seconds: float) -> None:
         """The step that begins now may take so long."""
-        self.scope.deadline = min(trio.current_time() + min(seconds, self.most_s), self.latest)
+        self.bounds.deadline = min(trio.current_time() + min(seconds, self.most_s), self.latest)
 
 
 class Connection:
@@ -208,7 +209,7 @@ class Connection:
         except OSError as error:
             return Failed(Stage.CONNECT, None, f"{host.address}: {_reason(error)}")
         if isinstance(stream, trio.SocketStream):
-            stream = self._transport = take_over(stream)
+            stream = self._transport = take_over(stream, gathers=True)
         self._stream = stream
         self.label = _label(host, address, self._transport)
         transcript.add(now_us(), Who.NOTE, f"connected to {self.label}")
@@ -333,18 +334,16 @@ class Connection:
         action = await self.pump(None, patience, now_us)
         return action if isinstance(action, Failed) else self.machine.eof()
 
-    async def send_dot(
-        self, data: bytes, timeout_s: float, scope: trio.CancelScope, now_us: Callable[[], int]
-    ) -> Do | Failed:
+    async def send_dot(self, data: bytes, timeout_s: float, bounds: Bounds, now_us: Callable[[], int]) -> Do | Failed:
         """Send the end of the content and wait for the answer, both together at most `timeout_s`."""
         assert self._stream is not None
-        scope.deadline = trio.current_time() + timeout_s
+        until = bounds.deadline = trio.current_time() + timeout_s
         self.machine.dot_sent(now_us())
         try:
             await self._send(self._stream, data)
         except trio.BrokenResourceError:
             return self.machine.eof()
-        return await self.pump(None, Patience(scope, scope.deadline), now_us)
+        return await self.pump(None, Patience(bounds, until), now_us)
 
     def is_alive(self) -> bool:
         """Whether a kept connection looks usable: a peer that says something now is ending it, or out of step."""

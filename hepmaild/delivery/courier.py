@@ -28,6 +28,7 @@ from hepmaild.events import Who
 from hepmaild.mail.content import Content
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.wire import DotStuffer
+from hepmaild.timers import Bounds, Timers
 
 ONE_SEND_OCTETS = 64 << 10
 MARK_TIMEOUT_S = 60  # the store has its own, shorter one; this only keeps the shield from being endless
@@ -39,13 +40,22 @@ MAX_HOSTS = 5
 class Courier:
     """margin_s: how long before the lease's end an attempt stops.  dot_timeout_s: for the answer to the final dot.
 
-    own: who knows how to log in at the servers of accounts.
+    timers: somebody runs them, as long as an attempt is under way.  own: who knows how to log in at the servers of
+    accounts.
     """
 
     def __init__(
-        self, queue: Queue, hostname: str, *, connect: Connect, now_us: Callable[[], int], own: OwnWays | None = None
+        self,
+        queue: Queue,
+        hostname: str,
+        *,
+        connect: Connect,
+        now_us: Callable[[], int],
+        timers: Timers,
+        own: OwnWays | None = None,
     ) -> None:
         self._own = own
+        self._timers = timers
         self.margin_s = 0.0
         self.dot_timeout_s = 0.0
         self.attempt_timeout_s = 0.0
@@ -148,9 +158,9 @@ class Courier:
         """One transaction on `flight.connection`, which is opened first if it is new.  None: properly answered."""
         connection = flight.connection
         assert connection is not None
-        with trio.CancelScope() as scope:
-            flight.scope = scope
-            patience = Patience(scope, flight.lease_ends - self.margin_s, most_s)
+        with trio.CancelScope() as scope, self._timers.open(scope) as timer:
+            flight.bounds = timer
+            patience = Patience(timer, flight.lease_ends - self.margin_s, most_s)
             if connection.stage is Stage.CONNECT:
                 context, host = None, connection.host
                 if host.tls is not TlsMode.NONE:
@@ -182,7 +192,7 @@ class Courier:
         if end is Do.WANT_CONTENT:
             end = await self._send_message(flight, connection, content, patience)
         elif end is Do.SEND_LONE_DOT:
-            end = await connection.send_dot(b".\r\n", LONE_DOT_S, patience.scope, self._now_us)
+            end = await connection.send_dot(b".\r\n", LONE_DOT_S, patience.bounds, self._now_us)
         return end if isinstance(end, Failed) else None
 
     async def _send_message(
@@ -207,14 +217,14 @@ class Courier:
             return early
         # From here to the reply nothing but our own deadlines may interfere: a mark without its dot, or a dot without
         # its reply, would be doubt that a drain made.
-        await self.mark(flight, patience.scope)
+        await self.mark(flight, patience.bounds)
         machine.content_note(f"(content, {content.size} octets)", self._now_us())
-        return await connection.send_dot(last, self.dot_timeout_s, patience.scope, self._now_us)
+        return await connection.send_dot(last, self.dot_timeout_s, patience.bounds, self._now_us)
 
-    async def mark(self, flight: Flight, scope: trio.CancelScope) -> None:
-        """Commit the in-doubt mark; from here on `scope` is shielded.  Raises `LeaseLost`, `StoreUnavailable`."""
-        scope.shield = True
-        scope.deadline = trio.current_time() + MARK_TIMEOUT_S
+    async def mark(self, flight: Flight, bounds: Bounds) -> None:
+        """Commit the in-doubt mark; from here on the scope is shielded.  Raises `LeaseLost`, `StoreUnavailable`."""
+        bounds.shield = True
+        bounds.deadline = trio.current_time() + MARK_TIMEOUT_S
         if not await self._queue.mark_in_doubt(flight.job):
             raise LeaseLost
         flight.lease_ends = trio.current_time() + self.attempt_timeout_s

@@ -13,10 +13,9 @@ from hepmaild.delivery.lane import Lane, Place, Standing
 from hepmaild.delivery.outcome import Verdict
 from hepmaild.delivery.route import Route
 from hepmaild.events import Transcript
+from hepmaild.timers import Bounds
 
 if TYPE_CHECKING:
-    import trio
-
     from hepmaild.delivery.track import Track
 
 
@@ -51,7 +50,7 @@ class ContentGone(Exception):
 class Flight:
     """leased, began: when the lease and the attempt began (Trio's clock); lease_ends: nothing may be done after it.
 
-    scope: the one that bounds what is waited for now, so that a drain can cut it short.  chosen: which recipients take
+    bounds: of what is waited for now, so that a drain can cut it short.  chosen: which recipients take
     part, None: all.  is_refused: the store took no report, since the lease was lost.  is_given_back: no attempt was
     made, since somebody paused what it was for.
     """
@@ -67,7 +66,7 @@ class Flight:
     started_at_us: int
     lease_ends: float
     transcript: Transcript = field(default_factory=Transcript)
-    scope: trio.CancelScope | None = None
+    bounds: Bounds | None = None
     connection: Connection | None = None
     chosen: tuple[int, ...] | None = None
     verdicts: tuple[Verdict, ...] | None = None

@@ -33,6 +33,7 @@ from hepmaild.delivery.track import STUCK_MX, Track
 from hepmaild.delivery.tracks import Tracks
 from hepmaild.errors import StoreUnavailable
 from hepmaild.lifecycle import Lifecycle
+from hepmaild.timers import Timers
 
 log = structlog.get_logger()
 
@@ -80,6 +81,8 @@ class DeliveryPool:
         self._drain_timeout_s = drain_timeout_s
         self._on_reported = on_reported
         self._now_us = now_us
+        self._timers = Timers()
+        self._timing = trio.CancelScope(shield=True)  # as long as there are workers
         self._runner = Runner(
             settings,
             queue,
@@ -89,6 +92,7 @@ class DeliveryPool:
             now_us=now_us,
             random=random,
             join=self._join,
+            timers=self._timers,
             on_reported=self._reported,
             own=own,
         )
@@ -194,15 +198,19 @@ class DeliveryPool:
                 nursery.start_soon(self._scheduler.run)
                 nursery.start_soon(self._close_idle)
                 nursery.start_soon(self._alarms.run)
-                async with trio.open_nursery() as workers:
-                    self._workers = workers
-                    self._running = True
-                    for _ in range(self._settings.workers):
-                        workers.start_soon(self._work)
-                    nursery.start_soon(self._watch)
-                    task_status.started()
-                    await self._lifecycle.draining.wait()
-                    await self._drain(nursery, workers)
+                nursery.start_soon(self._run_timers)
+                try:
+                    async with trio.open_nursery() as workers:
+                        self._workers = workers
+                        self._running = True
+                        for _ in range(self._settings.workers):
+                            workers.start_soon(self._work)
+                        nursery.start_soon(self._watch)
+                        task_status.started()
+                        await self._lifecycle.draining.wait()
+                        await self._drain(nursery, workers)
+                finally:
+                    self._timing.cancel()
                 nursery.cancel_scope.cancel()
         finally:
             self._running = False
@@ -213,6 +221,11 @@ class DeliveryPool:
                     for place in track.places.values():
                         track.lost += place.kept
                     await close_all(track.lost, self._now_us)
+
+    async def _run_timers(self) -> None:
+        """Also while all is cancelled: attempts past the dot are shielded, and have their deadlines from here."""
+        with self._timing:
+            await self._timers.run()
 
     # Ready work
 
@@ -461,8 +474,8 @@ class DeliveryPool:
         """What still waits past the dot then is in doubt: it gets a moment to say so."""
         await trio.sleep_until(when)
         for flight in self._runner.flights:
-            if flight.scope is not None:
-                flight.scope.deadline = min(flight.scope.deadline, when)
+            if flight.bounds is not None:
+                flight.bounds.deadline = min(flight.bounds.deadline, when)
 
     async def _release_ready(self) -> None:
         """Give back what nobody works on; together, since the store commits in groups."""

@@ -115,7 +115,7 @@ class SmtpSession:
         if self._reading and self._machine.is_idle:
             self._scope.cancel()
         elif self._reading:
-            self._timer.move(min(self._timer.deadline, trio.current_time() + DRAIN_PATIENCE_S))
+            self._timer.deadline = min(self._timer.deadline, trio.current_time() + DRAIN_PATIENCE_S)
 
     async def run(self) -> None:
         """Serve until the end.  Raises nothing; cancellation cuts the connection."""
@@ -175,7 +175,7 @@ class SmtpSession:
             deadline = self._phase_began + COMMAND_TIMEOUT_S
         else:
             deadline = min(now + BLOCK_TIMEOUT_S, self._phase_began + CONTENT_TIMEOUT_S)
-        self._timer.move(min(deadline, now + DRAIN_PATIENCE_S) if self._drain_wanted else deadline)
+        self._timer.deadline = min(deadline, now + DRAIN_PATIENCE_S) if self._drain_wanted else deadline
         self._reading = True
         data = await self._stream.receive_some()
         if self._scope.cancel_called:
@@ -206,12 +206,12 @@ class SmtpSession:
             actions = answer
 
     async def _send(self, octets: bytes) -> None:
-        self._timer.move(trio.current_time() + SEND_TIMEOUT_S)
+        self._timer.deadline = trio.current_time() + SEND_TIMEOUT_S
         await self._stream.send_all(octets)
 
     async def _ask(self, question: act.Action) -> list[act.Action]:
         """Get the answer to a question.  The intake bounds its own time; so does `_shake_hands`."""
-        self._timer.move(math.inf)
+        self._timer.deadline = math.inf
         machine = self._machine
         if isinstance(question, act.OpenTransaction):
             return machine.mail_result(await self._open_transaction(question.key), _now_us())
@@ -279,7 +279,7 @@ class SmtpSession:
     # ------------------------------------------------------------------ TLS, the end
 
     async def _shake_hands(self) -> TlsInfo:
-        self._timer.move(trio.current_time() + HANDSHAKE_TIMEOUT_S)
+        self._timer.deadline = trio.current_time() + HANDSHAKE_TIMEOUT_S
         stream = TlsStream(self._transport, self._setup.ssl_context())
         try:
             await stream.do_handshake()
