@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -62,10 +63,15 @@ class Inbox:
 
 
 class Hub:
-    """Hands what was heard to every listener of this process."""
+    """Hands what was heard to every listener of this process.
+
+    look: how much came from outside so far, what has just arrived among it; None: nothing is heard here.
+    """
 
     def __init__(self) -> None:
         self._inboxes: set[Inbox] = set()
+        self.look: Callable[[], int] | None = None
+        self._heard = 0
 
     def tell(self, topic: str) -> None:
         """To all that listen now."""
@@ -74,8 +80,22 @@ class Hub:
 
     def hear(self, text: str) -> None:
         """What came from outside: passed on if it is a topic."""
+        self._heard += 1
         if _TOPIC.fullmatch(text):
             self.tell(text)
+
+    def listen_at(self, descriptor: int) -> None:
+        """What comes from outside comes by this socket, from which somebody reads."""
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+
+        def look() -> int:
+            # What is there is only counted: its reader is on its way.
+            if poll.poll(0):
+                self._heard += 1
+            return self._heard
+
+        self.look = look
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[AsyncIterator[str]]:
@@ -116,10 +136,12 @@ async def serve_datagrams(
                 os.umask(previous)
         give_to_owner_of(folder, path)
         try:
+            hub.listen_at(listener.fileno())
             task_status.started()
             while True:
                 hub.hear((await listener.recv(512)).decode("ascii", "replace"))
         finally:
+            hub.look = None
             path.unlink(missing_ok=True)
 
 

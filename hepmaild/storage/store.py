@@ -115,6 +115,15 @@ class Store:
             raise
         raise StoreUnavailable(f"the store did not answer within {self._timeout_s:g} s")
 
+    def changes(self) -> int | None:
+        """A number that has moved when anything but a unit of group commit changed the database.
+
+        Units of this process count, and what others announced up to now.  None: there is no such number, but for the
+        daemon on SQLite.  Who changes the database without a word is not counted: do not rely on it for long.
+        """
+        look = self._hub.look
+        return None if look is None else look() + self._writer.calls
+
     async def glance(self, statement: Select[Any]) -> Any:
         """The first column of the first row of a small statement without parameters; None when there is no row.
 

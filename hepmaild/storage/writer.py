@@ -121,6 +121,7 @@ class GroupWriter:
         self._watched = trio.Event()
         self._sleeper: trio.lowlevel.Task | None = None
         self._closed = False
+        self.calls = 0  # that may have been committed, or are about to be
         self.units = 0  # committed, for metrics
         self.members = 0  # committed in them
         self.last_commit_at = -math.inf  # Trio's clock
@@ -269,7 +270,9 @@ class GroupWriter:
 
     async def _serve_call(self, waiter: _Waiter) -> None:
         run, fn, args = waiter.payload
+        self.calls += 1
         result = await self._attempt(run, fn, *args)
+        self.calls += 1
         waiter.answer(result)
 
     async def _serve_members(self, waiters: Sequence[_Waiter]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from hepmaild.storage import announce
 from tests.peers.daemon import Daemon, open_daemon, open_smtp, post, untrusting_context
 from tests.peers.sink import CaptureSink, capture_sink
 
@@ -155,6 +156,7 @@ def test_an_expired_key(daemon: Daemon, key: str) -> None:
     with contextlib.closing(sqlite3.connect(daemon.state_dir / "hepmaild.db", timeout=30)) as database, database:
         database.execute("UPDATE api_key SET expires_at_us = 1 WHERE id = ?", (minted["id"],))
         database.execute("UPDATE counter SET value = value + 1 WHERE name = 'generation'")
+    announce.send_datagram(daemon.state_dir, "keys")  # as a command would
     check(post(daemon, GOOD, minted["key"]), 403, "KEY_EXPIRED")
 
 
