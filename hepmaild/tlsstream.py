@@ -19,7 +19,7 @@ RECORD_OCTETS = 16_384  # as many as one read gives at most (RFC 8446 §5.1)
 class TlsStream(trio.abc.HalfCloseableStream):
     """TLS by `context` over `transport`.  Nothing that was read before it is ever looked at: the buffers are new."""
 
-    __slots__ = ("_at_end", "_incoming", "_outgoing", "_tls", "transport")
+    __slots__ = ("_at_end", "_incoming", "_may_hold_more", "_outgoing", "_tls", "transport")
 
     def __init__(self, transport: trio.abc.HalfCloseableStream, context: ssl.SSLContext) -> None:
         self.transport = transport
@@ -27,6 +27,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._at_end = False
+        self._may_hold_more = True  # also what came with the handshake
 
     def negotiated(self) -> tuple[str, str]:
         """Version and cipher; two empty strings before the handshake."""
@@ -56,14 +57,19 @@ class TlsStream(trio.abc.HalfCloseableStream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:  # noqa: ARG002
         """All octets that have arrived, b"" at the end.  Cancellation loses none.  Raises BrokenResourceError."""
         while True:
-            data = self._read()
-            if data or self._at_end:
-                return data
+            if self._may_hold_more:
+                data = self._read()
+                self._may_hold_more = False  # all that can be had of what has come
+                if data or self._at_end:
+                    return data
+            elif self._at_end:
+                return b""
             more = await self.transport.receive_some()
             if not more:
                 self._at_end = True
                 return b""
             self._incoming.write(more)
+            self._may_hold_more = True
 
     def _read(self) -> bytes:
         """Decrypt every complete record that is here."""

@@ -19,12 +19,12 @@ _MESSAGE_ID = re.compile(r"[0-9a-f]{16}")
 def message_id(entropy: bytes, now_us: int) -> str:
     """Our id of a message, from exactly `MESSAGE_ID_ENTROPY_OCTETS` random octets and the time.
 
-    The first five characters follow the clock (a step is a quarter of a second, they come round after three days), so
-    that what is accepted together stands together in every index; the other 44 bits are random.
+    The first seven characters follow the clock (a step is a millisecond, they come round after three days), so that
+    what is accepted together stands together in every index, however much that is; the other 36 bits are random.
     """
     if len(entropy) != MESSAGE_ID_ENTROPY_OCTETS:
         raise ValueError(f"a message id takes {MESSAGE_ID_ENTROPY_OCTETS} random octets")
-    return f"{(now_us >> 18) & 0xFFFFF:05x}{entropy.hex()[5:]}"
+    return f"{(now_us >> 10) & 0xFFFFFFF:07x}{entropy.hex()[7:]}"
 
 
 def is_message_id(text: str) -> bool:

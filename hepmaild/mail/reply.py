@@ -37,19 +37,24 @@ class Reply:
     def encode(self) -> bytes:
         """The octets on the wire, every line ended by CRLF, each with code and enhanced code."""
         prefix = f"{self.enhanced} " if self.enhanced else ""
-        lines = [_clean(line) for line in self.text.split("\n")] or [""]
+        if "\n" not in self.text:
+            return f"{self.code} {prefix}{_clean(self.text)}\r\n".encode()
+        lines = [_clean(line) for line in self.text.split("\n")]
         last = len(lines) - 1
         return "".join(
             f"{self.code}{' ' if i == last else '-'}{prefix}{line}\r\n" for i, line in enumerate(lines)
         ).encode("utf-8")
 
     def __str__(self) -> str:
-        words = (str(self.code), self.enhanced, " ".join(self.text.split("\n")))
-        return " ".join(word for word in words if word)
+        text = self.text.replace("\n", " ")
+        said = f"{self.enhanced} {text}" if self.enhanced and text else self.enhanced or text
+        return f"{self.code} {said}" if said else str(self.code)
 
 
 def _clean(line: str) -> str:
     """One line without control characters and cut to the reply line limit."""
+    if len(line) <= _LINE_OCTETS and line.isascii() and line.isprintable():
+        return line
     line = _UNPRINTABLE.sub("?", line)
     encoded = line.encode("utf-8")
     if len(encoded) > _LINE_OCTETS:
@@ -70,4 +75,4 @@ def from_lines(lines: list[str]) -> Reply:
     if match and match.group(1) == str(code)[0]:
         enhanced = f"{match.group(1)}.{int(match.group(2))}.{int(match.group(3))}"
         texts = [_ENHANCED.sub("", text, count=1) if text.startswith(enhanced) else text for text in texts]
-    return Reply(code, enhanced, "\n".join(_clean(text) for text in texts))
+    return Reply(code, enhanced, "\n".join([_clean(text) for text in texts]))

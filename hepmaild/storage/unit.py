@@ -134,52 +134,66 @@ class UnitRunner:
     def __call__(self, conn: Connection, members: Sequence[Member]) -> list[Any]:
         """Decide and write all members; their results in the same order."""
         now_us = self._now_us()
-        calls = [m.call if isinstance(m, CallAndAccept) else m for m in members if isinstance(m, Call | CallAndAccept)]
+        kinds = _Kinds(members)
+        calls, attempts = kinds.calls, kinds.attempts
         windows = rate.open_windows(conn, (c.key_id for c in calls), now_us) if calls else {}
-        purses = self._lock_accounts(conn, members)
+        purses = self._lock_accounts(conn, kinds)
         results: dict[int, Any] = {}
         ledger_rows: list[money.LedgerRow] = []
         for call in calls:
             results[id(call)] = _decide_call(conn, call, windows.get(call.key_id), purses.get(call.account_id), now_us)
         rate.save_windows(conn, windows.values())
-        marks_and_reports = [m for m in members if isinstance(m, Mark | Report)]
-        if marks_and_reports:
-            done = reports.run(conn, marks_and_reports, purses, ledger_rows)
-            results.update(zip(map(id, marks_and_reports), done, strict=True))
-        accepts = _to_accept(members, results)
+        if attempts:
+            done = reports.run(conn, attempts, purses, ledger_rows)
+            results.update(zip(map(id, attempts), done, strict=True))
+        accepts = kinds.to_accept(results)
         if accepts:
             taken = accept.run(conn, accepts, purses, ledger_rows, now_us)
             results.update(zip(map(id, accepts), taken, strict=True))
         money.save(conn, purses.values(), ledger_rows)
-        late = [m for m in members if isinstance(m, Answers)]
-        _write_answers(conn, [answer for m in late for answer in m.answers])
-        keys.note_use(conn, [(use.key_id, use.at_us, use.ip, use.door) for m in late for use in m.uses])
+        _write_answers(conn, [answer for m in kinds.late for answer in m.answers])
+        keys.note_use(conn, [(use.key_id, use.at_us, use.ip, use.door) for m in kinds.late for use in m.uses])
         return [
             (results[id(m.call)], results.get(id(m.accept))) if isinstance(m, CallAndAccept) else results.get(id(m))
             for m in members
         ]
 
     @staticmethod
-    def _lock_accounts(conn: Connection, members: Sequence[Member]) -> dict[str, money.Purse]:
-        ids = {
-            m.account_id
-            for m in members
-            if isinstance(m, Accept | CallAndAccept)
-            or (isinstance(m, Call) and (m.recipients or m.messages_per_day))
-            or (isinstance(m, Report) and m.may_refund)
-        }
+    def _lock_accounts(conn: Connection, kinds: _Kinds) -> dict[str, money.Purse]:
+        ids = {m.account_id for m, _ in kinds.accepts}
+        ids.update(call.account_id for call in kinds.calls if call.recipients or call.messages_per_day)
+        ids.update(m.account_id for m in kinds.attempts if isinstance(m, Report) and m.may_refund)
         return money.lock(conn, ids) if ids else {}
 
 
-def _to_accept(members: Sequence[Member], results: dict[int, Any]) -> list[Accept]:
-    """The messages to decide, in the order of arrival: those that came with a call only if it was let through."""
-    found = []
-    for m in members:
-        if isinstance(m, Accept):
-            found.append(m)
-        elif isinstance(m, CallAndAccept) and not isinstance(results[id(m.call)], Refusal):
-            found.append(m.accept)
-    return found
+class _Kinds:
+    """The members of a unit by what they are, each kind in the order of arrival.
+
+    calls: also those that came with a message.  accepts: messages, each with the call that it came with, if any.
+    attempts: marks and reports.  late: answers.
+    """
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.calls: list[Call] = []
+        self.accepts: list[tuple[Accept, Call | None]] = []
+        self.attempts: list[Mark | Report] = []
+        self.late: list[Answers] = []
+        for m in members:
+            if isinstance(m, Accept):
+                self.accepts.append((m, None))
+            elif isinstance(m, Call):
+                self.calls.append(m)
+            elif isinstance(m, CallAndAccept):
+                self.calls.append(m.call)
+                self.accepts.append((m.accept, m.call))
+            elif isinstance(m, Answers):
+                self.late.append(m)
+            else:
+                self.attempts.append(m)
+
+    def to_accept(self, results: dict[int, Any]) -> list[Accept]:
+        """The messages to decide: those that came with a call only if it was let through."""
+        return [m for m, call in self.accepts if call is None or not isinstance(results[id(call)], Refusal)]
 
 
 def _decide_call(

@@ -92,9 +92,9 @@ def test_keys_and_domains() -> None:
 
 def test_ids() -> None:
     """RFC 5322 §3.6.4."""
-    assert message_id(bytes(range(8)), 0) == "0000020304050607"
-    assert message_id(b"\xff" * 8, 0x12345 << 18) == "12345" + "f" * 11
-    assert message_id(bytes(8), (0xFFFFF << 18) + 262_143) == "fffff" + "0" * 11
+    assert message_id(bytes(range(8)), 0) == "0000000304050607"
+    assert message_id(b"\xff" * 8, 0x1234567 << 10) == "1234567" + "f" * 9
+    assert message_id(bytes(8), (0xFFFFFFF << 10) + 1023) == "fffffff" + "0" * 9
     assert message_id(bytes(8), 1 << 38) == "0" * 16  # it comes round
     assert is_message_id("0001020304050607")
     assert not is_message_id("0001020304050607\n")
