@@ -120,8 +120,7 @@ class SqliteBackend:
         self, path: Path, *, timeout_s: float, own_checkpoints: bool, judge: JudgeManner | None = None
     ) -> None:
         self._path = path
-        log_path = path.with_name(path.name + "-wal")
-        self._log, self._log_later = _LogFile(log_path), _LogFile(log_path)  # one for each thread
+        self._log = _LogFile(path.with_name(path.name + "-wal"))  # the writer's thread alone has it open
         self._judge = judge or (lambda _members: Manner())
         self._timeout_s = timeout_s
         self._own_checkpoints = own_checkpoints
@@ -173,7 +172,6 @@ class SqliteBackend:
             self._stop_glancing()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + self._timeout_s):
                 await self._run_in_thread(self._close)
-                await self._syncer.run(self._log_later.close)
             self._syncer.stop()
             self._worker.stop()
 
@@ -247,7 +245,7 @@ class SqliteBackend:
                 continue
             self._is_unsynced = False
             try:
-                await self._syncer.run(self._sync, self._log_later)
+                await self._syncer.run(self._sync_by_the_way)
             except StoreUnavailable as error:  # the next unit copies the log back first
                 log.warning("late_sync_failed", error=str(error))
 
@@ -278,6 +276,14 @@ class SqliteBackend:
         except OSError as error:
             self._sync_failed = True
             raise StoreUnavailable(f"{file.path} cannot be synced: {error.strerror}") from error
+
+    def _sync_by_the_way(self) -> None:
+        """In the other thread, a few times a second."""
+        file = _LogFile(self._log.path)
+        try:
+            self._sync(file)
+        finally:
+            file.close()
 
     def _copy_back(self) -> None:
         """After a failed sync the log may have holes that a later sync does not mend: get everything out of it."""
