@@ -29,6 +29,7 @@ from hepmaild.storage.schema import NEVER_US
 from hepmaild.storage.store import Store
 from hepmaild.storage.suppress import NEVER, Rule
 from hepmaild.storage.unit import Answer, Answers, Used
+from hepmaild.storage.writer import Haste
 
 log = structlog.get_logger()
 
@@ -295,9 +296,8 @@ class Outbox:
         told = _attempt_json(attempt)
         member = Report(attempt, job.destination, job.account_id, told, self._body_keep_us, self.rule)
         waiter = self._waiting_callers.get(job.message_id)
-        # While mail comes in, an outcome that nobody waits to hear of is written with somebody else's commit.
-        lingers = waiter is None and trio.current_time() - self._accepted_at < LIVELY_S
-        holds: bool = await self._store.submit(member, lingers=lingers)
+        haste = Haste.NOW if waiter is not None else self._haste_of(attempt)
+        holds: bool = await self._store.submit(member, haste=haste)
         if not holds:
             log.warning("report_refused", message_id=job.message_id, reason="the lease was lost")
             return False
@@ -306,6 +306,16 @@ class Outbox:
         if waiter is not None:
             waiter.hear(job.destination, attempt.outcomes)
         return True
+
+    def _haste_of(self, attempt: Attempt) -> Haste:
+        """Of a report that nobody waits to hear of.  While mail comes in, it is written with somebody else's commit.
+
+        What is to be tried again is written when nobody else waits: it takes several times as long, and next hops in
+        trouble are to cost the others nothing.
+        """
+        if trio.current_time() - self._accepted_at >= LIVELY_S:
+            return Haste.NOW
+        return Haste.SOON if any(o.result in _FINAL for o in attempt.outcomes) else Haste.IDLE
 
     async def release(self, job: Job) -> None:
         """See `Queue.release`.  A caller that waits is told "queued": nobody works on it now."""

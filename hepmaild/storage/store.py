@@ -31,7 +31,7 @@ from hepmaild.errors import StoreUnavailable
 from hepmaild.storage import announce, migrate
 from hepmaild.storage.sqlite import SqliteBackend, first_value, give_to_owner_of
 from hepmaild.storage.sqlite_link import NotHere
-from hepmaild.storage.writer import GroupWriter, JudgeManner, RunUnit
+from hepmaild.storage.writer import GroupWriter, Haste, JudgeManner, RunUnit
 from hepmaild.threads import share_interpreter
 
 P = ParamSpec("P")
@@ -161,13 +161,13 @@ class Store:
             return written
         raise StoreUnavailable(f"the store did not answer within {self._timeout_s:g} s")
 
-    async def submit(self, member: Any, *, lingers: bool = False) -> Any:
+    async def submit(self, member: Any, *, haste: Haste = Haste.NOW) -> Any:
         """Have `member` decided in the next unit of group commit; its result, which is durable when this returns.
 
-        lingers: it may wait a few milliseconds for somebody else's unit, to save its own.
+        haste: whether it may wait some milliseconds, for somebody else's unit or for an idle moment.
         Cancellation and errors as with `write`; also raises what `run_unit` raised for this member alone.
         """
-        return await self._writer.submit(member, lingers=lingers)
+        return await self._writer.submit(member, haste=haste)
 
     async def check(self) -> None:
         """Whether something can be committed now; raises `StoreUnavailable`.  Free while commits succeed anyway."""

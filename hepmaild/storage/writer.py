@@ -4,8 +4,8 @@
 One task takes what waits, has it run as one database transaction, and hands every member its result after the commit.
 It knows no database: it is given a function that runs a plain function as one durable unit.
 
-    submit ──► waiting members ─┐   at most MAX_UNIT of them, once no more arrive; those that linger come along, or go
-                                │   by themselves soon
+    submit ──► waiting members ─┐   at most MAX_UNIT of them, once no more arrive; those that are in no hurry come
+                                │   along, or go by themselves soon, or wait until nobody else does
                                 ├─► unit ─► commit ─► results to the members
     call ────► waiting calls ───┘   each alone, in turn with the units
 """
@@ -30,7 +30,9 @@ log = structlog.get_logger()
 
 MAX_UNIT = 200
 MAX_WAITING = 10_000
-LINGER_S = 0.005  # at most
+LINGER_S = 0.005  # at most, for somebody else's unit
+PATIENCE_S = 0.05  # at most, for an idle moment
+IDLE_S = 0.002  # in which nobody came: what was just answered often comes back with the next step of its message
 QUIET_PASSES = 3  # passes of the loop that bring nobody, before a unit begins
 MAX_PASSES = 16
 
@@ -45,6 +47,18 @@ class Sync(IntEnum):
     """
 
     WITH_NEXT = 1
+    SOON = 2
+    NOW = 3
+
+
+class Haste(IntEnum):
+    """When a member is to be decided.
+
+    IDLE: once the writer has nothing else to do, within `PATIENCE_S`: it costs more than others, who would wait for it.
+    SOON: with the next unit that another member causes, within `LINGER_S`: it saves its own.  NOW: it causes a unit.
+    """
+
+    IDLE = 1
     SOON = 2
     NOW = 3
 
@@ -116,6 +130,8 @@ class GroupWriter:
         self._calls: deque[_Waiter] = deque()
         self._lingering: deque[_Waiter] = deque()
         self._linger_wanted = trio.Event()
+        self._patient: deque[_Waiter] = deque()
+        self._patience_wanted = trio.Event()
         self._waiting = 0
         self._unanswered: deque[_Waiter] = deque()  # in the order of their deadlines
         self._watched = trio.Event()
@@ -133,15 +149,16 @@ class GroupWriter:
         """How many members and calls wait for their turn."""
         return self._waiting
 
-    async def submit(self, member: Any, *, lingers: bool = False) -> Any:
-        """Have `member` decided in the next unit; its result once that is committed.
+    async def submit(self, member: Any, *, haste: Haste = Haste.NOW) -> Any:
+        """Have `member` decided in the next unit, or when its `haste` says; its result once that is committed.
 
-        lingers: it goes with the next unit that another member causes, and causes one itself only after `LINGER_S`.
         Cancelled while it waits, it is taken out and never runs.  Once its unit has begun the waiting is shielded, for
         `timeout_s` from the start at most.  Raises `StoreUnavailable` when the store failed, the time is over (the
         member may or may not be committed) or too many wait; or what `run_unit` raised for this member alone.
         """
-        return await self._wait_in(self._lingering if lingers else self._members, member)
+        if haste is Haste.NOW:
+            return await self._wait_in(self._members, member)
+        return await self._wait_in(self._lingering if haste is Haste.SOON else self._patient, member)
 
     async def call(self, run: RunAlone, fn: Callable[..., Any], *args: Any) -> Any:
         """Have `run` run `fn(conn, *args)` as a unit of its own, in turn with the members.  Otherwise as `submit`."""
@@ -169,6 +186,8 @@ class GroupWriter:
         if line is self._lingering:
             self._linger_wanted.set()
         else:
+            if line is self._patient:
+                self._patience_wanted.set()
             self._wake()
         return await trio.lowlevel.wait_task_rescheduled(abort)
 
@@ -202,10 +221,21 @@ class GroupWriter:
             await self._linger_wanted.wait()
             self._linger_wanted = trio.Event()
             await trio.sleep(LINGER_S)
-            if self._lingering:
-                self._members += self._lingering
-                self._lingering.clear()
-                self._wake()
+            self._let_go(self._lingering)
+
+    async def _run_patient(self) -> None:
+        """Send those on their way who have waited long enough for an idle moment."""
+        while True:
+            await self._patience_wanted.wait()
+            self._patience_wanted = trio.Event()
+            await trio.sleep(PATIENCE_S)
+            self._let_go(self._patient)
+
+    def _let_go(self, line: deque[_Waiter]) -> None:
+        if line:
+            self._members += line
+            line.clear()
+            self._wake()
 
     def _wake(self) -> None:
         if self._sleeper is not None:
@@ -218,6 +248,7 @@ class GroupWriter:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._run_deadlines)
                 nursery.start_soon(self._run_lingering)
+                nursery.start_soon(self._run_patient)
                 await self._run_units()
         finally:
             self._closed = True
@@ -226,7 +257,7 @@ class GroupWriter:
     async def _run_units(self) -> None:
         while True:
             if not self._members and not self._calls:
-                await self._sleep()
+                await self._rest()
             if calls := self._take(self._calls, 1):
                 await self._serve_call(calls[0])
             if self._members:
@@ -248,6 +279,16 @@ class GroupWriter:
             await trio.lowlevel.checkpoint()
             quiet = quiet + 1 if len(self._members) == before else 0
             passes += 1
+
+    async def _rest(self) -> None:
+        """Until there is something to do; for whoever is patient there is, once it has been quiet for a moment."""
+        if not self._patient:
+            await self._sleep()
+            return
+        with trio.move_on_after(IDLE_S) as scope:
+            await self._sleep()
+        if scope.cancelled_caught:
+            self._let_go(self._patient)
 
     async def _sleep(self) -> None:
         self._sleeper = trio.lowlevel.current_task()

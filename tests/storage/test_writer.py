@@ -14,7 +14,7 @@ import trio.testing
 from sqlalchemy import Connection
 
 from hepmaild.errors import StoreUnavailable
-from hepmaild.storage.writer import LINGER_S, MAX_UNIT, GroupWriter
+from hepmaild.storage.writer import IDLE_S, LINGER_S, MAX_UNIT, PATIENCE_S, GroupWriter, Haste
 
 NO_CONNECTION = cast("Connection", None)
 
@@ -71,14 +71,14 @@ class Caller:
         member: str,
         *,
         call: Gate | None = None,
-        lingers: bool = False,
+        haste: Haste = Haste.NOW,
     ) -> None:
         self.scope = trio.CancelScope()
         self.end: object = None
         if call is not None:
             nursery.start_soon(self._run, writer.call, call, lambda _conn, m: f"called {m}", member)
         else:
-            nursery.start_soon(self._run, partial(writer.submit, lingers=lingers), member)
+            nursery.start_soon(self._run, partial(writer.submit, haste=haste), member)
 
     async def _run(self, ask: Callable[..., Awaitable[Any]], *args: Any) -> None:
         with self.scope:
@@ -114,7 +114,7 @@ async def test_what_arrives_while_a_unit_runs_goes_into_the_next(autojump_clock:
 async def test_what_lingers_goes_with_somebody_else(autojump_clock: trio.testing.MockClock) -> None:
     gate = Gate()
     async with serving(gate) as (writer, nursery):
-        first = [Caller(writer, nursery, "a", lingers=True), Caller(writer, nursery, "b", lingers=True)]
+        first = [Caller(writer, nursery, "a", haste=Haste.SOON), Caller(writer, nursery, "b", haste=Haste.SOON)]
         first[1].scope.cancel()
         await settle()
         assert (gate.begun, writer.waiting) == ([], 1)
@@ -132,9 +132,9 @@ async def test_what_lingers_goes_by_itself_when_nobody_came(autojump_clock: trio
     gate.released.release()
     async with serving(gate) as (writer, nursery):
         begun = trio.current_time()
-        first = Caller(writer, nursery, "a", lingers=True)
+        first = Caller(writer, nursery, "a", haste=Haste.SOON)
         await trio.sleep(LINGER_S / 2)
-        second = Caller(writer, nursery, "b", lingers=True)
+        second = Caller(writer, nursery, "b", haste=Haste.SOON)
         await settle()
         assert (first.end, second.end) == (None, None)
         await trio.sleep_until(begun + 2.5 * LINGER_S)
@@ -145,11 +145,63 @@ async def test_what_lingers_waits_for_nobody_who_withdrew(autojump_clock: trio.t
     gate = Gate()
     gate.released.release()
     async with serving(gate) as (writer, nursery):
-        first, last = (Caller(writer, nursery, word, lingers=True) for word in "ab")
+        first, last = (Caller(writer, nursery, word, haste=Haste.SOON) for word in "ab")
         await settle()
         last.scope.cancel()
         await trio.sleep(1.5 * LINGER_S)
         assert (first.end, last.end, writer.waiting) == ("did a", "cancelled", 0)
+
+
+async def test_what_is_patient_goes_when_nobody_else_is_there(autojump_clock: trio.testing.MockClock) -> None:
+    gate = Gate()
+    async with serving(gate) as (writer, nursery):
+        Caller(writer, nursery, "a", haste=Haste.IDLE)
+        await trio.sleep(2 * IDLE_S)
+        assert gate.begun == [["a"]]
+        gate.released.release()
+
+
+async def test_what_is_patient_keeps_nobody_waiting(autojump_clock: trio.testing.MockClock) -> None:
+    """It goes neither with the unit that waits for the one that runs, nor before it."""
+    gate = Gate()
+    async with serving(gate) as (writer, nursery):
+        Caller(writer, nursery, "a")
+        await settle()
+        patient = Caller(writer, nursery, "patient", haste=Haste.IDLE)
+        Caller(writer, nursery, "b")
+        await trio.sleep(2 * IDLE_S)
+        gate.released.release()
+        await settle()
+        assert gate.begun == [["a"], ["b"]]
+        gate.released.release()
+        await trio.sleep(IDLE_S / 2)
+        Caller(writer, nursery, "c")
+        await settle()
+        assert gate.begun == [["a"], ["b"], ["c"]]
+        gate.released.release()
+        await trio.sleep(2 * IDLE_S)
+        assert gate.begun == [["a"], ["b"], ["c"], ["patient"]]
+        gate.released.release()
+        await settle()
+        assert patient.end == "did patient"
+
+
+async def test_patience_ends(autojump_clock: trio.testing.MockClock) -> None:
+    gate = Gate()
+    async with serving(gate) as (writer, nursery):
+        Caller(writer, nursery, "a")
+        await settle()
+        withdrawn = Caller(writer, nursery, "withdrawn", haste=Haste.IDLE)
+        patient = Caller(writer, nursery, "patient", haste=Haste.IDLE)
+        await settle()
+        withdrawn.scope.cancel()
+        await trio.sleep(1.5 * PATIENCE_S)
+        Caller(writer, nursery, "b")
+        gate.released.release()
+        gate.released.release()
+        await settle()
+        assert [sorted(unit) for unit in gate.committed] == [["a"], ["b", "patient"]]
+        assert (patient.end, withdrawn.end, writer.waiting) == ("did patient", "cancelled", 0)
 
 
 async def test_a_unit_has_a_size(autojump_clock: trio.testing.MockClock) -> None:
