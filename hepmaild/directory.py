@@ -81,15 +81,11 @@ class Directory:
 
     async def validate(self) -> None:
         """Wait for a read of the generation that begins after now.  Raises `StoreUnavailable`.  Cancel-safe."""
-        changes = self._store.changes()
-        if changes is not None:
-            now = trio.current_time()
-            if changes != self._changes or now - self._read_at > SPARED_S:
+        if self._store.is_sqlite:
+            changes, now = self._store.changes(), trio.current_time()
+            if changes is None or changes != self._changes or now - self._read_at > SPARED_S:
                 self._note(await self._store.glance(rows.GENERATION))
                 self._changes, self._read_at = changes, now
-            return
-        if self._store.is_sqlite:
-            self._note(await self._store.glance(rows.GENERATION))
             return
         shared = self._next
         self._wanted.set()

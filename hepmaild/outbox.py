@@ -310,8 +310,8 @@ class Outbox:
     def _haste_of(self, attempt: Attempt) -> Haste:
         """Of a report that nobody waits to hear of.  While mail comes in, it is written with somebody else's commit.
 
-        What is to be tried again is written when nobody else waits: it takes several times as long, and next hops in
-        trouble are to cost the others nothing.
+        What is to be tried again is written when nobody else waits: there is more to ask and write, and next hops in
+        trouble are to cost the others little.
         """
         if trio.current_time() - self._accepted_at >= LIVELY_S:
             return Haste.NOW

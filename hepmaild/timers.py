@@ -84,8 +84,7 @@ class Timers:
         self._wanted.set()
 
     async def run(self) -> None:
-        """Until cancelled; then nothing has a deadline any more."""
-        # Who is shielded has his deadline from here: whoever runs this sees to it that it lasts as long as they do.
+        """Until cancelled; then nothing has a deadline any more.  Who is shielded needs it until his end."""
         while True:
             self._wanted = trio.Event()
             self.looks_at = min((timer.deadline for timer in self._timers), default=math.inf)

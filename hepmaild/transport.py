@@ -22,10 +22,9 @@ FEW_OCTETS = 4096
 MOST_LUCK = 8
 BAD_LUCK = 3
 LOOK_AGAIN = 32  # reads
-# What is gathered to leave together: at most so many connections', and so many octets of one.
 MANY_SENDS = 2.5  # in a pass, on average; below, nothing is gathered
-SENDS_IN_A_ROW = 8
-GATHERED_OCTETS = 16_384
+SENDS_IN_A_ROW = 8  # connections at most that are gathered
+GATHERED_OCTETS = 16_384  # of one of them at most
 STUCK_S = 60.0  # a peer that takes nothing for so long is given up
 
 
@@ -186,7 +185,8 @@ class SocketTransport(trio.abc.HalfCloseableStream):
         self._unsent = self._unsent[sent:]
 
     async def _drain(self) -> None:
-        """Wait until the kernel has everything that was gathered.  An error is left to the next send or read."""
+        """Wait until the kernel has everything that was gathered.  An error is left to the next send or read, but for a
+        peer that takes nothing: BrokenResourceError."""
         self.push()
         deadline = trio.current_time() + STUCK_S
         while self._unsent:

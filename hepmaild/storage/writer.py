@@ -106,6 +106,15 @@ class _Waiter:
             trio.lowlevel.reschedule(self.task, result)
 
 
+class _Later(deque[_Waiter]):
+    """Waiters in no hurry.  within_s: they go after that at the latest.  wanted: somebody came."""
+
+    def __init__(self, within_s: float) -> None:
+        super().__init__()
+        self.within_s = within_s
+        self.wanted = trio.Event()
+
+
 class GroupWriter:
     """The queue in front of the store's units.
 
@@ -128,10 +137,8 @@ class GroupWriter:
         self._max_waiting = max_waiting
         self._members: deque[_Waiter] = deque()
         self._calls: deque[_Waiter] = deque()
-        self._lingering: deque[_Waiter] = deque()
-        self._linger_wanted = trio.Event()
-        self._patient: deque[_Waiter] = deque()
-        self._patience_wanted = trio.Event()
+        self._lingering = _Later(LINGER_S)
+        self._patient = _Later(PATIENCE_S)
         self._waiting = 0
         self._unanswered: deque[_Waiter] = deque()  # in the order of their deadlines
         self._watched = trio.Event()
@@ -183,11 +190,9 @@ class GroupWriter:
         line.append(waiter)
         self._waiting += 1
         self._watch(waiter)
-        if line is self._lingering:
-            self._linger_wanted.set()
-        else:
-            if line is self._patient:
-                self._patience_wanted.set()
+        if isinstance(line, _Later):
+            line.wanted.set()
+        if line is not self._lingering:
             self._wake()
         return await trio.lowlevel.wait_task_rescheduled(abort)
 
@@ -215,21 +220,13 @@ class GroupWriter:
                     self._unanswered.popleft()
             self._watched = trio.Event()
 
-    async def _run_lingering(self) -> None:
-        """Send those on their way with whom nobody went."""
+    async def _run_later(self, line: _Later) -> None:
+        """Send those on their way who have waited long enough for others, or for an idle moment."""
         while True:
-            await self._linger_wanted.wait()
-            self._linger_wanted = trio.Event()
-            await trio.sleep(LINGER_S)
-            self._let_go(self._lingering)
-
-    async def _run_patient(self) -> None:
-        """Send those on their way who have waited long enough for an idle moment."""
-        while True:
-            await self._patience_wanted.wait()
-            self._patience_wanted = trio.Event()
-            await trio.sleep(PATIENCE_S)
-            self._let_go(self._patient)
+            await line.wanted.wait()
+            line.wanted = trio.Event()
+            await trio.sleep(line.within_s)
+            self._let_go(line)
 
     def _let_go(self, line: deque[_Waiter]) -> None:
         if line:
@@ -247,8 +244,8 @@ class GroupWriter:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._run_deadlines)
-                nursery.start_soon(self._run_lingering)
-                nursery.start_soon(self._run_patient)
+                nursery.start_soon(self._run_later, self._lingering)
+                nursery.start_soon(self._run_later, self._patient)
                 await self._run_units()
         finally:
             self._closed = True

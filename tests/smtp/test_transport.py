@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`SocketTransport`: what it reads, and when it asks the kernel to be woken instead of looking by itself."""
+"""`SocketTransport`: when a read asks the kernel to be woken instead of looking by itself, and when sends wait."""
 
 from __future__ import annotations
 
