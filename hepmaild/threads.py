@@ -8,6 +8,7 @@ by a second.
 from __future__ import annotations
 
 import gc
+import os
 import queue
 import sys
 import threading
@@ -56,18 +57,25 @@ def spare_the_collector() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
+class _Bell:
+    """An event descriptor, closed when neither caller nor thread knows it any more."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
 @dataclass(slots=True, eq=False)
 class _Job(Generic[T]):
-    """A call on its way through the worker; `done` runs on the Trio side."""
+    """A call on its way through the worker.  bell: rings once the result is there."""
 
     fn: Callable[[], T]
-    task: trio.lowlevel.Task | None
+    bell: _Bell
     result: outcome.Outcome[T] | None = None
-
-    def done(self) -> None:
-        if self.task is not None:
-            task, self.task = self.task, None
-            trio.lowlevel.reschedule(task)
 
 
 class Worker:
@@ -75,17 +83,19 @@ class Worker:
 
     What belongs to one thread, such as SQLite's writing connection, stays in it, in order.  (Speed is no reason: under
     load it was 2 % ahead of `trio.to_thread` on average, with runs that differed by more than that.)
+
+    A caller waits for an event descriptor of its own.  Trio's way back from a thread wakes a task that wakes the caller,
+    one pass of the loop later.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
-        self._token: trio.lowlevel.TrioToken | None = None
+        self._bells: list[_Bell] = []  # that nobody waits for
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Start the thread; call inside `trio.run`."""
-        self._token = trio.lowlevel.current_trio_token()
+        """Start the thread."""
         self._thread.start()
 
     async def run(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -93,14 +103,12 @@ class Worker:
 
         Cancellation stops the waiting at once; `fn` still runs to its end, and its result is dropped.
         """
-        job = _Job(partial(fn, *args, **kwargs), trio.lowlevel.current_task())
-
-        def abort(_: Callable[[], None]) -> trio.lowlevel.Abort:
-            job.task = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
+        bell = self._bells.pop() if self._bells else _Bell()
+        job = _Job(partial(fn, *args, **kwargs), bell)
         self._jobs.put(job)
-        await trio.lowlevel.wait_task_rescheduled(abort)
+        await trio.lowlevel.wait_readable(bell.fd)
+        os.eventfd_read(bell.fd)
+        self._bells.append(bell)
         assert job.result is not None
         return job.result.unwrap()
 
@@ -114,11 +122,7 @@ class Worker:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        assert self._token is not None
         while (job := self._jobs.get()) is not None:
             job.result = outcome.capture(job.fn)
-            try:
-                self._token.run_sync_soon(job.done)
-            except trio.RunFinishedError:
-                return
+            os.eventfd_write(job.bell.fd, 1)
             del job  # the result may be large; do not keep it until the next job comes
