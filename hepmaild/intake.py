@@ -131,6 +131,7 @@ class Intake:
         self._preparer = preparer
         self._lifecycle = lifecycle
         self._now_us = now_us
+        self._time = trio.lowlevel.current_clock().current_time
         self._failed_keys = policy.FailedKeys(settings.limits.unknown_keys_per_minute, now_us)
         self._pending: dict[str, _Pending] = {}
 
@@ -230,9 +231,9 @@ class Intake:
         Cancellation before the commit costs nothing; from the commit on the message is ours whatever the caller does.
         RELAY_FAILED carries the next hop's reply in `reply`.
         """
-        door, begun = submission.origin.door, trio.current_time()
+        door, begun = submission.origin.door, self._time()
         answer = await self._counted(door, self._accept(submission))
-        self._meter.answered(door, answer, trio.current_time() - begun)
+        self._meter.answered(door, answer, self._time() - begun)
         return answer
 
     async def _accept(self, submission: Submission) -> Receipt | Refusal:
@@ -266,14 +267,14 @@ class Intake:
         waits = not self._answers_on_commit(submission)
         waiter = self._outbox.expect(member.message_id, member.destinations or ONE_HOP) if waits else None
         pending = self._pending[member.message_id] = _Pending()
-        begun = trio.current_time()
+        begun = self._time()
         try:
             state, result = await self._submit(member, call)
             if isinstance(result, Twin):
                 return _with_rate(await self._answer_twin(result), state)
             if isinstance(result, Refusal):
                 return _with_rate(result, state)
-            commit_s = trio.current_time() - begun
+            commit_s = self._time() - begun
             left_out = len(result.suppressed)
             recipients = len(member.recipients) - left_out
             self._meter.accepted(submission.origin.door, recipients, member.size, commit_s, left_out)

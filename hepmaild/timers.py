@@ -24,15 +24,18 @@ class Bounds(Protocol):
 class Timer:
     """The deadline of one cancel scope, on Trio's clock; math.inf: none.  These are its `Bounds`.
 
+    is_over: it came, and the scope was cancelled.
+
     As a context manager it is closed at the end.
     """
 
-    __slots__ = ("_deadline", "_timers", "scope")
+    __slots__ = ("_deadline", "_timers", "is_over", "scope")
 
     def __init__(self, timers: Timers, scope: trio.CancelScope) -> None:
         self._timers = timers
         self.scope = scope
         self._deadline = math.inf
+        self.is_over = False
 
     def __enter__(self) -> Self:
         return self
@@ -94,4 +97,5 @@ class Timers:
             for timer in self._timers:
                 if timer.deadline <= now:
                     timer.deadline = math.inf
+                    timer.is_over = True
                     timer.scope.cancel()

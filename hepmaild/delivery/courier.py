@@ -55,6 +55,7 @@ class Courier:
         own: OwnWays | None = None,
     ) -> None:
         self._own = own
+        self._time = trio.lowlevel.current_clock().current_time
         self._timers = timers
         self.margin_s = 0.0
         self.dot_timeout_s = 0.0
@@ -93,7 +94,7 @@ class Courier:
         self, flight: Flight, hosts: Sequence[Host], envelope: Envelope, content: Content
     ) -> Failed | None:
         place = flight.place
-        order = place.order(hosts, trio.current_time())[:MAX_HOSTS]
+        order = place.order(hosts, self._time())[:MAX_HOSTS]
         failure: Failed | None = None
         for n, host in enumerate(order, 1):
             failure = await self._deliver_to(flight, host, envelope, content, HURRY_S if n < len(order) else inf)
@@ -103,8 +104,8 @@ class Courier:
                 place.host_works(host)
                 return failure
             if len(hosts) > 1:
-                place.host_failed(host, trio.current_time())
-            if n == len(order) or trio.current_time() > flight.lease_ends - self.margin_s:
+                place.host_failed(host, self._time())
+            if n == len(order) or self._time() > flight.lease_ends - self.margin_s:
                 break
             self.note(flight, failure)
             await connection.discard()
@@ -123,9 +124,9 @@ class Courier:
                 return failure
             self.note(flight, failure)
             if is_strict:
-                flight.place.go_lax(host, trio.current_time())
+                flight.place.go_lax(host, self._time())
             else:
-                flight.place.go_plain(host, trio.current_time())
+                flight.place.go_plain(host, self._time())
             await flight.connection.discard()
         raise AssertionError("there is always a way")
 
@@ -224,10 +225,10 @@ class Courier:
     async def mark(self, flight: Flight, bounds: Bounds) -> None:
         """Commit the in-doubt mark; from here on the scope is shielded.  Raises `LeaseLost`, `StoreUnavailable`."""
         bounds.shield = True
-        bounds.deadline = trio.current_time() + MARK_TIMEOUT_S
+        bounds.deadline = self._time() + MARK_TIMEOUT_S
         if not await self._queue.mark_in_doubt(flight.job):
             raise LeaseLost
-        flight.lease_ends = trio.current_time() + self.attempt_timeout_s
+        flight.lease_ends = self._time() + self.attempt_timeout_s
 
     async def _send_pieces(
         self, connection: Connection, content: Content, stuffer: DotStuffer, patience: Patience

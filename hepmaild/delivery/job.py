@@ -34,7 +34,7 @@ class JobRecipient:
     attempts: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: its many fields would cost five times as much to set
 class Job:
     """One message with those of its recipients that are due on one route and go to one destination.
 
@@ -70,7 +70,7 @@ class Outcome:
     retry_at_us: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: its many fields would cost five times as much to set
 class Attempt:
     """The record of one attempt.
 

@@ -81,6 +81,7 @@ class DeliveryPool:
         self._drain_timeout_s = drain_timeout_s
         self._on_reported = on_reported
         self._now_us = now_us
+        self._time = trio.lowlevel.current_clock().current_time
         self._timers = Timers()
         self._timing = trio.CancelScope(shield=True)  # as long as there are workers
         self._runner = Runner(
@@ -135,7 +136,7 @@ class DeliveryPool:
         track = self._tracks.get(route)
         if track is None or not self._running or self._ready_octets > READY_OCTETS:
             return 0
-        now = trio.current_time()
+        now = self._time()
         if len(destinations) == 1:
             return track.hint(destinations[0], now)
         return min((track.hint(destination, now) for destination in destinations), default=0)
@@ -146,7 +147,7 @@ class DeliveryPool:
         The store is asked for them when there is: looking at each of them would find nothing, and keep the others from
         their commits.
         """
-        track, now = self._tracks.get(route), trio.current_time()
+        track, now = self._tracks.get(route), self._time()
         if self._scheduler.is_looking or track is None or any(track.note_left(where, now) for where in destinations):
             self._scheduler.wake()
 
@@ -215,7 +216,7 @@ class DeliveryPool:
         finally:
             self._running = False
             self._stopping = True
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+            with trio.CancelScope(shield=True, deadline=self._time() + 5):
                 await self._release_ready()
                 for track in self._tracks.values():
                     for place in track.places.values():
@@ -230,7 +231,7 @@ class DeliveryPool:
     # Ready work
 
     def _push(self, track: Track, job: Job) -> None:
-        place = track.push(job, trio.current_time())
+        place = track.push(job, self._time())
         if job.content is not None:
             self._ready_octets += job.size
         self._list_place(place)
@@ -242,7 +243,7 @@ class DeliveryPool:
 
     def _list_place(self, place: Place) -> None:
         """Put a place that can start something in line, and call a free worker."""
-        if not place.listed and place.can_start(trio.current_time()):
+        if not place.listed and place.can_start(self._time()):
             place.listed = True
             place.track.line.append(place)
             self._list_track(place.track)
@@ -261,7 +262,7 @@ class DeliveryPool:
         """The next attempt of the track whose turn it is; its worker is taken."""
         if not self._runnable:
             return None
-        now = trio.current_time()
+        now = self._time()
         while self._runnable:
             track = self._runnable.popleft()
             track.listed = False
@@ -322,7 +323,7 @@ class DeliveryPool:
 
     async def _do(self, flight: Flight) -> End:
         job = flight.job
-        is_late = trio.current_time() - flight.leased > self._settings.attempt_timeout_s / 2
+        is_late = self._time() - flight.leased > self._settings.attempt_timeout_s / 2
         if is_late or job.expires_at_us <= flight.started_at_us or self._is_paused(job.route, job.destination):
             # Too long to be sure of its lease; or the next claim finds it expired; or nobody is to work on it now.
             await self._release(job)
@@ -370,7 +371,7 @@ class DeliveryPool:
             self._scheduler.wake()
 
     def _had_trouble(self, place: Place) -> None:
-        now = trio.current_time()
+        now = self._time()
         if not place.had_trouble(now):
             return
         self._alarms.at(place.paused_until, partial(self._resume_place, place))
@@ -389,7 +390,7 @@ class DeliveryPool:
             return Joined.GO  # one after the other, apart, until one goes well
         place = track.join(lane, key)
         self._list_place(place)
-        now = trio.current_time()
+        now = self._time()
         if now < place.paused_until:
             return Joined.WAIT if track.stuck(now) < STUCK_MX else Joined.DEFER
         if place.active >= place.allowed:
@@ -409,7 +410,7 @@ class DeliveryPool:
     async def _watch(self) -> None:
         """Look for attempts that stalled; sleeps while none is under way that has not."""
         while True:
-            now = trio.current_time()
+            now = self._time()
             again_at = 0.0
             for flight in list(self._runner.flights):
                 if flight.is_stalled:
@@ -444,7 +445,7 @@ class DeliveryPool:
             await self._kept_something.wait()
             await trio.sleep(KEEP_IDLE_S / 2)
             self._kept_something = trio.Event()
-            too_old = trio.current_time() - KEEP_IDLE_S
+            too_old = self._time() - KEEP_IDLE_S
             old, is_more = self._tracks.take_idle(too_old)
             if is_more:
                 self._kept_something.set()
@@ -454,7 +455,7 @@ class DeliveryPool:
 
     async def _drain(self, nursery: trio.Nursery, workers: trio.Nursery) -> None:
         self._running = False
-        begun = trio.current_time()
+        begun = self._time()
         margin_s = min(6.0, self._drain_timeout_s / 3)
         end = begun + self._drain_timeout_s - margin_s / 3
         self._runner.report_until = end

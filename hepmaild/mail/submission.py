@@ -122,7 +122,7 @@ class Origin:
     helo: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: its many fields would cost five times as much to set
 class Submission:
     """One message on its way in.
 

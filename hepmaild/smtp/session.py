@@ -101,6 +101,8 @@ class SmtpSession:
         self._keeper = ContentKeeper(setup.spool_dir, setup.spool_limiter)
         self._scope = trio.CancelScope()
         self._timer = setup.timers.open(self._scope)
+        self._time = trio.lowlevel.current_clock().current_time
+        self._is_cut = False
         self._drain_wanted = False
         self._drain_told = False
         self._reading = False
@@ -113,13 +115,14 @@ class SmtpSession:
         as its client goes on too."""
         self._drain_wanted = True
         if self._reading and self._machine.is_idle:
+            self._is_cut = True
             self._scope.cancel()
         elif self._reading:
-            self._timer.deadline = min(self._timer.deadline, trio.current_time() + DRAIN_PATIENCE_S)
+            self._timer.deadline = min(self._timer.deadline, self._time() + DRAIN_PATIENCE_S)
 
     async def run(self) -> None:
         """Serve until the end.  Raises nothing; cancellation cuts the connection."""
-        began = trio.current_time()
+        began = self._time()
         try:
             await self._run_bounded()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as problem:
@@ -132,7 +135,7 @@ class SmtpSession:
             self._setup.timers.close(self._timer)
             self._keeper.discard()
             await trio.aclose_forcefully(self._stream)
-            self._log_end(trio.current_time() - began)
+            self._log_end(self._time() - began)
 
     async def _run_bounded(self) -> None:
         with self._scope:
@@ -164,7 +167,7 @@ class SmtpSession:
 
     async def _read(self) -> bytes:
         """The next octets, within the time that what they are for may take."""
-        now = trio.current_time()
+        now = self._time()
         phase = self._machine.phase
         if phase is not self._reading_phase or phase is Phase.IDLE:
             self._reading_phase = phase
@@ -178,7 +181,7 @@ class SmtpSession:
         self._timer.deadline = min(deadline, now + DRAIN_PATIENCE_S) if self._drain_wanted else deadline
         self._reading = True
         data = await self._stream.receive_some()
-        if self._scope.cancel_called:
+        if self._is_cut or self._timer.is_over:
             # Both happened at once.  Now is the time to be cancelled, not inside the intake.
             await trio.lowlevel.checkpoint()
         self._reading = False
@@ -206,7 +209,7 @@ class SmtpSession:
             actions = answer
 
     async def _send(self, octets: bytes) -> None:
-        self._timer.deadline = trio.current_time() + SEND_TIMEOUT_S
+        self._timer.deadline = self._time() + SEND_TIMEOUT_S
         await self._stream.send_all(octets)
 
     async def _ask(self, question: act.Action) -> list[act.Action]:
@@ -279,7 +282,7 @@ class SmtpSession:
     # ------------------------------------------------------------------ TLS, the end
 
     async def _shake_hands(self) -> TlsInfo:
-        self._timer.deadline = trio.current_time() + HANDSHAKE_TIMEOUT_S
+        self._timer.deadline = self._time() + HANDSHAKE_TIMEOUT_S
         stream = TlsStream(self._transport, self._setup.ssl_context())
         try:
             await stream.do_handshake()

@@ -34,6 +34,8 @@ class State(Enum):
     RCPT = auto()  # at least one recipient
     CHUNKS = auto()  # at least one BDAT
 
+    __hash__ = object.__hash__  # there is one of each; Enum's own is a function in Python, three times a command
+
 
 class Verb(Enum):
     """Commands that are known; the value is the word on the wire."""
@@ -52,6 +54,8 @@ class Verb(Enum):
     VRFY = b"VRFY"
     EXPN = b"EXPN"
     HELP = b"HELP"
+
+    __hash__ = object.__hash__
 
 
 _ANY = (None,) * 7

@@ -31,7 +31,8 @@ class Accept:
     `word_life_us`.  answer: what the caller is told unless the first attempt says otherwise (JSON).
     destinations: of each recipient in turn, on routes of kind `mx`; empty: one next hop takes them all.  owner: the
     process that delivers it at once, or None to leave it to whoever claims first, as what goes to destinations in
-    `left` is.  cap_key, daily_cap: of its sender; "": it has no daily cap.
+    `left` is.  cap_key, daily_cap: of its sender; "": it has no daily cap.  price: credits for each recipient; what a
+    chaos key sends goes nowhere, and costs nothing.
     Result: `Taken`, `Twin`, or a `Refusal`; RELAY_FAILED: every recipient is suppressed, and only the log has it.
     """
 
@@ -61,11 +62,10 @@ class Accept:
     left: Collection[str] = ()
     cap_key: str = ""
     daily_cap: int = 0
+    price: int = field(init=False)
 
-    @property
-    def price(self) -> int:
-        """Credits for each recipient: what a chaos key sends goes nowhere, and costs nothing."""
-        return 0 if chaos.is_chaos(self.route) else 1
+    def __post_init__(self) -> None:
+        self.price = 0 if chaos.is_chaos(self.route) else 1
 
     @property
     def leased(self) -> list[str]:

@@ -20,7 +20,7 @@ from hepmaild.storage.schema import message, queue, recipient, suppression
 from hepmaild.storage.settle import DROP_BODY, UNQUEUE, settle
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Mark:
     """The final dot of this lease is about to leave.  Result: whether the lease still holds."""
 
@@ -29,12 +29,13 @@ class Mark:
     token: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: its many fields would cost five times as much to set
 class Report:
     """One attempt at what of a message goes to one destination.
 
     event: its record as JSON.  body_keep_us: how long a finished message's content stays.  rule: when an address that
-    is refused for good is suppressed.
+    is refused for good is suppressed.  is_chaos: a chaos key's sandbox said it: nothing was charged, and it says
+    nothing of any address.
 
     Result: whether the lease still held.
     """
@@ -45,16 +46,12 @@ class Report:
     event: str
     body_keep_us: int
     rule: suppress.Rule = suppress.NEVER
+    message_id: str = field(init=False)
+    is_chaos: bool = field(init=False)
 
-    @property
-    def message_id(self) -> str:
-        """The message the attempt was for."""
-        return self.attempt.job.message_id
-
-    @property
-    def is_chaos(self) -> bool:
-        """Whether a chaos key's sandbox said it: nothing was charged, and it says nothing of any address."""
-        return chaos.is_chaos(self.attempt.job.route)
+    def __post_init__(self) -> None:
+        self.message_id = self.attempt.job.message_id
+        self.is_chaos = chaos.is_chaos(self.attempt.job.route)
 
     @property
     def may_refund(self) -> bool:

@@ -29,7 +29,7 @@ from hepmaild.storage.writer import Manner, Sync
 DAY_US = 86_400_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """One call of a key, to be let through or not.  recipients > 0: refuse already what the balance cannot pay.
 

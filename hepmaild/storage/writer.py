@@ -134,6 +134,7 @@ class GroupWriter:
         self._run_group = run_group
         self._run_unit = run_unit
         self._timeout_s = timeout_s
+        self._time = trio.lowlevel.current_clock().current_time
         self._max_waiting = max_waiting
         self._members: deque[_Waiter] = deque()
         self._calls: deque[_Waiter] = deque()
@@ -177,7 +178,7 @@ class GroupWriter:
             raise StoreUnavailable("the store is closed")
         if self._waiting >= self._max_waiting:
             raise StoreUnavailable(f"{self._waiting} units of work wait for the store already")
-        waiter = _Waiter(payload, trio.lowlevel.current_task(), trio.current_time() + self._timeout_s)
+        waiter = _Waiter(payload, trio.lowlevel.current_task(), self._time() + self._timeout_s)
 
         def abort(_: Callable[[], None]) -> trio.lowlevel.Abort:
             if waiter.state is _State.BEGUN:
@@ -314,7 +315,7 @@ class GroupWriter:
         waiter.answer(result)
 
     async def _serve_members(self, waiters: Sequence[_Waiter]) -> None:
-        begun = trio.current_time()
+        begun = self._time()
         result = await self._attempt(self._run_group, _checked, self._run_unit, [waiter.payload for waiter in waiters])
         if not isinstance(result, outcome.Error):
             self.units += 1
@@ -337,10 +338,10 @@ class GroupWriter:
     async def _attempt(self, run: RunAlone, fn: Callable[..., Any], *args: Any) -> outcome.Value[Any] | outcome.Error:
         """Run one unit; an error is carried to whoever waits for it.  Shielded: `run` bounds its own time."""
         captured: outcome.Value[Any] | outcome.Error | None = None
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * self._timeout_s):
+        with trio.CancelScope(shield=True, deadline=self._time() + 2 * self._timeout_s):
             captured = await outcome.acapture(run, fn, *args)
         if isinstance(captured, outcome.Value):
-            self.last_commit_at = trio.current_time()
+            self.last_commit_at = self._time()
             if self.on_commit is not None:
                 self.on_commit()
             return captured
