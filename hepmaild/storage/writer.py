@@ -31,7 +31,8 @@ log = structlog.get_logger()
 MAX_UNIT = 200
 MAX_WAITING = 10_000
 LINGER_S = 0.005  # at most, for somebody else's unit
-PATIENCE_S = 0.05  # at most, for an idle moment
+GATHER_S = 0.04  # for others who are patient: they go together
+PATIENCE_S = 0.05  # behind that, at most, for an idle moment
 IDLE_S = 0.002  # in which nobody came: what was just answered often comes back with the next step of its message
 QUIET_PASSES = 3  # passes of the loop that bring nobody, before a unit begins
 MAX_PASSES = 16
@@ -54,7 +55,8 @@ class Sync(IntEnum):
 class Haste(IntEnum):
     """When a member is to be decided.
 
-    IDLE: once the writer has nothing else to do, within `PATIENCE_S`: it costs more than others, who would wait for it.
+    IDLE: with others like it, once the writer has nothing else to do, within `GATHER_S` and `PATIENCE_S`: it costs more
+    than others, who would wait for it.
     SOON: with the next unit that another member causes, within `LINGER_S`: it saves its own.  NOW: it causes a unit.
     """
 
@@ -107,11 +109,12 @@ class _Waiter:
 
 
 class _Later(deque[_Waiter]):
-    """Waiters in no hurry.  within_s: they go after that at the latest.  wanted: somebody came."""
+    """Waiters in no hurry.  within_s: they go to the line `then` after that at the latest.  wanted: somebody came."""
 
-    def __init__(self, within_s: float) -> None:
+    def __init__(self, within_s: float, then: deque[_Waiter]) -> None:
         super().__init__()
         self.within_s = within_s
+        self.then = then
         self.wanted = trio.Event()
 
 
@@ -138,8 +141,9 @@ class GroupWriter:
         self._max_waiting = max_waiting
         self._members: deque[_Waiter] = deque()
         self._calls: deque[_Waiter] = deque()
-        self._lingering = _Later(LINGER_S)
-        self._patient = _Later(PATIENCE_S)
+        self._lingering = _Later(LINGER_S, self._members)
+        self._patient = _Later(PATIENCE_S, self._members)
+        self._gathering = _Later(GATHER_S, self._patient)
         self._waiting = 0
         self._unanswered: deque[_Waiter] = deque()  # in the order of their deadlines
         self._watched = trio.Event()
@@ -166,7 +170,7 @@ class GroupWriter:
         """
         if haste is Haste.NOW:
             return await self._wait_in(self._members, member)
-        return await self._wait_in(self._lingering if haste is Haste.SOON else self._patient, member)
+        return await self._wait_in(self._lingering if haste is Haste.SOON else self._gathering, member)
 
     async def call(self, run: RunAlone, fn: Callable[..., Any], *args: Any) -> Any:
         """Have `run` run `fn(conn, *args)` as a unit of its own, in turn with the members.  Otherwise as `submit`."""
@@ -193,7 +197,7 @@ class GroupWriter:
         self._watch(waiter)
         if isinstance(line, _Later):
             line.wanted.set()
-        if line is not self._lingering:
+        else:
             self._wake()
         return await trio.lowlevel.wait_task_rescheduled(abort)
 
@@ -229,10 +233,12 @@ class GroupWriter:
             await trio.sleep(line.within_s)
             self._let_go(line)
 
-    def _let_go(self, line: deque[_Waiter]) -> None:
+    def _let_go(self, line: _Later) -> None:
         if line:
-            self._members += line
+            line.then += line
             line.clear()
+            if isinstance(line.then, _Later):
+                line.then.wanted.set()
             self._wake()
 
     def _wake(self) -> None:
@@ -247,6 +253,7 @@ class GroupWriter:
                 nursery.start_soon(self._run_deadlines)
                 nursery.start_soon(self._run_later, self._lingering)
                 nursery.start_soon(self._run_later, self._patient)
+                nursery.start_soon(self._run_later, self._gathering)
                 await self._run_units()
         finally:
             self._closed = True

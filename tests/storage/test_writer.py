@@ -14,7 +14,7 @@ import trio.testing
 from sqlalchemy import Connection
 
 from hepmaild.errors import StoreUnavailable
-from hepmaild.storage.writer import IDLE_S, LINGER_S, MAX_UNIT, PATIENCE_S, GroupWriter, Haste
+from hepmaild.storage.writer import GATHER_S, IDLE_S, LINGER_S, MAX_UNIT, PATIENCE_S, GroupWriter, Haste
 
 NO_CONNECTION = cast("Connection", None)
 
@@ -156,8 +156,12 @@ async def test_what_is_patient_goes_when_nobody_else_is_there(autojump_clock: tr
     gate = Gate()
     async with serving(gate) as (writer, nursery):
         Caller(writer, nursery, "a", haste=Haste.IDLE)
+        await trio.sleep(GATHER_S / 2)
+        Caller(writer, nursery, "b", haste=Haste.IDLE)
+        await trio.sleep(GATHER_S / 2 + IDLE_S / 2)
+        assert gate.begun == []
         await trio.sleep(2 * IDLE_S)
-        assert gate.begun == [["a"]]
+        assert [sorted(unit) for unit in gate.begun] == [["a", "b"]]  # together
         gate.released.release()
 
 
@@ -165,9 +169,10 @@ async def test_what_is_patient_keeps_nobody_waiting(autojump_clock: trio.testing
     """It goes neither with the unit that waits for the one that runs, nor before it."""
     gate = Gate()
     async with serving(gate) as (writer, nursery):
+        patient = Caller(writer, nursery, "patient", haste=Haste.IDLE)
+        await trio.sleep(GATHER_S - IDLE_S / 2)
         Caller(writer, nursery, "a")
         await settle()
-        patient = Caller(writer, nursery, "patient", haste=Haste.IDLE)
         Caller(writer, nursery, "b")
         await trio.sleep(2 * IDLE_S)
         gate.released.release()
@@ -195,7 +200,7 @@ async def test_patience_ends(autojump_clock: trio.testing.MockClock) -> None:
         patient = Caller(writer, nursery, "patient", haste=Haste.IDLE)
         await settle()
         withdrawn.scope.cancel()
-        await trio.sleep(1.5 * PATIENCE_S)
+        await trio.sleep(GATHER_S + 1.5 * PATIENCE_S)
         Caller(writer, nursery, "b")
         gate.released.release()
         gate.released.release()
