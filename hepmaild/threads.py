@@ -27,6 +27,8 @@ T = TypeVar("T")
 # for seconds, because every short system call of the main thread starts the waiting anew; with 0.1 ms a unit of ten
 # members takes 3 ms beside a main thread that is never idle.
 SWITCH_INTERVAL_S = 0.0001
+# Callers of a worker at once, as a rule.  Made at the start, so that a descriptor that comes later means something.
+BELLS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ class Worker:
     def __init__(self, name: str) -> None:
         self._name = name
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
-        self._bells: list[_Bell] = []  # that nobody waits for
+        self._bells = [_Bell() for _ in range(BELLS)]  # that nobody waits for
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
