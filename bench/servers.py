@@ -78,8 +78,7 @@ def open_hepmaild(
     settings = bench_settings(certificate, reply=reply)
     if accept_only:
         settings["delivery"] = {"retry_after_s": [86400]}
-    with contextlib.ExitStack() as stack:
-        sink = stack.enter_context(smtp_sink())
+    with smtp_sink() as sink:
         port, connections = (free_port(), 1) if accept_only else (sink.port, CONNECTIONS)
         hop = {"name": "sink", "kind": "smtp", "host": "127.0.0.1", "port": port, "tls": "none"}
         settings["route"] = [hop | {"connections": connections}]
@@ -88,24 +87,18 @@ def open_hepmaild(
                 settings.setdefault(table, {}).update(values)
             else:
                 settings[table] = values
-        daemon = stack.enter_context(
-            open_daemon(
-                sink_port=sink.port,
-                changes=settings,
-                database_url=database_url,
-                start=False,
-                python_options=python_options,
+        with open_daemon(
+            sink_port=sink.port, changes=settings, database_url=database_url, start=False, python_options=python_options
+        ) as daemon:
+            key = daemon.setup(email=ACCOUNT, grant=1_000_000_000, plan="bench")
+            daemon.start()
+            yield Server(
+                "hepmaild" if reply == "on-commit" else "hepmaild, after-relay",
+                daemon.pid,
+                daemon.ports["starttls"],
+                "api",
+                key,
+                sink,
+                https_port=daemon.ports.get("https", 0),
+                delivers=not accept_only,
             )
-        )
-        key = daemon.setup(email=ACCOUNT, grant=1_000_000_000, plan="bench")
-        daemon.start()
-        yield Server(
-            "hepmaild" if reply == "on-commit" else "hepmaild, after-relay",
-            daemon.pid,
-            daemon.ports["starttls"],
-            "api",
-            key,
-            sink,
-            https_port=daemon.ports.get("https", 0),
-            delivers=not accept_only,
-        )

@@ -53,6 +53,7 @@ from hepmaild.storage.caps import cap_key_of
 from hepmaild.storage.directory import KeyRow
 from hepmaild.storage.store import Store
 from hepmaild.storage.unit import Answer, Answers, Call, CallAndAccept, Used
+from hepmaild.timers import current_clock
 
 T = TypeVar("T")
 
@@ -131,7 +132,7 @@ class Intake:
         self._preparer = preparer
         self._lifecycle = lifecycle
         self._now_us = now_us
-        self._time = trio.lowlevel.current_clock().current_time
+        self._time = current_clock()
         self._failed_keys = policy.FailedKeys(settings.limits.unknown_keys_per_minute, now_us)
         self._pending: dict[str, _Pending] = {}
 

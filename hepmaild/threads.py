@@ -83,11 +83,8 @@ class _Job(Generic[T]):
 class Worker:
     """One thread of our own that runs plain functions, one after the other.
 
-    What belongs to one thread, such as SQLite's writing connection, stays in it, in order.  (Speed is no reason: under
-    load it was 2 % ahead of `trio.to_thread` on average, with runs that differed by more than that.)
-
-    A caller waits for an event descriptor of its own.  Trio's way back from a thread wakes a task that wakes the
-    caller, one pass of the loop later.
+    What belongs to one thread, such as SQLite's writing connection, stays in it, in order.  A caller waits for an event
+    descriptor of its own: Trio's way back from a thread wakes a task that wakes the caller, one pass of the loop later.
     """
 
     def __init__(self, name: str) -> None:

@@ -9,9 +9,18 @@ sleeps until the earliest deadline it knows of and looks again then.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol, Self
 
 import trio
+
+
+def current_clock() -> Callable[[], float]:
+    """What tells the time of this `trio.run`, in seconds.
+
+    `trio.current_time` is three functions, and a message asks for the time forty times.
+    """
+    return trio.lowlevel.current_clock().current_time
 
 
 class Bounds(Protocol):
@@ -24,7 +33,7 @@ class Bounds(Protocol):
 class Timer:
     """The deadline of one cancel scope, on Trio's clock; math.inf: none.  These are its `Bounds`.
 
-    is_over: it came, and the scope was cancelled.
+    is_over: it came, or was not waited for: the scope was cancelled.
 
     As a context manager it is closed at the end.
     """
@@ -53,6 +62,12 @@ class Timer:
         self._deadline = deadline
         if deadline < self._timers.looks_at:
             self._timers.wake()
+
+    def expire(self) -> None:
+        """Cancel the scope now."""
+        self._deadline = math.inf
+        self.is_over = True
+        self.scope.cancel()
 
     @property
     def shield(self) -> bool:
@@ -96,6 +111,4 @@ class Timers:
             now = trio.current_time()
             for timer in self._timers:
                 if timer.deadline <= now:
-                    timer.deadline = math.inf
-                    timer.is_over = True
-                    timer.scope.cancel()
+                    timer.expire()

@@ -375,8 +375,7 @@ class Runner:
         """Do `unit`, again and again while the store is unavailable, until the attempt's time is over or a drain.
 
         Shielded: an outcome that is known is worth a moment of the drain.  The first time without a scope of its own,
-        which would cost as much as the rest of a report: the store bounds its own time, and what is cancelled there
-        has not begun.
+        which was a quarter of a report's time: the store bounds its own, and what is cancelled there has not begun.
         """
         flight.bounds = None
         try:
@@ -393,15 +392,14 @@ class Runner:
         with trio.CancelScope(shield=True, deadline=min(flight.lease_ends, self.report_until)) as scope:
             flight.bounds = scope
             while True:
-                if delay_s:
-                    await trio.sleep(delay_s)
+                await trio.sleep(delay_s)
                 try:
                     await unit()
                 except StoreUnavailable:
                     log.warning("store_unavailable", message_id=flight.job.message_id, doing="report")
                 else:
                     return
-                delay_s = min(2 * delay_s or FIRST_RETRY_S, LONGEST_RETRY_S)
+                delay_s = min(max(FIRST_RETRY_S, 2 * delay_s), LONGEST_RETRY_S)
         log.warning("attempt_forsaken", message_id=flight.job.message_id, route=flight.job.route)
         flight.is_forsaken = True
         self._queue.forsake(flight.job)

@@ -28,7 +28,7 @@ from hepmaild.events import Who
 from hepmaild.mail.content import Content
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.wire import DotStuffer
-from hepmaild.timers import Bounds, Timers
+from hepmaild.timers import Bounds, Timers, current_clock
 
 ONE_SEND_OCTETS = 64 << 10
 MARK_TIMEOUT_S = 60  # the store has its own, shorter one; this only keeps the shield from being endless
@@ -55,7 +55,7 @@ class Courier:
         own: OwnWays | None = None,
     ) -> None:
         self._own = own
-        self._time = trio.lowlevel.current_clock().current_time
+        self._time = current_clock()
         self._timers = timers
         self.margin_s = 0.0
         self.dot_timeout_s = 0.0

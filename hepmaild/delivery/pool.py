@@ -33,7 +33,7 @@ from hepmaild.delivery.track import STUCK_MX, Track
 from hepmaild.delivery.tracks import Tracks
 from hepmaild.errors import StoreUnavailable
 from hepmaild.lifecycle import Lifecycle
-from hepmaild.timers import Timers
+from hepmaild.timers import Timers, current_clock
 
 log = structlog.get_logger()
 
@@ -81,7 +81,7 @@ class DeliveryPool:
         self._drain_timeout_s = drain_timeout_s
         self._on_reported = on_reported
         self._now_us = now_us
-        self._time = trio.lowlevel.current_clock().current_time
+        self._time = current_clock()
         self._timers = Timers()
         self._timing = trio.CancelScope(shield=True)  # as long as there are workers
         self._runner = Runner(

@@ -40,7 +40,7 @@ from hepmaild.smtp.facts import TlsInfo
 from hepmaild.smtp.keep import ContentKeeper
 from hepmaild.smtp.machine import SubmissionMachine
 from hepmaild.smtp.say import refusal_reply
-from hepmaild.timers import Timers
+from hepmaild.timers import Timers, current_clock
 from hepmaild.tlsstream import TlsStream
 
 log = structlog.get_logger()
@@ -101,8 +101,7 @@ class SmtpSession:
         self._keeper = ContentKeeper(setup.spool_dir, setup.spool_limiter)
         self._scope = trio.CancelScope()
         self._timer = setup.timers.open(self._scope)
-        self._time = trio.lowlevel.current_clock().current_time
-        self._is_cut = False
+        self._time = current_clock()
         self._drain_wanted = False
         self._drain_told = False
         self._reading = False
@@ -115,8 +114,7 @@ class SmtpSession:
         as its client goes on too."""
         self._drain_wanted = True
         if self._reading and self._machine.is_idle:
-            self._is_cut = True
-            self._scope.cancel()
+            self._timer.expire()
         elif self._reading:
             self._timer.deadline = min(self._timer.deadline, self._time() + DRAIN_PATIENCE_S)
 
@@ -181,7 +179,7 @@ class SmtpSession:
         self._timer.deadline = min(deadline, now + DRAIN_PATIENCE_S) if self._drain_wanted else deadline
         self._reading = True
         data = await self._stream.receive_some()
-        if self._is_cut or self._timer.is_over:
+        if self._timer.is_over:
             # Both happened at once.  Now is the time to be cancelled, not inside the intake.
             await trio.lowlevel.checkpoint()
         self._reading = False

@@ -25,6 +25,7 @@ import trio
 from sqlalchemy import Connection
 
 from hepmaild.errors import StoreUnavailable
+from hepmaild.timers import current_clock
 
 log = structlog.get_logger()
 
@@ -137,7 +138,7 @@ class GroupWriter:
         self._run_group = run_group
         self._run_unit = run_unit
         self._timeout_s = timeout_s
-        self._time = trio.lowlevel.current_clock().current_time
+        self._time = current_clock()
         self._max_waiting = max_waiting
         self._members: deque[_Waiter] = deque()
         self._calls: deque[_Waiter] = deque()
@@ -195,10 +196,7 @@ class GroupWriter:
         line.append(waiter)
         self._waiting += 1
         self._watch(waiter)
-        if isinstance(line, _Later):
-            line.wanted.set()
-        else:
-            self._wake()
+        self._notice(line)
         return await trio.lowlevel.wait_task_rescheduled(abort)
 
     def _watch(self, waiter: _Waiter) -> None:
@@ -237,8 +235,13 @@ class GroupWriter:
         if line:
             line.then += line
             line.clear()
-            if isinstance(line.then, _Later):
-                line.then.wanted.set()
+            self._notice(line.then)
+
+    def _notice(self, line: deque[_Waiter]) -> None:
+        """Somebody came into this line.  To those who are patient the writer looks by itself, when it rests."""
+        if isinstance(line, _Later):
+            line.wanted.set()
+        if line is self._members or line is self._calls or line is self._patient:
             self._wake()
 
     def _wake(self) -> None:
