@@ -104,6 +104,11 @@ class Person:
         expect(self.page.locator("p.notice")).to_be_visible()
 
 
+def wait_for_keys(page: Page) -> None:
+    """Until a page that is there has run its scripts: a key that is pressed before that does nothing, as for everybody."""
+    page.locator("[data-keys-help]:not([hidden])").wait_for(state="attached")
+
+
 @contextlib.contextmanager
 def open_person(browser: Browser, url: str, **options: Any) -> Iterator[Person]:
     """A window.  An error on its console, one that a script lets out, a refusal of the content policy: a failure."""

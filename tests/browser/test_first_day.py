@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.demo import Demo, open_demo, paste
-from tests.browser.guard import Person, open_person
+from tests.browser.guard import Person, open_person, wait_for_keys
 from tests.browser.pages import find_faults, find_overflow
 from tests.peers.programs import require
 
@@ -114,6 +114,7 @@ def read_its_story(page: Page) -> None:
     assert_fine(page, "a message")
     page.keyboard.press("Escape")
     expect(page).to_have_url(re.compile("/logs$"))
+    wait_for_keys(page)
 
 
 def stop_the_key(page: Page, curl: str) -> None:
@@ -127,6 +128,7 @@ def stop_the_key(page: Page, curl: str) -> None:
     assert refused["ok"] is False
     page.get_by_role("button", name="Enable").click()
     expect(page.locator("p.notice")).to_have_text("Enabled. It works again.")
+    wait_for_keys(page)
     assert json.loads(paste(curl.replace("Hello", FORMULA)))["ok"] is True
 
 
@@ -135,6 +137,7 @@ def search_and_export(page: Page) -> None:
     page.keyboard.press("g")
     page.keyboard.press("l")
     expect(page.locator("#log-lines tr")).to_have_count(2)
+    wait_for_keys(page)
     page.keyboard.press("/")
     page.keyboard.type("sta")
     page.get_by_role("button", name="status:").click()

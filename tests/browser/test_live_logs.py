@@ -10,7 +10,7 @@ import zoneinfo
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import SignIn
-from tests.browser.guard import Person
+from tests.browser.guard import Person, wait_for_keys
 from tests.browser.house import FULL, KEPT_OUT, OWNER, House
 from tests.browser.pages import find_faults
 
@@ -108,10 +108,12 @@ def test_the_keyboard(signed_in: SignIn, house: House) -> None:
         expect(page.get_by_role("dialog", name="Keyboard")).to_be_hidden()
         page.keyboard.press("Enter")
         expect(page).to_have_url(re.compile(r"/logs/[0-9a-f]+$"))
+        wait_for_keys(page)
         for key, title in (("o", "Overview"), ("k", "API keys"), ("l", "Logs")):
             page.keyboard.press("g")
             page.keyboard.press(key)
             expect(page.get_by_role("heading", level=1)).to_have_text(title)
+            wait_for_keys(page)
 
 
 def test_mail_shows_itself_and_does_nothing(signed_in: SignIn, house: House) -> None:

@@ -188,3 +188,4 @@ box.addEventListener("focus", offer);
 box.form.addEventListener("focusout", () => setTimeout(() => {
   if (!box.form.contains(document.activeElement) && !offers.contains(document.activeElement)) offers.hidden = true;
 }, 150));
+if (document.activeElement === box) offer(); // who was faster than this script
