@@ -105,7 +105,7 @@ class Person:
 
 
 def wait_for_keys(page: Page) -> None:
-    """Until a page that is there has run its scripts: a key that is pressed before that does nothing, as for everybody."""
+    """Until a page that is there has run its scripts: a key pressed before that does nothing, as for everybody."""
     page.locator("[data-keys-help]:not([hidden])").wait_for(state="attached")
 
 

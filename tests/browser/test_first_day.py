@@ -20,7 +20,7 @@ from tests.peers.programs import require
 FORMULA = "=1+1 Grüße"  # as a subject
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def demo() -> Iterator[Demo]:
     require("curl")
     with open_demo() as demo:
@@ -181,6 +181,9 @@ def test_without_a_script(demo: Demo, browser: Browser) -> None:
     """Signing in, keys and logs ask for none."""
     with open_person(browser, demo.url, java_script_enabled=False) as person:
         page = person.page
+        person.first_sign_in(demo.link)
+        page.locator(".menu summary").click()
+        page.get_by_role("button", name="Sign out").click()
         person.sign_in("demo@example.com")
         expect(page.get_by_role("heading", name="Overview")).to_be_visible()
         page.get_by_role("link", name="API keys").click()
