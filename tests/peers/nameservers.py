@@ -30,7 +30,10 @@ _ANCHOR = (
     "257 3 13 mdsswUyr3DPW132mOi8V9xESWE8jTo0dxCjjnopKl+GqJxpVXckHAeF+KkxLbxILfDLUT0rAK9iUzy1L53eKGQ=="  # the root's
 )
 
-ZONE_HEAD = "$ORIGIN {name}.\n$TTL 0\n@ SOA ns hostmaster {serial} 3600 600 86400 0\n@ NS ns\nns A 127.0.0.1\n"
+ZONE_HEAD = (
+    "$ORIGIN {name}.\n$TTL 0\n@ {nothing_s} SOA ns hostmaster {serial} 3600 600 86400 {nothing_s}\n"
+    "@ NS ns\nns A 127.0.0.1\n"
+)
 
 
 def require_nameservers() -> None:
@@ -40,19 +43,22 @@ def require_nameservers() -> None:
 
 @dataclass
 class Nameservers:
-    """Both running.  authority, resolver: their ports on 127.0.0.1."""
+    """Both running.  authority, resolver: their ports on 127.0.0.1.  nothing_s: how long "there is none" holds."""
 
     folder: Path
     authority: int
     resolver: int = 0
     knot: Child | None = None
+    nothing_s: int = 0
     texts: dict[str, str] = field(default_factory=dict)
 
     def write_zone(self, name: str, records: str) -> int:
         """Its serial."""
         serial = next(_serials)
         self.texts[name] = records
-        (self.folder / f"{name}.zone").write_text(ZONE_HEAD.format(name=name, serial=serial) + records)
+        (self.folder / f"{name}.zone").write_text(
+            ZONE_HEAD.format(name=name, serial=serial, nothing_s=self.nothing_s) + records
+        )
         return serial
 
     def change(self, name: str, old: str, new: str) -> None:
@@ -142,10 +148,13 @@ def _write_unbound(folder: Path, port: int, authority: int, anchor: str, zones: 
 
 
 @contextlib.contextmanager
-def open_nameservers(zones: dict[str, str]) -> Iterator[Nameservers]:
-    """Both, with these zones (name: records), of which `signed.test` must be one.  Ended on leaving."""
+def open_nameservers(zones: dict[str, str], *, nothing_s: int = 0) -> Iterator[Nameservers]:
+    """Both, with these zones (name: records), of which `signed.test` must be one.  Ended on leaving.
+
+    nothing_s: how long it may be remembered that a name, or a record of some type, is not there (RFC 2308 §5).
+    """
     with open_folder("dns") as folder, contextlib.ExitStack() as stack:
-        servers = Nameservers(folder, free_port())
+        servers = Nameservers(folder, free_port(), nothing_s=nothing_s)
         (folder / "db").mkdir()
         for name, records in zones.items():
             servers.write_zone(name, records)
