@@ -8,24 +8,23 @@ afterwards, in the same process; a caller whose message another process delivers
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import structlog
 import trio
 
 from hepmaild.config import InDoubt
-from hepmaild.delivery.job import Attempt, Job, Outcome, Result
+from hepmaild.delivery.job import Attempt, Claim, Job, Outcome, Result
 from hepmaild.errors import StoreUnavailable
 from hepmaild.events import to_json
 from hepmaild.mail.content import Content
 from hepmaild.metrics import Meter
 from hepmaild.storage import cap_line, leases, messages, queue
 from hepmaild.storage import claim as queue_claim
-from hepmaild.storage.claim import EXPIRE_AT_ONCE, Claimed
+from hepmaild.storage.claim import EXPIRE_AT_ONCE, Look
 from hepmaild.storage.reports import Mark, Report
-from hepmaild.storage.schema import NEVER_US
 from hepmaild.storage.store import Store
 from hepmaild.storage.suppress import NEVER, Rule
 from hepmaild.storage.unit import Answer, Answers, Used
@@ -39,7 +38,6 @@ MAX_NOTED = 10_000
 USE_EVERY_US = 5_000_000
 UNCERTAIN_US = 60_000_000
 LOOK_FOR_UNCERTAIN_US = 1_000_000
-LOOK_AT_LINES_US = 1_000_000
 LIVELY_S = 0.02  # after a message was accepted the next unit comes soon
 CLAIM_ROUNDS = 8  # units of one claim at most, while it has not looked everywhere
 CLAIM_UNIT = 32  # jobs of one of them: what is accepted meanwhile waits for these, not for all
@@ -118,7 +116,6 @@ class Outbox:
         self._forsaken: dict[tuple[str, str], int] = {}
         self._paused: frozenset[tuple[str, str]] = frozenset()
         self._cursors: Mapping[str, str] = {}
-        self._line_at_us = 0
         self._late_answers: list[Answer] = []
         self._late_uses: dict[str, Used] = {}
         self._noted: dict[str, Used] = {}
@@ -201,51 +198,80 @@ class Outbox:
     # For the engine (delivery.job.Queue)
 
     async def claim(
-        self, limit: int, *, exclude: Collection[str] = (), full: Collection[tuple[str, str]] = ()
-    ) -> Sequence[Job]:
-        """See `Queue.claim`.  Also ends what has expired and takes over the work of dead processes."""
+        self,
+        limit: int,
+        *,
+        exclude: Collection[str] = (),
+        full: Collection[tuple[str, str]] = (),
+        patient: bool = False,
+    ) -> Claim:
+        """See `Queue.claim`.  Also ends what has expired, lets go what stood behind a daily cap, and takes over the
+        work of dead processes."""
         await self.stay_alive()
         await self._settle_uncertain()
         if not self._alone:
             await self._take_over()
-        await self._let_lines_go()
         jobs: list[Job] = []
-        for _ in range(CLAIM_ROUNDS):
-            try:
-                claimed = await self._claim(min(limit - len(jobs), CLAIM_UNIT), exclude, full)
-            except StoreUnavailable:
-                if jobs:
-                    break  # these are ours
+        try:
+            due_at_us = await self._claim_all(jobs, limit, exclude, full, patient=patient)
+        except StoreUnavailable:
+            if not jobs:
                 raise
-            jobs += claimed.jobs
-            if len(jobs) >= limit or (claimed.is_complete and claimed.expired < EXPIRE_AT_ONCE):
-                break
-        return jobs
+            due_at_us = self._now_us()  # what came before is ours
+        return Claim(jobs, due_at_us)
 
-    async def _claim(self, limit: int, exclude: Collection[str], full: Collection[tuple[str, str]]) -> Claimed:
+    async def _claim_all(
+        self,
+        jobs: list[Job],
+        limit: int,
+        exclude: Collection[str],
+        full: Collection[tuple[str, str]],
+        *,
+        patient: bool,
+    ) -> int | None:
+        """Claim into `jobs`, a few at a time; when to come again."""
+        line_at_us = None
+        for _ in range(CLAIM_ROUNDS):
+            found = await self._claim(min(limit - len(jobs), CLAIM_UNIT), exclude, full, patient=patient)
+            jobs += found.claimed.jobs
+            line_at_us = found.line_at_us
+            if line_at_us is not None and line_at_us <= self._claimed_at_us:
+                await self._store.write(cap_line.let_go, self._claimed_at_us)
+            elif found.is_all:
+                return self._when(found.due_at_us, line_at_us)
+            if len(jobs) >= limit:
+                return None
+        # There are more destinations than so many units step over, or many stand behind caps.
+        now_us = self._now_us()
+        due_at_us = await self._store.read(queue_claim.next_due_at_us, now_us, tuple(exclude), tuple(full))
+        return self._when(due_at_us, line_at_us)
+
+    async def _claim(
+        self, limit: int, exclude: Collection[str], full: Collection[tuple[str, str]], *, patient: bool
+    ) -> Look:
         # No two claims have the same instant: by it the leases of one are known.
         now_us = self._claimed_at_us = max(self._now_us(), self._claimed_at_us + 1)
         self._uncertain_claims.append(now_us)  # until there is an answer
         arguments = (self._body_keep_us, tuple(exclude), tuple(full), self._cursors)
         # Leases need not outlive a power cut: the process that has them does not either.
-        claimed = await self._store.write_soon(queue_claim.claim, self.owner, now_us, limit, *arguments)
+        write = self._store.write_idly if patient else self._store.write_soon
+        found = await write(queue_claim.claim_and_look, self.owner, now_us, limit, *arguments)
         self._uncertain_claims.remove(now_us)
-        self._cursors, self._paused = claimed.cursors, claimed.paused
-        self._note_expired(claimed.expired)
-        return claimed
+        self._cursors, self._paused = found.claimed.cursors, found.claimed.paused
+        self._note_expired(found.claimed.expired)
+        return found
 
-    async def _let_lines_go(self) -> None:
-        """What stands behind a daily cap leaves as soon as there is room: looked at when one is due, and now and then
-        for what other processes and the command line did."""
-        now_us = self._now_us()
-        if now_us < self._line_at_us:
-            return
-        for _ in range(CLAIM_ROUNDS):
-            line_at_us = await self._store.read(cap_line.next_at_us)
-            if line_at_us is None or line_at_us > now_us:
-                break
-            await self._store.write(cap_line.let_go, now_us)
-        self._line_at_us = now_us + LOOK_AT_LINES_US
+    def _when(self, due_at_us: int | None, line_at_us: int | None) -> int | None:
+        """When the next claim has something to do: the queue, the lines behind caps, or leases that may be ours."""
+        if self._forsaken:
+            return self._claimed_at_us
+        times = [at_us for at_us in (due_at_us, line_at_us) if at_us is not None]
+        if self._uncertain or self._uncertain_claims:
+            # At growing distances: each look is a claim, which may lose its answer and be looked for in turn.
+            now_us = self._now_us()
+            newest_us = max(*(lease.since_us for lease in self._uncertain.values()), *self._uncertain_claims, 0)
+            times.append(now_us + max(LOOK_FOR_UNCERTAIN_US, now_us - newest_us))
+        return min(times, default=None)
 
     async def expire(self) -> None:
         """End what has expired, also when nothing is claimed since nobody has time.  Raises `StoreUnavailable`."""
@@ -259,23 +285,6 @@ class Outbox:
         if recipients:
             log.info("expired", recipients=recipients)
             self._meter.expired(recipients)
-
-    async def next_due_at_us(
-        self, *, exclude: Collection[str] = (), full: Collection[tuple[str, str]] = ()
-    ) -> int | None:
-        """See `Queue.next_due_at_us`."""
-        now_us = self._now_us()
-        if self._forsaken:
-            return now_us
-        due_us, line_at_us = await self._store.read(_next_times, now_us, tuple(exclude), tuple(full))
-        if line_at_us is not None:
-            self._line_at_us = min(self._line_at_us, line_at_us)
-            due_us = line_at_us if due_us is None else min(due_us, line_at_us)
-        if self._uncertain or self._uncertain_claims:
-            # At growing distances: each look is a claim, which may lose its answer and be looked for in turn.
-            newest_us = max(*(found.since_us for found in self._uncertain.values()), *self._uncertain_claims, 0)
-            return min(due_us or NEVER_US, now_us + max(LOOK_FOR_UNCERTAIN_US, now_us - newest_us))
-        return due_us
 
     async def load(self, job: Job) -> Content:
         """See `Queue.load`."""
@@ -397,13 +406,6 @@ class Outbox:
             if await self._store.write(leases.forsake, message_id, destination, token, self._now_us(), self.in_doubt):
                 log.warning("attempt_forgotten", message_id=message_id)
             del self._forsaken[message_id, destination]
-
-
-def _next_times(
-    conn: Any, now_us: int, exclude: Collection[str], full: Collection[tuple[str, str]]
-) -> tuple[int | None, int | None]:
-    """When the queue, and when the first line behind a daily cap, is to be looked at."""
-    return queue_claim.next_due_at_us(conn, now_us, exclude, full), cap_line.next_at_us(conn)
 
 
 def _attempt_json(attempt: Attempt) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from hepmaild.events import Step
 from hepmaild.mail.content import Content
@@ -89,6 +89,18 @@ class Attempt:
     tls_level: str = ""
 
 
+class Claim(NamedTuple):
+    """What a claim brought.
+
+    due_at_us: when the next claim with the same arguments has something to do; None: nothing waits.  That is the
+    earliest due time of what is neither excluded, full nor paused; the earliest expiry of anything; or the end of a
+    dead process's lease.  It says nothing when there are as many jobs as were asked for: claim again.
+    """
+
+    jobs: Sequence[Job]
+    due_at_us: int | None = None
+
+
 class Queue(Protocol):
     """What the engine needs from the store.  Every method raises `StoreUnavailable` when the store does not answer.
 
@@ -97,22 +109,18 @@ class Queue(Protocol):
     """
 
     async def claim(
-        self, limit: int, *, exclude: Collection[str] = (), full: Collection[tuple[str, str]] = ()
-    ) -> Sequence[Job]:
+        self,
+        limit: int,
+        *,
+        exclude: Collection[str] = (),
+        full: Collection[tuple[str, str]] = (),
+        patient: bool = False,
+    ) -> Claim:
         """Lease up to `limit` due jobs to this process: of every destination some, of each the oldest due first.
 
         exclude: routes that have no room (or are down); full: such destinations, as (route, destination).  Neither
-        these nor what somebody paused is leased, and their backlog does not stand before the others'.  Fewer than
-        `limit`: nothing else is due, or what is will be found by the next claim.
-        """
-
-    async def next_due_at_us(
-        self, *, exclude: Collection[str] = (), full: Collection[tuple[str, str]] = ()
-    ) -> int | None:
-        """When the next claim with these arguments has something to do; None: nothing waits.
-
-        That is the earliest due time of what is neither excluded, full nor paused; the earliest expiry of anything;
-        or the end of a dead process's lease.
+        these nor what somebody paused is leased, and their backlog does not stand before the others'.  patient: what is
+        due may wait some milliseconds, for a moment in which nobody else needs the store.
         """
 
     async def load(self, job: Job) -> Content:

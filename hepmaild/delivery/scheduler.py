@@ -28,6 +28,7 @@ APART_S = 0.01  # between retries that were claimed together: other mail would w
 ALL_APART_S = 0.05  # ... all of them by then
 SKIPPED_S = 0.5  # something is due but could not be claimed: others hold it
 UNIT_TIMEOUT_S = 60  # the store has its own, shorter one
+NEVER_US = 1 << 62
 
 
 @dataclass(slots=True)
@@ -64,7 +65,8 @@ class Scheduler:
         self._event = trio.Event()
         self._stopping = trio.Event()
         self._stopped = trio.Event()
-        self._sleeps_until_us = 0
+        self._nap: trio.CancelScope | None = None
+        self._noted_us = NEVER_US
         self._backoff_s = 0.0
         self.is_looking = False  # what it finds may be older than what is committed now
 
@@ -74,8 +76,9 @@ class Scheduler:
 
     def note_due(self, due_us: int) -> None:
         """Something will be due then: look no later than that."""
-        if due_us < self._sleeps_until_us:
-            self.wake()
+        self._noted_us = min(self._noted_us, due_us)
+        if self._nap is not None:
+            self._nap.deadline = min(self._nap.deadline, trio.current_time() + self._until(due_us))
 
     def store_failed(self) -> None:
         """Somebody found the store unavailable: claims pause for a moment."""
@@ -90,27 +93,37 @@ class Scheduler:
     async def run(self) -> None:
         """Claim and sleep.  When cancelled a claim under way is finished first (bounded), so that no lease is lost."""
         try:
+            is_time = False
             while not self._stopping.is_set():
                 self._event = trio.Event()  # before looking, so that no wake-up falls between
-                self._sleeps_until_us = 0
-                sleep_s = await self._look()
+                self._noted_us = NEVER_US
+                sleep_s = await self._look(patient=is_time)
                 if self._stopping.is_set():
                     break
-                self._sleeps_until_us = self._now_us() + int(sleep_s * 1_000_000)
-                with trio.move_on_after(sleep_s):
-                    await self._event.wait()
+                is_time = await self._sleep(sleep_s)
                 if self._backoff_s:
                     with trio.move_on_after(self._backoff_s):  # wake-ups do not shorten it: the store is sick
                         await self._stopping.wait()
         finally:
             self._stopped.set()
 
-    async def _look(self) -> float:
-        """Claim what there is room for; how many seconds to sleep then."""
+    async def _sleep(self, seconds: float) -> bool:
+        """Until something is due (True), or somebody wakes us."""
+        with trio.move_on_after(seconds) as self._nap:
+            await self._event.wait()
+        is_time, self._nap = self._nap.cancelled_caught, None
+        return is_time
+
+    def _until(self, due_us: int) -> float:
+        """How many seconds to sleep for what is due later: what falls due in a moment is claimed together."""
+        return max((due_us - self._now_us()) / 1_000_000, TOGETHER_S)
+
+    async def _look(self, *, patient: bool) -> float:
+        """Claim what there is room for; how many seconds to sleep then.  patient: it is only time for something."""
         self.is_looking = True
         try:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + UNIT_TIMEOUT_S):
-                sleep_s = await self._claim_all()
+                sleep_s = await self._claim_all(patient=patient)
                 self._backoff_s = 0.0
                 return sleep_s
         except StoreUnavailable:
@@ -121,13 +134,14 @@ class Scheduler:
         log.warning("store_unavailable", doing="claim", again_in_s=self._backoff_s)
         return 0.0
 
-    async def _claim_all(self) -> float:
+    async def _claim_all(self, *, patient: bool) -> float:
         while True:
             found = self._survey(trio.current_time())
             if not found.room:
                 return LOOK_AGAIN_S
             limit = min(found.room, CLAIM_LIMIT)
-            jobs = await self._queue.claim(limit, exclude=found.exclude, full=found.full)
+            calm = patient and not any(track.is_behind for track in found.open)
+            jobs, due_us = await self._queue.claim(limit, exclude=found.exclude, full=found.full, patient=calm)
             more = len(jobs) >= limit
             if more:
                 self._take(jobs)
@@ -140,12 +154,10 @@ class Scheduler:
                 return 0.0
             if more:
                 continue
-            due_us = await self._queue.next_due_at_us(exclude=found.exclude, full=found.full)
-            if due_us is None:
-                return LOOK_AGAIN_S
-            due_s = (due_us - self._now_us()) / 1_000_000
-            if due_s > 0:
-                return min(max(due_s, TOGETHER_S), LOOK_AGAIN_S)
+            if due_us is None or due_us > self._noted_us:
+                due_us = self._noted_us
+            if due_us > self._now_us():
+                return min(self._until(due_us), LOOK_AGAIN_S)
             return 0.0 if jobs else SKIPPED_S
 
     async def _hand_out(self, jobs: Sequence[Job]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, case, func, null, select, update
 
+from hepmaild.storage.bulk import Query
 from hepmaild.storage.caps import (
     DAY_US,
     GIVE_BACK,
@@ -54,7 +55,7 @@ _LINE = (
     .order_by(queue.c.line_us, queue.c.message_id)
     .limit(bindparam("most"))
 )
-_NEXT = select(func.min(cap.c.next_us)).where(cap.c.next_us.is_not(None))
+_NEXT = Query(select(func.min(cap.c.next_us)).where(cap.c.next_us.is_not(None)))
 _SET_TIMER = (
     update(recipient)
     .where(recipient.c.message_id == bindparam("m"), recipient.c.state == "capped")
@@ -64,7 +65,7 @@ _SET_TIMER = (
 
 def next_at_us(conn: Connection) -> int | None:
     """When the first of any line may go; None: nobody waits behind a cap."""
-    at_us = conn.execute(_NEXT).scalar_one()
+    at_us = _NEXT.value(conn)
     return None if at_us is None else int(at_us)
 
 

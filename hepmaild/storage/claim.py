@@ -14,7 +14,7 @@ from sqlalchemy import Connection, bindparam, func, or_, select, update
 
 from hepmaild.delivery.job import Job, JobRecipient
 from hepmaild.mail.content import Content
-from hepmaild.storage import caps, messages, ring
+from hepmaild.storage import cap_line, caps, messages, ring
 from hepmaild.storage import credits as money
 from hepmaild.storage.bulk import Bulk, Query
 from hepmaild.storage.ring import UNLEASED, least
@@ -38,6 +38,20 @@ class Claimed:
     cursors: Mapping[str, str]
     is_complete: bool
     paused: frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A claim, and when to come again.
+
+    is_all: nothing more was to be claimed.  due_at_us: when something will be, if that was all; None: nothing waits.
+    line_at_us: when the first of those behind a daily cap may go; None: nobody stands there.
+    """
+
+    claimed: Claimed
+    is_all: bool
+    due_at_us: int | None
+    line_at_us: int | None
 
 
 # Said so that no index is used for it: rows that are known are found by their key, whatever the planner thinks.
@@ -116,6 +130,23 @@ def claim(
         rows.sort(key=lambda r: dues[r.message_id, r.destination])
         rows = caps.admit(conn, rows, now_us)
     return Claimed(_lease(conn, owner, rows, now_us), expired, ahead, is_complete, shut.paused)
+
+
+def claim_and_look(
+    conn: Connection,
+    owner: str,
+    now_us: int,
+    most: int,
+    body_keep_us: int,
+    exclude: Collection[str],
+    full: Collection[tuple[str, str]],
+    cursors: Mapping[str, str],
+) -> Look:
+    """`claim`, and `next_due_at_us`, as one unit: to ask by itself for the second cost as much as the first."""
+    found = claim(conn, owner, now_us, most, body_keep_us, exclude, full, cursors)
+    is_all = len(found.jobs) < most and found.is_complete and found.expired < EXPIRE_AT_ONCE
+    due_at_us = next_due_at_us(conn, now_us, exclude, full) if is_all else None
+    return Look(found, is_all, due_at_us, cap_line.next_at_us(conn))
 
 
 def _lease(conn: Connection, owner: str, rows: list[Any], now_us: int) -> list[Job]:
@@ -211,7 +242,7 @@ _ENDS = Query(
 def next_due_at_us(
     conn: Connection, now_us: int, exclude: Collection[str] = (), full: Collection[tuple[str, str]] = ()
 ) -> int | None:
-    """See `delivery.job.Queue.next_due_at_us`."""
+    """When the next claim with these arguments has something to do; see `delivery.job.Claim`."""
     shut = ring.what_is_shut(conn, exclude, full)
     times = (
         ring.first_due_at_us(conn, now_us, shut),

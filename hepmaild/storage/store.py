@@ -149,9 +149,15 @@ class Store:
         """
         return await self._write(self._backend.soon_unit, _bound(fn, kwargs), args)
 
-    async def _write(self, unit: Callable[..., Awaitable[T]], fn: Callable[..., T], args: tuple[Any, ...]) -> T:
+    async def write_idly(self, fn: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `write_soon`, once the store has had nothing to do for a moment, or after `writer.PATIENCE_S`."""
+        return await self._write(self._backend.soon_unit, _bound(fn, kwargs), args, Haste.IDLE)
+
+    async def _write(
+        self, unit: Callable[..., Awaitable[T]], fn: Callable[..., T], args: tuple[Any, ...], haste: Haste = Haste.NOW
+    ) -> T:
         if self._backend.joins_writes:
-            result: T = await self._writer.call(unit, fn, *args)
+            result: T = await self._writer.call(unit, fn, *args, haste=haste)
             return result
         await trio.lowlevel.checkpoint_if_cancelled()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self._timeout_s):

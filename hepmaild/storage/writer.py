@@ -145,6 +145,7 @@ class GroupWriter:
         self._lingering = _Later(LINGER_S, self._members)
         self._patient = _Later(PATIENCE_S, self._members)
         self._gathering = _Later(GATHER_S, self._patient)
+        self._patient_calls = _Later(PATIENCE_S, self._calls)
         self._waiting = 0
         self._unanswered: deque[_Waiter] = deque()  # in the order of their deadlines
         self._watched = trio.Event()
@@ -173,9 +174,12 @@ class GroupWriter:
             return await self._wait_in(self._members, member)
         return await self._wait_in(self._lingering if haste is Haste.SOON else self._gathering, member)
 
-    async def call(self, run: RunAlone, fn: Callable[..., Any], *args: Any) -> Any:
-        """Have `run` run `fn(conn, *args)` as a unit of its own, in turn with the members.  Otherwise as `submit`."""
-        return await self._wait_in(self._calls, (run, fn, args))
+    async def call(self, run: RunAlone, fn: Callable[..., Any], *args: Any, haste: Haste = Haste.NOW) -> Any:
+        """Have `run` run `fn(conn, *args)` as a unit of its own, in turn with the members.  Otherwise as `submit`.
+
+        haste: IDLE: it waits for an idle moment, though not for others.  SOON is no different from NOW.
+        """
+        return await self._wait_in(self._patient_calls if haste is Haste.IDLE else self._calls, (run, fn, args))
 
     async def _wait_in(self, line: deque[_Waiter], payload: Any) -> Any:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -241,7 +245,7 @@ class GroupWriter:
         """Somebody came into this line.  To those who are patient the writer looks by itself, when it rests."""
         if isinstance(line, _Later):
             line.wanted.set()
-        if line is self._members or line is self._calls or line is self._patient:
+        if line is not self._lingering and line is not self._gathering:
             self._wake()
 
     def _wake(self) -> None:
@@ -257,6 +261,7 @@ class GroupWriter:
                 nursery.start_soon(self._run_later, self._lingering)
                 nursery.start_soon(self._run_later, self._patient)
                 nursery.start_soon(self._run_later, self._gathering)
+                nursery.start_soon(self._run_later, self._patient_calls)
                 await self._run_units()
         finally:
             self._closed = True
@@ -290,13 +295,14 @@ class GroupWriter:
 
     async def _rest(self) -> None:
         """Until there is something to do; for whoever is patient there is, once it has been quiet for a moment."""
-        if not self._patient:
+        if not self._patient and not self._patient_calls:
             await self._sleep()
             return
         with trio.move_on_after(IDLE_S) as scope:
             await self._sleep()
         if scope.cancelled_caught:
             self._let_go(self._patient)
+            self._let_go(self._patient_calls)
 
     async def _sleep(self) -> None:
         self._sleeper = trio.lowlevel.current_task()

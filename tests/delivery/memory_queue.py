@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from hepmaild.delivery.job import Attempt, Job, JobRecipient, Outcome, Result
+from hepmaild.delivery.job import Attempt, Claim, Job, JobRecipient, Outcome, Result
 from hepmaild.errors import StoreUnavailable
 from hepmaild.mail.content import Content
 
@@ -42,7 +42,7 @@ class MemoryQueue:
         self.expired: list[str] = []
         self.most_full = 0
         self.claims = 0
-        self.looks = 0
+        self.patient_claims = 0
         self.is_down = False
         self.refuse_mark = False
         self.on_mark: Callable[[Job], None] | None = None
@@ -98,10 +98,16 @@ class MemoryQueue:
         return [w for _, _, w in sorted(rounds, key=lambda r: r[:2])]
 
     async def claim(
-        self, limit: int, *, exclude: Collection[str] = (), full: Collection[tuple[str, str]] = ()
-    ) -> Sequence[Job]:
+        self,
+        limit: int,
+        *,
+        exclude: Collection[str] = (),
+        full: Collection[tuple[str, str]] = (),
+        patient: bool = False,
+    ) -> Claim:
         await self._unit()
         self.claims += 1
+        self.patient_claims += patient
         exclude, full = set(exclude), set(full)
         self.most_full = max(self.most_full, len(full))
         due = [w for w in self._waiting(exclude, full) if w.due_us <= self.now_us()][:limit]
@@ -113,14 +119,8 @@ class MemoryQueue:
             waiting.leased = True
             waiting.job = replace(waiting.job, token=waiting.job.token + 1)
         self._notify()
-        return [waiting.job for waiting in due if not waiting.done]
-
-    async def next_due_at_us(
-        self, *, exclude: Collection[str] = (), full: Collection[tuple[str, str]] = ()
-    ) -> int | None:
-        await self._unit()
-        self.looks += 1
-        return min((w.due_us for w in self._waiting(set(exclude), set(full))), default=None)
+        jobs = [waiting.job for waiting in due if not waiting.done]
+        return Claim(jobs, min((w.due_us for w in self._waiting(exclude, full)), default=None))
 
     async def load(self, job: Job) -> Content:
         await self._unit()

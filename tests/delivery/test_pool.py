@@ -139,6 +139,28 @@ async def test_retries_begin_a_little_apart_unless_more_is_wanted(autojump_clock
             assert [round(us, -3) for us in begun] == begun_us
 
 
+async def test_what_falls_due_earlier_than_all_else_costs_no_claim_in_vain(autojump_clock: MockClock) -> None:
+    """The scheduler sleeps until then, and then it has time: nobody waits for this claim."""
+    async with world(setup=lambda q: q.add("late", due_us=EPOCH_US + 50_000_000) and None) as w:
+        await trio.sleep(1)
+        assert (w.queue.claims, w.queue.patient_claims) == (1, 0)
+        w.pool._scheduler.note_due(EPOCH_US + 20_000_000)
+        w.pool._scheduler.note_due(EPOCH_US + 30_000_000)
+        w.queue.add("early", due_us=EPOCH_US + 20_000_000)
+        await trio.sleep(18)
+        assert w.queue.claims == 1
+        await w.queue.until(lambda: len(w.reported) == 1)
+        assert 20 <= trio.current_time() < 20.1
+        assert (w.queue.claims, w.queue.patient_claims) == (2, 1)
+        w.queue.add("now")
+        w.pool.wake()
+        await w.queue.until(lambda: len(w.reported) == 2)
+        assert (w.queue.claims, w.queue.patient_claims) == (3, 1)
+        await w.queue.until(lambda: len(w.reported) == 3)
+        assert [a.job.message_id for a in w.reported] == ["early", "now", "late"]
+        assert 50 <= trio.current_time() < 50.1
+
+
 async def test_claimed_mail_that_was_never_tried_begins_at_once(autojump_clock: MockClock) -> None:
     def setup(queue: MemoryQueue) -> None:
         for n in range(6):

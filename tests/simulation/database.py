@@ -323,6 +323,9 @@ class SimStore(Store):
     async def write_soon(self, *args: Any, **kwargs: Any) -> Any:
         return await self._living(super().write_soon(*args, **kwargs))
 
+    async def write_idly(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._living(super().write_idly(*args, **kwargs))
+
     async def submit(self, *args: Any, **kwargs: Any) -> Any:
         return await self._living(super().submit(*args, **kwargs))
 

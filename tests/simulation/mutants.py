@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select, update
 
-from hepmaild.delivery.job import Attempt, Job, Result
+from hepmaild.delivery.job import Attempt, Claim, Job, Result
 from hepmaild.intake import Intake
 from hepmaild.outbox import Outbox
 from hepmaild.storage.accept import Accept, Taken
@@ -114,7 +114,7 @@ class LooksOnce(Variants):
     """A commit that comes after its caller gave up is not looked for again."""
 
     found_as = r"orphaned lease|is stuck"
-    found_from = 345
+    found_from = 185
 
     class outbox(Outbox):  # noqa: N801
         async def _settle_uncertain(self) -> None:
@@ -195,8 +195,8 @@ class NeverRests(Variants):
     found_as = r"busy loop"
 
     class outbox(Outbox):  # noqa: N801
-        async def next_due_at_us(self, **_more: Collection[Any]) -> int | None:
-            return now_us()
+        async def claim(self, limit: int, **more: Any) -> Claim:
+            return Claim((await super().claim(limit, **more)).jobs, now_us())
 
 
 class LooksAwayFromOne(Variants):
@@ -206,10 +206,8 @@ class LooksAwayFromOne(Variants):
     found_from = 7
 
     class outbox(Outbox):  # noqa: N801
-        async def claim(
-            self, limit: int, *, exclude: Collection[str] = (), full: Collection[tuple[str, str]] = ()
-        ) -> Sequence[Job]:
-            return await super().claim(limit, exclude=(*exclude, "r0"), full=full)
+        async def claim(self, limit: int, *, exclude: Collection[str] = (), **more: Any) -> Claim:
+            return await super().claim(limit, exclude=(*exclude, "r0"), **more)
 
 
 class AcceptsTwice(Variants):

@@ -12,8 +12,8 @@ import trio
 from hepmaild.delivery.job import Outcome, Result
 from hepmaild.errors import StoreUnavailable
 from hepmaild.outbox import FirstAttempt, Outbox
-from hepmaild.storage import claim as claims
 from hepmaild.storage import leases, queue
+from hepmaild.storage.claim import claim_and_look
 from hepmaild.storage.store import Store
 from tests.storage.books import Books, open_books
 from tests.storage.conftest import Opener
@@ -78,7 +78,7 @@ async def test_reports_and_releases_reach_the_caller(books: Books) -> None:
     await outbox.release(job_of(member, "y.example"))
     assert waiter.done.is_set()
     assert [o.result for o in waiter.outcomes] == [Result.IN_DOUBT]
-    (job,) = await outbox.claim(10)
+    (job,) = (await outbox.claim(10)).jobs
     assert await outbox.report(report_on(job, books.clock.us, Result.DELIVERED).attempt)
     assert outbox.backlog == 1
 
@@ -91,28 +91,25 @@ async def test_one_claim_looks_at_all_destinations(books: Books) -> None:
     await books.store.write(fill, "mx", {"zz.example": 1}, books.clock.us)
     full = {("mx", "aa.example")}
     outbox = outbox_of(books)
-    assert [job.destination for job in await outbox.claim(5, full=full)] == ["zz.example"]
-    assert await outbox.claim(5, full=full) == []
+    assert [job.destination for job in (await outbox.claim(5, full=full)).jobs] == ["zz.example"]
     lease_ends_us = later if books.store.is_sqlite else books.clock.us + 60_000_000
-    assert await outbox.next_due_at_us(full=full) == min(later, lease_ends_us)
+    assert await outbox.claim(5, full=full) == ([], min(later, lease_ends_us))
 
 
 async def test_leases_of_a_claim_whose_answer_was_lost_are_found(books: Books) -> None:
     store = Flaky(books.store)
     outbox = outbox_of(books, store)
     await books.store.write(fill, "up", {"": 3}, books.clock.us)
-    store.lose.append(claims.claim)
+    store.lose.append(claim_and_look)
     with pytest.raises(StoreUnavailable):
         await outbox.claim(2)
-    soon = await outbox.next_due_at_us()
-    assert soon is not None
-    assert soon <= books.clock.us + 1_000_000
     books.clock.us += 1_000_000
-    jobs = await outbox.claim(10)
+    jobs, soon = await outbox.claim(10)
     assert sorted(job.token for job in jobs) == [2, 4, 4]
+    assert soon == books.clock.us + 1_000_000
     books.clock.us += 61_000_000
-    assert await outbox.claim(10) == []
-    soon = await outbox.next_due_at_us()
+    jobs, soon = await outbox.claim(10)
+    assert not jobs
     assert soon is None or soon > books.clock.us + 2_000_000  # nothing is uncertain any more
 
 
@@ -127,15 +124,15 @@ async def test_what_a_claim_brought_before_the_store_failed_is_kept(books: Books
 
     async def second_fails(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         nonlocal done
-        done += fn is claims.claim
-        if fn is claims.claim and done == 2:
+        done += fn is claim_and_look
+        if fn is claim_and_look and done == 2:
             raise StoreUnavailable("no")
         return await books.store.write_soon(fn, *args, **kwargs)
 
     store.write_soon = second_fails  # type: ignore[method-assign]
     full = {("mx", "aa.example")}
-    assert [job.destination for job in await outbox.claim(5, full=full)] == ["b.example"]
-    assert [job.destination for job in await outbox.claim(5, full=full)] == ["zz.example"]
+    assert [job.destination for job in (await outbox.claim(5, full=full)).jobs] == ["b.example"]
+    assert [job.destination for job in (await outbox.claim(5, full=full)).jobs] == ["zz.example"]
 
 
 async def test_an_accept_whose_answer_was_lost_leaves_soon(books: Books) -> None:
@@ -143,7 +140,7 @@ async def test_an_accept_whose_answer_was_lost_leaves_soon(books: Books) -> None
     member = mx_accept(books, "a@x.example", "b@y.example", left=("y.example",))
     await books.store.submit(member)
     outbox.doubt_accept(member.message_id, "x.example", 1)
-    jobs = await outbox.claim(10)
+    jobs, _ = await outbox.claim(10)
     assert {job.destination: job.token for job in jobs} == {"x.example": 3, "y.example": 2}
     held = await outbox.mark_in_doubt(jobs[0])
     assert held

@@ -76,7 +76,9 @@ class Caller:
         self.scope = trio.CancelScope()
         self.end: object = None
         if call is not None:
-            nursery.start_soon(self._run, writer.call, call, lambda _conn, m: f"called {m}", member)
+            nursery.start_soon(
+                self._run, partial(writer.call, haste=haste), call, lambda _conn, m: f"called {m}", member
+            )
         else:
             nursery.start_soon(self._run, partial(writer.submit, haste=haste), member)
 
@@ -189,6 +191,41 @@ async def test_what_is_patient_keeps_nobody_waiting(autojump_clock: trio.testing
         gate.released.release()
         await settle()
         assert patient.end == "did patient"
+
+
+async def test_a_patient_call_goes_when_nobody_else_is_there(autojump_clock: trio.testing.MockClock) -> None:
+    """It waits for no others like it, and at once behind those who come meanwhile."""
+    gate = Gate()
+    async with serving(gate) as (writer, nursery):
+        patient = Caller(writer, nursery, "patient", call=gate, haste=Haste.IDLE)
+        await trio.sleep(IDLE_S / 2)
+        Caller(writer, nursery, "a")
+        await settle()
+        assert gate.begun == [["a"]]
+        gate.released.release()
+        await trio.sleep(IDLE_S / 2)
+        assert gate.begun == [["a"]]
+        await trio.sleep(IDLE_S)
+        assert gate.begun == [["a"], ("patient",)]
+        gate.released.release()
+        await settle()
+        assert patient.end == "called patient"
+
+
+async def test_a_patient_call_waits_so_long_at_most(autojump_clock: trio.testing.MockClock) -> None:
+    gate = Gate()
+    async with serving(gate) as (writer, nursery):
+        begun_at = trio.current_time()
+        patient = Caller(writer, nursery, "patient", call=gate, haste=Haste.IDLE)
+        withdrawn = Caller(writer, nursery, "withdrawn", call=gate, haste=Haste.IDLE)
+        await trio.sleep(IDLE_S / 2)
+        withdrawn.scope.cancel()
+        while patient.end is None:
+            Caller(writer, nursery, "a")
+            gate.released.release()
+            await trio.sleep(IDLE_S / 2)
+        assert PATIENCE_S <= trio.current_time() - begun_at < PATIENCE_S + 2 * IDLE_S
+        assert (withdrawn.end, writer.waiting) == ("cancelled", 0)
 
 
 async def test_patience_ends(autojump_clock: trio.testing.MockClock) -> None:
