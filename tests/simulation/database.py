@@ -22,6 +22,7 @@ from hepmaild.errors import StoreUnavailable
 from hepmaild.storage import accounts, keys
 from hepmaild.storage import credits as money
 from hepmaild.storage.announce import Hub
+from hepmaild.storage.claim import Look
 from hepmaild.storage.schema import metadata
 from hepmaild.storage.store import Store
 from hepmaild.storage.unit import UnitRunner
@@ -299,10 +300,10 @@ def _label(fn: Callable[..., Any], args: tuple[Any, ...]) -> str:
 
 def _shown(result: Any) -> str:
     """A result for the trace: no addresses of objects, no contents."""
-    jobs = getattr(result, "jobs", None)
-    if jobs is not None:
+    if isinstance(result, Look):
+        jobs = result.claimed.jobs
         leased = ", ".join(f"{job.message_id}:{job.destination}:{job.token}" for job in jobs)
-        return f"[{leased}] expired={result.expired}"
+        return f"[{leased}] expired={result.claimed.expired} again={result.due_at_us}"
     return _PLACE.sub("", str(result))[:300]
 
 
