@@ -4,10 +4,10 @@
 The writer begins with BEGIN IMMEDIATE, so that a unit never fails halfway because somebody else writes; readers see a
 snapshot and cannot write.  Checkpoints run beside the writer, not inside a commit.
 
-A unit of group commit runs its statements in the event loop's thread, where they take a millisecond or two and no
-hand-over of the interpreter.  Its commit and the sync of the log, where somebody waits for them, run in the writer's
-thread, on the same connection; so does whatever could take longer (a lock that somebody else holds, a large unit, a
-unit of its own).
+A unit of group commit runs its statements and its commit in the event loop's thread, where they take a millisecond or
+two and no hand-over of the interpreter; where somebody waits for its sync, the kernel is asked for it (`kernel_sync`).
+Whatever could take longer (a lock that somebody else holds, a large unit, a unit of its own) runs in the writer's
+thread, on the same connection; so do commit and sync where the kernel cannot be asked.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from sqlalchemy import Connection, Engine, Select
 from sqlalchemy.exc import DBAPIError
 
 from hepmaild.errors import StoreUnavailable
+from hepmaild.storage.kernel_sync import KernelSync
 from hepmaild.storage.sqlite_link import Link, NotHere, make_engine, store_failure
 from hepmaild.storage.writer import JudgeManner, Manner, Sync
 from hepmaild.threads import Worker
@@ -40,6 +41,14 @@ log = structlog.get_logger()
 READERS = 4
 LATE_SYNC_S = 0.2
 CHECKPOINT_ROWS = 4_000  # changed rows after which the write-ahead log is copied back
+
+
+def _kernel_sync() -> KernelSync | None:
+    try:
+        return KernelSync()
+    except OSError as error:
+        log.info("syncs_by_thread", reason=str(error))
+        return None
 
 
 def first_value(conn: Connection, statement: Select[Any]) -> Any:
@@ -93,12 +102,19 @@ class _LogFile:
         self._opening = 0
 
     def sync(self, opening: int) -> None:
-        """opening: of the writer's connection; as long as that is open the log is the same file.  Raises OSError."""
+        """See `open`."""
+        os.fdatasync(self.open(opening))
+
+    def open(self, opening: int) -> int:
+        """Its descriptor.
+
+        opening: of the writer's connection; as long as that is open the log is the same file.  Raises OSError.
+        """
         if opening != self._opening:
             self.close()
             self._descriptor = os.open(self.path, os.O_RDONLY)
             self._opening = opening
-        os.fdatasync(self._descriptor)
+        return self._descriptor
 
     def close(self) -> None:
         """Open again at the next sync."""
@@ -120,7 +136,7 @@ class SqliteBackend:
         self, path: Path, *, timeout_s: float, own_checkpoints: bool, judge: JudgeManner | None = None
     ) -> None:
         self._path = path
-        self._log = _LogFile(path.with_name(path.name + "-wal"))  # the writer's thread alone has it open
+        self._log = _LogFile(path.with_name(path.name + "-wal"))  # only who has the writer's connection looks at it
         self._judge = judge or (lambda _members: Manner())
         self._timeout_s = timeout_s
         self._own_checkpoints = own_checkpoints
@@ -128,6 +144,7 @@ class SqliteBackend:
         self._syncer = Worker("store-sync")
         self._given = 0  # how many things the writer's thread was given (counted here)
         self._ended = 0  # and has ended (counted there)
+        self._kernel = _kernel_sync() if own_checkpoints else None
         self._sync_failed = False
         self._is_unsynced = False  # something was committed that is to be synced soon
         self._late_sync = trio.Event()
@@ -174,6 +191,8 @@ class SqliteBackend:
                 await self._run_in_thread(self._close)
             self._syncer.stop()
             self._worker.stop()
+            if self._kernel is not None:
+                self._kernel.close()
 
     def _prepare(self) -> None:
         try:
@@ -217,8 +236,7 @@ class SqliteBackend:
         try:
             result = self._writer.run_quickly(fn, args, commit=not is_awaited)
             if is_awaited:
-                # The commit writes a page or two for each table, and a thread has to wait for the disk anyway.
-                await self._run_in_thread(self._commit_and_sync)
+                await self._commit_awaited()
                 self._is_unsynced = False
         except NotHere:
             return await self.unit(fn, *args)
@@ -226,6 +244,21 @@ class SqliteBackend:
         if manner.sync is Sync.SOON:
             self._sync_soon()
         return result
+
+    async def _commit_awaited(self) -> None:
+        """Raises `StoreUnavailable` when the log cannot be synced, and `NotHere` when there was no commit."""
+        kernel = self._kernel
+        if kernel is None or not kernel.is_free:
+            # The commit writes a page or two for each table, and a thread has to wait for the disk anyway.
+            await self._run_in_thread(self._commit_and_sync)
+            return
+        self._writer.commit_quickly()
+        try:
+            if await kernel.fdatasync(self._log.open(self._writer.opened)):
+                return
+        except OSError as error:
+            raise self._sync_has_failed(self._log, error) from error
+        await self._run_in_thread(self._sync, self._log)
 
     def _commit_and_sync(self) -> None:
         self._writer.commit_quickly()
@@ -274,8 +307,11 @@ class SqliteBackend:
         try:
             file.sync(self._writer.opened)
         except OSError as error:
-            self._sync_failed = True
-            raise StoreUnavailable(f"{file.path} cannot be synced: {error.strerror}") from error
+            raise self._sync_has_failed(file, error) from error
+
+    def _sync_has_failed(self, file: _LogFile, error: OSError) -> StoreUnavailable:
+        self._sync_failed = True
+        return StoreUnavailable(f"{file.path} cannot be synced: {error.strerror}")
 
     def _sync_by_the_way(self) -> None:
         """In the other thread, a few times a second."""

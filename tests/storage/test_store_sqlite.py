@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -18,9 +19,11 @@ from sqlalchemy import Connection, text
 
 from hepmaild.errors import StoreUnavailable
 from hepmaild.storage import sqlite
+from hepmaild.storage.kernel_sync import KernelSync
 from hepmaild.storage.store import LOCK_NAME, Store
 from hepmaild.storage.writer import Manner, Sync
 from tests.storage.conftest import Journal, Opener, debit, keep, make_opener, words
+from tests.storage.test_kernel_sync import offered
 
 DEADLINE_S = 60
 
@@ -63,10 +66,15 @@ async def test_settings(opener: Opener, tmp_path: Path) -> None:
         assert (tmp_path / LOCK_NAME).read_text().strip() == str(os.getpid())
 
 
+def never(*_: Any) -> Any:
+    raise OSError(errno.EPERM, "forbidden here")
+
+
 async def test_nothing_is_confirmed_before_the_log_is_synced(
     opener: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Members and units of their own alike; a sync that fails is an error, and afterwards the log is emptied first."""
+    monkeypatch.setattr(sqlite, "KernelSync", never)
     may_sync = threading.Event()
     syncs: list[int] = []
     failing = False
@@ -108,6 +116,55 @@ async def test_nothing_is_confirmed_before_the_log_is_synced(
             await put("member 3")
             await put("unit 3")
             assert await store.read(words) >= {"member 1", "unit 1", "member 3", "unit 3"}
+
+
+async def test_nothing_is_confirmed_before_the_kernel_has_synced_the_log(
+    opener: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the kernel can be asked; when it does not take the sync, the thread does."""
+    begun, may_end = trio.Event(), trio.Event()
+    failing = taken = False
+    asked: list[int] = []
+
+    class Held(KernelSync):
+        async def fdatasync(self, descriptor: int) -> bool:
+            nonlocal taken
+            asked.append(os.fstat(descriptor).st_ino)
+            begun.set()
+            await may_end.wait()
+            if failing:
+                raise OSError(errno.EIO, "the disk is sick")
+            taken = await super().fdatasync(-1 if len(asked) == 2 else descriptor)
+            return taken
+
+    async def put(word: str) -> None:
+        await store.submit(word)
+        confirmed.append(word)
+
+    offered().close()
+    confirmed: list[str] = []
+    monkeypatch.setattr(sqlite, "KernelSync", Held)
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True) as store:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(put, "member 1")
+                await begun.wait()
+                assert "member 1" in await store.read(words)  # committed, and seen by readers
+                assert not confirmed
+                may_end.set()
+            assert (confirmed, taken) == (["member 1"], True)
+            await put("member 2")
+            assert not taken
+            failing = True
+            with pytest.raises(StoreUnavailable, match="cannot be synced: the disk is sick"):
+                await put("member 3")
+            failing = False
+            await put("member 4")  # by the thread, which empties the log first
+            await put("member 5")
+            assert taken
+            assert len(asked) == 4
+            assert set(asked) == {(tmp_path / "test.db-wal").stat().st_ino}
+            assert await store.read(words) >= {"member 1", "member 2", "member 4", "member 5"}
 
 
 async def test_what_nobody_waits_for_is_synced_a_moment_later(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
