@@ -229,10 +229,10 @@ class Outbox:
         *,
         patient: bool,
     ) -> int | None:
-        """Claim into `jobs`, a few at a time; when to come again."""
+        """Claim into `jobs`, a few at a time, of which only the first may be patient; when to come again."""
         line_at_us = None
         for _ in range(CLAIM_ROUNDS):
-            found = await self._claim(min(limit - len(jobs), CLAIM_UNIT), exclude, full, patient=patient)
+            found = await self._claim(min(limit - len(jobs), CLAIM_UNIT), exclude, full, patient=patient and not jobs)
             jobs += found.claimed.jobs
             line_at_us = found.line_at_us
             if line_at_us is not None and line_at_us <= self._claimed_at_us:

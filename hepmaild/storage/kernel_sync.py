@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Syncing a file without a thread: the kernel is asked, and rings an event descriptor that the loop waits for (Trio).
 
-A thread has to get the interpreter back twice before the loop hears of a sync, which at half load took as long as the
-sync itself.  Python offers no such call, so it is made by number: io_submit(2) with `IOCB_CMD_FDSYNC`, Linux 4.18.
-Where that is refused (another kernel or machine, a container that forbids it) there is no `KernelSync`.
+A thread has to get the interpreter back before the loop hears of a sync, which cost the latest answers at half load
+nearly as much as the sync itself (docs/decisions/0123).  Python offers no such call, so it is made by number:
+io_submit(2) with `IOCB_CMD_FDSYNC`, Linux 4.18.  Where that is refused (another kernel or machine, a container that
+forbids it) there is no `KernelSync`.
 """
 
 from __future__ import annotations

@@ -12,14 +12,16 @@ import pytest
 import trio
 
 from hepmaild.storage.kernel_sync import KernelSync
+from tests.peers.programs import missing
 
 
 def offered() -> KernelSync:
-    """One; where the kernel (or a container around it) refuses, there is nothing to test."""
+    """One, where the kernel (or a container around it) does not refuse."""
     try:
         return KernelSync()
     except OSError as error:
-        pytest.skip(f"no asynchronous I/O here: {error}")
+        missing(f"io_setup is refused: {error}")
+        raise
 
 
 @pytest.fixture

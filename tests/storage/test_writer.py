@@ -194,7 +194,7 @@ async def test_what_is_patient_keeps_nobody_waiting(autojump_clock: trio.testing
 
 
 async def test_a_patient_call_goes_when_nobody_else_is_there(autojump_clock: trio.testing.MockClock) -> None:
-    """It waits for no others like it, and at once behind those who come meanwhile."""
+    """It does not wait for others like it; who comes meanwhile goes first."""
     gate = Gate()
     async with serving(gate) as (writer, nursery):
         patient = Caller(writer, nursery, "patient", call=gate, haste=Haste.IDLE)
