@@ -41,6 +41,7 @@ log = structlog.get_logger()
 READERS = 4
 LATE_SYNC_S = 0.2
 CHECKPOINT_ROWS = 4_000  # changed rows after which the write-ahead log is copied back
+LONG_LOG_PAGES = 16_000  # of 4 KiB; a log of so many starts anew at its beginning
 
 
 def _kernel_sync() -> KernelSync | None:
@@ -399,16 +400,19 @@ class SqliteBackend:
         conn.exec_driver_sql(f"PRAGMA user_version={int(version)}")
 
     async def _run_checkpoints(self) -> None:
-        # Two steps: the bulk beside the writer, then the few pages that came meanwhile in the writer's turn; only a
-        # log that is copied to its end starts anew.
+        # The bulk beside the writer.  Only a log that is copied to its end starts anew: once it is long, the few pages
+        # that came meanwhile follow in the writer's turn, for which every unit waits.
         link = Link(self._engine(writer=True, wait_s=1), 1, writes=True)
         try:
             while True:
                 await self._checkpoint_due.wait()
                 self._checkpoint_due = trio.Event()
                 try:
-                    await trio.to_thread.run_sync(link.checkpoint, "PASSIVE", limiter=trio.CapacityLimiter(1))
-                    await self._run_in_thread(self._writer.checkpoint, "PASSIVE")
+                    _, pages, _ = await trio.to_thread.run_sync(
+                        link.checkpoint, "PASSIVE", limiter=trio.CapacityLimiter(1)
+                    )
+                    if pages >= LONG_LOG_PAGES:
+                        await self._run_in_thread(self._writer.checkpoint, "PASSIVE")
                 except (DBAPIError, sqlite3.Error) as error:
                     log.warning("checkpoint_failed", error=str(error))
                     link.close()

@@ -217,7 +217,8 @@ def make_engine(
         # A mapped file that loses its disk ends the process by SIGBUS; an error can be answered with 451.
         "PRAGMA mmap_size=0",
         f"PRAGMA cache_size=-{WRITER_CACHE_KIB if writer else READER_CACHE_KIB}",
-        "PRAGMA journal_size_limit=67108864",
+        # Room for LONG_LOG_PAGES and what comes until they are noticed: a log that has to grow costs each sync more.
+        "PRAGMA journal_size_limit=134217728",
         # With checkpoints of our own this is only the net below them.
         f"PRAGMA wal_autocheckpoint={50_000 if own_checkpoints else 1000}",
     ]

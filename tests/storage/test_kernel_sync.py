@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 import trio
 
+from hepmaild.storage import kernel_sync
 from hepmaild.storage.kernel_sync import KernelSync
 from tests.peers.programs import missing
 
@@ -57,6 +62,53 @@ async def test_who_gives_up_leaves_a_sync_under_way(sync: KernelSync, tmp_path: 
         await sync.fdatasync(file.fileno())
     assert scope.cancelled_caught
     assert not sync.is_free
+
+
+def _slice_ns() -> int:
+    """This thread's, by sched_getattr(2); 0 where the kernel (before 6.12) knows none for ordinary threads."""
+    number = {"x86_64": 315, "aarch64": 275}[platform.machine()]
+    attributes = kernel_sync._Attributes()
+    size = ctypes.sizeof(attributes)
+    assert ctypes.CDLL(None).syscall(number, 0, ctypes.byref(attributes), size, 0) == 0
+    return int(attributes.runtime)
+
+
+def _in_a_thread(prepare: Callable[[], Any]) -> tuple[int, int, int]:
+    """Slice, niceness and policy of a thread that has done `prepare`, then made a `KernelSync`."""
+
+    def run() -> None:
+        prepare()
+        offered().close()
+        found.append((_slice_ns(), os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)))
+
+    found: list[tuple[int, int, int]] = []
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_the_kernels_worker_may_interrupt_this_thread() -> None:
+    offered().close()
+    slice_ns, nice, policy = _in_a_thread(lambda: os.setpriority(os.PRIO_PROCESS, 0, 5))
+    assert slice_ns in (kernel_sync.SLICE_NS, 0)
+    assert (nice, policy) == (5, os.SCHED_OTHER)
+
+
+def test_a_thread_of_another_kind_is_left_as_it_is() -> None:
+    before = _slice_ns()
+    slice_ns, _, policy = _in_a_thread(lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)))
+    assert policy == os.SCHED_BATCH
+    assert slice_ns in (before, 0)
+
+
+def test_a_slice_that_is_refused_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered().close()
+    *others, _ = kernel_sync._NUMBERS[platform.machine()]
+    monkeypatch.setitem(kernel_sync._NUMBERS, platform.machine(), (*others, 9999))
+    with structlog.testing.capture_logs() as entries:
+        offered().close()
+    assert [entry["event"] for entry in entries] == ["slice_refused"]
 
 
 def test_an_unknown_machine_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
