@@ -124,12 +124,12 @@ def open_servers(names: tuple[str, ...], *, accept_only: bool = False) -> Iterat
 
 
 def interleaved(binary: Path, servers: list[Server], load: Load, plan: Plan) -> dict[str, list[Run]]:
-    """A B C A B C …, after one warm-up each."""
+    """A B C C B A …, after one warm-up each: whoever runs behind another finds what that one left to be written."""
     runs: dict[str, list[Run]] = {server.name: [] for server in servers}
     for server in servers:
         measure(binary, server, Load(connections=load.connections, messages=plan.warm_up, pipelining=load.pipelining))
-    for _ in range(plan.rounds):
-        for server in servers:
+    for number in range(plan.rounds):
+        for server in servers if number % 2 == 0 else reversed(servers):
             runs[server.name].append(measure(binary, server, load))
     return runs
 
