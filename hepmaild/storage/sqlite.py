@@ -29,6 +29,7 @@ from sqlalchemy.exc import DBAPIError
 
 from hepmaild.errors import StoreUnavailable
 from hepmaild.storage.kernel_sync import KernelSync
+from hepmaild.storage.page_file import PARTS, PageFile
 from hepmaild.storage.sqlite_link import Link, NotHere, make_engine, store_failure
 from hepmaild.storage.writer import JudgeManner, Manner, Sync
 from hepmaild.threads import Worker
@@ -138,6 +139,7 @@ class SqliteBackend:
     ) -> None:
         self._path = path
         self._log = _LogFile(path.with_name(path.name + "-wal"))  # only who has the writer's connection looks at it
+        self._pages = PageFile(path)
         self._judge = judge or (lambda _members: Manner())
         self._timeout_s = timeout_s
         self._own_checkpoints = own_checkpoints
@@ -205,13 +207,17 @@ class SqliteBackend:
     def _close(self) -> None:
         # A reader whose caller gave up stops at its next look; its connection must not be closed under it.
         ends = time.monotonic() + self._timeout_s / 2
+        are_closed = True
         for _ in range(READERS):
             try:
                 self._idle.get(timeout=max(0.0, ends - time.monotonic())).close()
             except queue.Empty:
                 log.warning("reader_left_behind")
+                are_closed = False
         self._log.close()
         self._writer.close()  # the last one: it copies the log back
+        if are_closed:
+            self._pages.close()
 
     async def unit(self, fn: Callable[..., T], *args: Any) -> T:
         """Run `fn(conn, *args)` in the writer's thread as one transaction, synced to disk when it returns."""
@@ -400,24 +406,34 @@ class SqliteBackend:
         conn.exec_driver_sql(f"PRAGMA user_version={int(version)}")
 
     async def _run_checkpoints(self) -> None:
-        # The bulk beside the writer.  Only a log that is copied to its end starts anew: once it is long, the few pages
-        # that came meanwhile follow in the writer's turn, for which every unit waits.
         link = Link(self._engine(writer=True, wait_s=1), 1, writes=True)
+        limiter = trio.CapacityLimiter(1)
         try:
             while True:
                 await self._checkpoint_due.wait()
                 self._checkpoint_due = trio.Event()
                 try:
-                    _, pages, _ = await trio.to_thread.run_sync(
-                        link.checkpoint, "PASSIVE", limiter=trio.CapacityLimiter(1)
-                    )
-                    if pages >= LONG_LOG_PAGES:
-                        await self._run_in_thread(self._writer.checkpoint, "PASSIVE")
-                except (DBAPIError, sqlite3.Error) as error:
+                    await self._checkpoint(link, limiter)
+                except (DBAPIError, sqlite3.Error, OSError) as error:
                     log.warning("checkpoint_failed", error=str(error))
                     link.close()
         finally:
             link.close()
+
+    async def _checkpoint(self, link: Link, limiter: trio.CapacityLimiter) -> None:
+        """Copy the log back, beside the writer.
+
+        Only a log that is copied to its end, with the copies on the disk, starts anew.  Once it is long the disk is
+        given the copies without haste, then what was written meanwhile; the last few pages are copied in the writer's
+        turn, for which every unit waits, and whose sync finds next to nothing left.
+        """
+        _, pages, _ = await trio.to_thread.run_sync(link.checkpoint, "PASSIVE", limiter=limiter)
+        if pages < LONG_LOG_PAGES:
+            return
+        await trio.to_thread.run_sync(self._pages.sync, limiter=limiter)
+        await trio.to_thread.run_sync(link.checkpoint, "PASSIVE", limiter=limiter)
+        await trio.to_thread.run_sync(self._pages.sync, PARTS // 4, limiter=limiter)
+        await self._run_in_thread(self._writer.checkpoint, "PASSIVE")
 
     async def backup(self, target: Path, progress: Callable[[int, int], None] | None = None) -> None:
         """Copy the database, as it is at one moment, to `target` (replaced at the end, mode 0600), while it is used.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import trio
 from sqlalchemy import Connection, text
 
@@ -336,6 +337,44 @@ async def test_the_write_ahead_log_does_not_grow_for_ever(
             assert sizes[-1] < written / 2
             assert sizes[-1] > 600 * 4096
             assert len(await store.read(words)) == 6400
+
+
+async def test_a_log_whose_copies_cannot_be_synced_goes_on(
+    opener: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is refused for it, and a later checkpoint tries again."""
+    monkeypatch.setattr(sqlite, "CHECKPOINT_ROWS", 100)
+    monkeypatch.setattr(sqlite, "LONG_LOG_PAGES", 100)
+    real, database = os.fdatasync, tmp_path / "test.db"
+    failures = number = 0
+    is_sick = True
+
+    def sync(descriptor: int) -> None:
+        nonlocal failures
+        if is_sick and os.fstat(descriptor).st_ino == database.stat().st_ino:
+            failures += 1
+            raise OSError(errno.EIO, "the disk is sick")
+        real(descriptor)
+
+    def salt() -> bytes:
+        """Of the log: another one each time it starts anew (https://www.sqlite.org/fileformat.html#walformat)."""
+        with database.with_name("test.db-wal").open("rb") as file:
+            return file.read(24)[16:]
+
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True) as store:
+            monkeypatch.setattr(os, "fdatasync", sync)
+            with structlog.testing.capture_logs() as entries:
+                while failures < 3:
+                    await store.submit(str(number))
+                    number += 1
+            assert {entry["event"] for entry in entries} == {"checkpoint_failed"}
+            is_sick = False
+            begun = salt()
+            while salt() == begun:
+                await store.submit(str(number))
+                number += 1
+            assert len(await store.read(words)) == number
 
 
 async def test_deleted_content_gives_its_disk_back(opener: Opener, tmp_path: Path) -> None:
