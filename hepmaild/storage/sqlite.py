@@ -29,7 +29,7 @@ from sqlalchemy.exc import DBAPIError
 
 from hepmaild.errors import StoreUnavailable
 from hepmaild.storage.kernel_sync import KernelSync
-from hepmaild.storage.page_file import PARTS, PageFile
+from hepmaild.storage.page_file import PageFile
 from hepmaild.storage.sqlite_link import Link, NotHere, make_engine, store_failure
 from hepmaild.storage.writer import JudgeManner, Manner, Sync
 from hepmaild.threads import Worker
@@ -43,6 +43,8 @@ READERS = 4
 LATE_SYNC_S = 0.2
 CHECKPOINT_ROWS = 4_000  # changed rows after which the write-ahead log is copied back
 LONG_LOG_PAGES = 16_000  # of 4 KiB; a log of so many starts anew at its beginning
+PARTS = 64  # in which the copies reach the disk,
+LAST_PARTS = 16  # and those of what was written meanwhile
 
 
 def _kernel_sync() -> KernelSync | None:
@@ -430,9 +432,9 @@ class SqliteBackend:
         _, pages, _ = await trio.to_thread.run_sync(link.checkpoint, "PASSIVE", limiter=limiter)
         if pages < LONG_LOG_PAGES:
             return
-        await trio.to_thread.run_sync(self._pages.sync, limiter=limiter)
+        await trio.to_thread.run_sync(self._pages.sync, PARTS, limiter=limiter)
         await trio.to_thread.run_sync(link.checkpoint, "PASSIVE", limiter=limiter)
-        await trio.to_thread.run_sync(self._pages.sync, PARTS // 4, limiter=limiter)
+        await trio.to_thread.run_sync(self._pages.sync, LAST_PARTS, limiter=limiter)
         await self._run_in_thread(self._writer.checkpoint, "PASSIVE")
 
     async def backup(self, target: Path, progress: Callable[[int, int], None] | None = None) -> None:

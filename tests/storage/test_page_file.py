@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,17 @@ import pytest
 import trio
 
 from hepmaild.storage import page_file
-from hepmaild.storage.page_file import PARTS, PageFile
+from hepmaild.storage.page_file import PageFile
 
 DEADLINE_S = 60
+PARTS = 64
 PART = page_file._LEAST_OCTETS
 SIZE = 2 * PARTS * PART + 4096
+
+
+@pytest.fixture(autouse=True)
+def without_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_file, "PAUSE_S", 0)
 
 
 @pytest.fixture
@@ -59,19 +65,22 @@ def inode_of(path: Path) -> int:
 
 async def in_thread(file: PageFile) -> None:
     with trio.fail_after(DEADLINE_S):
-        await trio.to_thread.run_sync(partial(file.sync, pause_s=0))
+        await trio.to_thread.run_sync(file.sync, PARTS)
 
 
-def parts_of(file: PageFile, monkeypatch: pytest.MonkeyPatch, result: int | None = None) -> list[tuple[int, int]]:
-    """(offset, octets) of what the kernel is asked to write from now on.  result: what it is said to answer."""
+def parts_of(file: PageFile, monkeypatch: pytest.MonkeyPatch, failure: int = 0) -> list[tuple[int, int]]:
+    """(offset, octets) of what the kernel is asked to write from now on.  failure: of every call, an error number."""
     asked: list[tuple[int, int]] = []
     real: Any = file._write
     assert real is not None
 
     def write(descriptor: int, at: int, octets: int, flags: int) -> int:
         asked.append((at, octets))
+        if failure:
+            ctypes.set_errno(failure)
+            return -1
         answer: int = real(descriptor, at, octets, flags)
-        return answer if result is None else result
+        return answer
 
     monkeypatch.setattr(file, "_write", write)
     return asked
@@ -103,10 +112,20 @@ async def test_a_small_file_has_few_parts(tmp_path: Path, syncs: list[int], monk
 async def test_where_it_is_refused_the_sync_does_it_all(
     file: PageFile, path: Path, syncs: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = parts_of(file, monkeypatch, -1)
+    asked = parts_of(file, monkeypatch, errno.EPERM)
     await in_thread(file)
     assert len(asked) == 1
     assert syncs == [inode_of(path)]
+
+
+async def test_what_could_not_be_written_is_an_error(
+    file: PageFile, syncs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = parts_of(file, monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        await in_thread(file)
+    assert len(asked) == 1
+    assert syncs == []
 
 
 async def test_without_the_call_the_sync_does_it_all(
