@@ -22,10 +22,8 @@ TO = "someone@example.net"
 SIZE_LIMIT = 26_214_400
 
 
-@pytest.fixture(scope="module")
-def service(sink: CaptureSink) -> Iterator[Service]:
-    """A daemon that loses patience quickly."""
-    limits = {"connections_per_ip": 30, "idle_timeout_s": 2, "unknown_keys_per_minute": 100_000}
+def served(sink: CaptureSink, idle_timeout_s: int) -> Iterator[Service]:
+    limits = {"connections_per_ip": 30, "idle_timeout_s": idle_timeout_s, "unknown_keys_per_minute": 100_000}
     with open_daemon(sink_port=sink.port, changes={"limits": limits}, start=False) as daemon:
         key = daemon.setup(plan=UNLIMITED)
         daemon.start()
@@ -33,6 +31,18 @@ def service(sink: CaptureSink) -> Iterator[Service]:
         yield Service(daemon, sink, key)
         assert "Traceback" not in daemon.log()
         assert_secret_is_nowhere(daemon, key, base64.b64encode(f"\0api\0{key}".encode()).decode())
+
+
+@pytest.fixture(scope="module")
+def service(sink: CaptureSink) -> Iterator[Service]:
+    """A daemon that waits longer than any test here is silent, on however slow a machine."""
+    yield from served(sink, 120)
+
+
+@pytest.fixture(scope="module")
+def impatient(sink: CaptureSink) -> Iterator[Service]:
+    """A daemon that loses patience quickly."""
+    yield from served(sink, 2)
 
 
 def begin_data(connection: Raw) -> None:
@@ -101,8 +111,8 @@ def test_a_header_line_over_998_octets(service: Service) -> None:
 
 
 @pytest.mark.parametrize("behind", [b"EHLO evil.test\r\n", b"AUTH PLAIN AGFwaQB4\r\n", b"\x00", b"x"])
-def test_what_stands_behind_starttls_is_never_taken(service: Service, behind: bytes) -> None:
-    with leaves_nothing(service.daemon, connections=1), raw_smtp(service.daemon, tls=False) as connection:
+def test_what_stands_behind_starttls_is_never_taken(impatient: Service, behind: bytes) -> None:
+    with leaves_nothing(impatient.daemon, connections=1), raw_smtp(impatient.daemon, tls=False) as connection:
         connection.send(b"STARTTLS\r\n" + behind)
         answer = connection.rest()
     assert b"250" not in answer
@@ -214,12 +224,12 @@ def test_many_large_messages_at_once_stay_out_of_memory(service: Service) -> Non
     assert list((service.daemon.state_dir / "spool").glob("*")) == []
 
 
-def test_silence_is_ended(service: Service) -> None:
-    with leaves_nothing(service.daemon, connections=3), contextlib.ExitStack() as stack:
+def test_silence_is_ended(impatient: Service) -> None:
+    with leaves_nothing(impatient.daemon, connections=3), contextlib.ExitStack() as stack:
         connections = [
-            stack.enter_context(raw_smtp(service.daemon, tls=False)),
-            stack.enter_context(raw_smtp(service.daemon)),
-            stack.enter_context(raw_smtp(service.daemon, key=service.key)),
+            stack.enter_context(raw_smtp(impatient.daemon, tls=False)),
+            stack.enter_context(raw_smtp(impatient.daemon)),
+            stack.enter_context(raw_smtp(impatient.daemon, key=impatient.key)),
         ]
         for connection in connections:
             assert connection.reply().startswith(b"421 4.4.2")
