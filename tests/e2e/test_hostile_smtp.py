@@ -111,8 +111,8 @@ def test_a_header_line_over_998_octets(service: Service) -> None:
 
 
 @pytest.mark.parametrize("behind", [b"EHLO evil.test\r\n", b"AUTH PLAIN AGFwaQB4\r\n", b"\x00", b"x"])
-def test_what_stands_behind_starttls_is_never_taken(impatient: Service, behind: bytes) -> None:
-    with leaves_nothing(impatient.daemon, connections=1), raw_smtp(impatient.daemon, tls=False) as connection:
+def test_what_stands_behind_starttls_is_never_taken(service: Service, behind: bytes) -> None:
+    with leaves_nothing(service.daemon, connections=1), raw_smtp(service.daemon, tls=False) as connection:
         connection.send(b"STARTTLS\r\n" + behind)
         answer = connection.rest()
     assert b"250" not in answer
