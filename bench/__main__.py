@@ -21,7 +21,9 @@ def _arguments() -> argparse.Namespace:
     relay.add_argument("--pipelining", action="store_true", help="MAIL, RCPT and DATA at once")
     relay.add_argument("--only", nargs="+", default=["postfix", "hepmaild", "hepmaild, after-relay"])
     relay.add_argument("--no-accept-only", action="store_true")
-    relay.add_argument("--no-offered", action="store_true")
+    relay.add_argument(
+        "--loads", type=float, nargs="*", default=[0.3, 0.6], help="offered to all alike, as parts of Postfix's rate"
+    )
     memory = commands.add_parser("memory", help="idle, many sessions, large messages, a long queue")
     memory.add_argument("--waiting", type=int, default=100_000, help="messages waiting in the queue")
     memory.add_argument("--only", nargs="+", default=["idle", "sessions", "large", "waiting"])
@@ -85,7 +87,7 @@ def main() -> int:
                     pipelining=options.pipelining,
                     servers=tuple(options.only),
                     accept_only=not options.no_accept_only,
-                    offered=not options.no_offered,
+                    loads=tuple(options.loads),
                 )
             )
         elif options.command == "memory":

@@ -103,7 +103,7 @@ class Plan:
     pipelining: bool = False
     servers: tuple[str, ...] = ("postfix", "hepmaild", "hepmaild, after-relay")
     accept_only: bool = True
-    offered: bool = True
+    loads: tuple[float, ...] = (0.3, 0.6)  # offered to all alike, as parts of the first server's rate; (): none
 
 
 @contextlib.contextmanager
@@ -178,16 +178,14 @@ def run(plan: Plan) -> dict[str, Any]:
                 results[f"relay-{connections}"] = {name: [asdict(run) for run in found] for name, found in runs.items()}
                 base = runs.get("postfix") or next(iter(runs.values()))
                 rates[connections] = median(base, "sink_rate")
-            if plan.offered:
-                for connections in plan.connections:
-                    # Well below what the slower one can do, so that both are measured at rest, not in a jam.
-                    rate = rates[connections] * 0.6
-                    load = Load(connections=connections, messages=plan.messages, rate=rate, pipelining=plan.pipelining)
-                    runs = interleaved(binary, servers, load, plan)
-                    _show(f"the same offered load, {rate:.0f}/s over {connections} connections", runs)
-                    results[f"offered-{connections}"] = {
-                        name: [asdict(run) for run in found] for name, found in runs.items()
-                    }
+            for share, connections in itertools.product(plan.loads, plan.connections):
+                rate = rates[connections] * share
+                load = Load(connections=connections, messages=plan.messages, rate=rate, pipelining=plan.pipelining)
+                runs = interleaved(binary, servers, load, plan)
+                _show(f"the same offered load, {rate:.0f}/s over {connections} connections", runs)
+                results[f"offered-{share:g}-{connections}"] = {
+                    name: [asdict(run) for run in found] for name, found in runs.items()
+                }
         if plan.accept_only:
             names = tuple(name for name in plan.servers if "after-relay" not in name)
             with open_servers(names, accept_only=True) as servers:
