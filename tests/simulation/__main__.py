@@ -7,6 +7,7 @@ import argparse
 import faulthandler
 import sys
 import time
+from contextlib import closing
 
 from tests.simulation.database import Database
 from tests.simulation.runner import Run, run_seed, spare_the_collector
@@ -23,7 +24,11 @@ def main() -> int:
     parser.add_argument("--keep-going", action="store_true", help="do not end at the first violation")
     parser.add_argument("--lines", type=int, default=60, help="how much of a failed run's trace is shown")
     options = parser.parse_args()
-    database = Database()
+    with closing(Database()) as database:
+        return _run(options, database)
+
+
+def _run(options: argparse.Namespace, database: Database) -> int:
     spare_the_collector()
     failed = 0
     begun = time.monotonic()

@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -24,8 +26,9 @@ _SHOWN_LINES = 60
 
 
 @pytest.fixture(scope="module")
-def database() -> Database:
-    return Database()
+def database() -> Iterator[Database]:
+    with closing(Database()) as database:
+        yield database
 
 
 def must_hold(seed: int, database: Database) -> None:
