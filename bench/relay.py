@@ -103,7 +103,7 @@ class Plan:
     pipelining: bool = False
     servers: tuple[str, ...] = ("postfix", "hepmaild", "hepmaild, after-relay")
     accept_only: bool = True
-    loads: tuple[float, ...] = (0.3, 0.6)  # offered to all alike, as parts of the first server's rate; (): none
+    loads: tuple[float, ...] = (0.3, 0.6)  # offered to all alike, as parts of Postfix's rate
 
 
 @contextlib.contextmanager
@@ -169,32 +169,29 @@ def run(plan: Plan) -> dict[str, Any]:
     """The whole comparison; prints tables; returns all runs."""
     results: dict[str, Any] = {}
     with built_generator() as binary:
-        rates: dict[int, float] = {}
+
+        def compare(servers: list[Server], key: str, title: str, connections: int, rate: float = 0) -> float:
+            """Measure, show and keep; what Postfix (without it, the first server) brought to the sink in a second."""
+            load = Load(connections=connections, messages=plan.messages, rate=rate, pipelining=plan.pipelining)
+            runs = interleaved(binary, servers, load, plan)
+            _show(title, runs)
+            results[key] = {name: [asdict(run) for run in found] for name, found in runs.items()}
+            return median(runs.get("postfix") or next(iter(runs.values())), "sink_rate")
+
         with open_servers(plan.servers) as servers:
-            for connections in plan.connections:
-                load = Load(connections=connections, messages=plan.messages, pipelining=plan.pipelining)
-                runs = interleaved(binary, servers, load, plan)
-                _show(f"relay, {connections} kept connections, {load.size_octets} octets", runs)
-                results[f"relay-{connections}"] = {name: [asdict(run) for run in found] for name, found in runs.items()}
-                base = runs.get("postfix") or next(iter(runs.values()))
-                rates[connections] = median(base, "sink_rate")
-            for share, connections in itertools.product(plan.loads, plan.connections):
-                rate = rates[connections] * share
-                load = Load(connections=connections, messages=plan.messages, rate=rate, pipelining=plan.pipelining)
-                runs = interleaved(binary, servers, load, plan)
-                _show(f"the same offered load, {rate:.0f}/s over {connections} connections", runs)
-                results[f"offered-{share:g}-{connections}"] = {
-                    name: [asdict(run) for run in found] for name, found in runs.items()
-                }
+            rates = {
+                n: compare(servers, f"relay-{n}", f"relay, {n} kept connections, {Load().size_octets} octets", n)
+                for n in plan.connections
+            }
+            for share, n in itertools.product(plan.loads, plan.connections):
+                rate = rates[n] * share
+                title = f"the same offered load, {rate:.0f}/s over {n} connections"
+                compare(servers, f"offered-{share:g}-{n}", title, n, rate)
         if plan.accept_only:
             names = tuple(name for name in plan.servers if "after-relay" not in name)
             with open_servers(names, accept_only=True) as servers:
-                for connections in plan.connections:
-                    load = Load(connections=connections, messages=plan.messages, pipelining=plan.pipelining)
-                    runs = interleaved(binary, servers, load, plan)
-                    _show(f"accept only (nothing is relayed), {connections} kept connections", runs)
-                    results[f"accept-only-{connections}"] = {
-                        name: [asdict(run) for run in found] for name, found in runs.items()
-                    }
+                for n in plan.connections:
+                    title = f"accept only (nothing is relayed), {n} kept connections"
+                    compare(servers, f"accept-only-{n}", title, n)
     save("relay", results)
     return results

@@ -8,10 +8,9 @@ import random
 import pytest
 
 from tests.crash.conftest import GRANT, KILLS, Service
-from tests.crash.load import Load, check_promises, running_load
+from tests.crash.load import Load, check_promises, daemons_die, running_load
 
-# A client whose daemon dies between its connect and its handshake: `ssl` (3.11.2) leaves that socket open.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
+pytestmark = daemons_die
 
 
 @pytest.mark.slow

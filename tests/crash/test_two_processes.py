@@ -16,15 +16,14 @@ from dataclasses import dataclass
 import pytest
 
 from tests.crash.conftest import GRANT, KILLS, QUICK
-from tests.crash.load import Load, Mail, check_promises, running_load
+from tests.crash.load import Load, Mail, check_promises, daemons_die, running_load
 from tests.peers import postgres
 from tests.peers.daemon import SENDER, Daemon, open_daemon
 from tests.peers.processes import wait_until
 from tests.peers.sink import CaptureSink, capture_sink
 from tests.peers.small_dns import small_dns
 
-# A client whose daemon dies between its connect and its handshake: `ssl` (3.11.2) leaves that socket open.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
+pytestmark = daemons_die
 
 DIRECT = "direct@example.com"
 DOMAINS = ("one.mx.test", "two.mx.test", "three.mx.test")

@@ -54,7 +54,6 @@ class Database:
             connect_args={"isolation_level": None, "cached_statements": 512, "check_same_thread": False},
         )
         event.listen(engine, "begin", lambda conn: conn.exec_driver_sql("BEGIN"))
-        self._engine = engine
         self._conn = engine.connect()
         driver = self._conn.connection.driver_connection
         assert isinstance(driver, sqlite3.Connection)
@@ -73,7 +72,7 @@ class Database:
     def close(self) -> None:
         """For good.  From Python 3.13 on SQLite's connections warn who forgets them."""
         self._conn.close()
-        self._engine.dispose()
+        self._conn.engine.dispose()
 
     def limit_credits(self, n: int, left: int) -> None:
         """Take back what account n has beyond `left`."""
