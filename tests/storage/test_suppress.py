@@ -70,6 +70,16 @@ async def test_an_address_refused_twice_is_suppressed_until_a_visible_date(books
     assert row["last_reply"] == "550 5.1.1 no such user"
 
 
+async def test_a_purse_says_whether_anything_may_be_suppressed(books: Books) -> None:
+    async def purse() -> money.Purse:
+        purses: dict[str, money.Purse] = await books.store.write(money.lock, [books.account_id])
+        return purses[books.account_id]
+
+    assert (await purse()).suppresses is False  # SQLite would say 0
+    await refuse(books, 2)
+    assert (await purse()).suppresses is True
+
+
 async def test_a_send_to_it_says_so_and_costs_nothing(books: Books) -> None:
     await refuse(books, 2)
     before = await books.store.read(money.balance, books.account_id)
