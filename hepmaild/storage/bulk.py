@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections import namedtuple
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Connection, Select, Table, bindparam, insert
+from sqlalchemy import Boolean, Connection, Select, Table, bindparam, insert
 from sqlalchemy.sql.dml import Delete, Insert, Update
 
 Row = tuple[Any, ...]
@@ -81,7 +81,7 @@ class Query:
     """`ask(conn, **scalars)` gives the rows of a select, which can be asked by the names of their columns.
 
     many: the name of its one list of values, `bindparam(…, expanding)`; then `ask(conn, values, **scalars)`.  What
-    stands in the rows is what the driver makes of it: what SQLite has no type for (Boolean) is a number.
+    stands in the rows is what the driver makes of it, but for truth values, for which SQLite has no type.
     """
 
     def __init__(self, statement: Select[Any], many: str = "") -> None:
@@ -131,10 +131,21 @@ class Query:
 
 def _row_type(statement: Select[Any]) -> Callable[[Row], Any]:
     """Makes of a driver's row one whose columns have names."""
-    names = [str(name) for name in statement.selected_columns.keys()]  # noqa: SIM118  # no mapping
+    columns = statement.selected_columns
+    names = [str(name) for name in columns.keys()]  # noqa: SIM118  # no mapping
+    truths = [place for place, column in enumerate(columns) if isinstance(column.type, Boolean)]
     row: Any = namedtuple("Row", names, rename=True)  # type: ignore[misc]  # noqa: PYI024  # known to SQL alone
-    make: Callable[[Row], Any] = row._make
-    return make
+    make: Callable[[Iterable[Any]], Any] = row._make
+    if not truths:
+        return make
+
+    def make_with_truths(values: Row) -> Any:
+        given = list(values)
+        for place in truths:
+            given[place] = None if given[place] is None else bool(given[place])
+        return make(given)
+
+    return make_with_truths
 
 
 def driver(conn: Connection) -> sqlite3.Connection:

@@ -182,7 +182,7 @@ def _job(head: Any, destination: str, token: int, recipients: tuple[JobRecipient
         recipients=recipients,
         token=token,
         size=head.size,
-        smtputf8=bool(head.smtputf8),
+        smtputf8=head.smtputf8,
         accepted_at_us=head.accepted_at_us,
         expires_at_us=head.expires_at_us,
         content=content,

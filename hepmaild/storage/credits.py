@@ -104,9 +104,6 @@ class Purse:
     suppresses: bool
     changed: bool = False
 
-    def __post_init__(self) -> None:
-        self.suppresses = bool(self.suppresses)  # SQLite's driver has no truth values: it gives 0 and 1
-
     def messages_on(self, day: int) -> int:
         """How many messages were accepted on this UTC day."""
         return self.day_messages if self.day == day else 0
