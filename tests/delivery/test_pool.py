@@ -380,6 +380,32 @@ async def test_too_many_recipients_go_in_the_next_transaction(autojump_clock: Mo
         assert trio.current_time() < 5
 
 
+@pytest.mark.parametrize("answer", [b"452 4.5.3 Too many recipients\r\n", b"450 4.7.1 Rate: 1 message in 1 second\r\n"])
+async def test_a_next_hop_that_never_takes_anybody_is_left_alone(answer: bytes, autojump_clock: MockClock) -> None:
+    async with world() as w:
+        w.peer.reactions["RCPT"] = answer
+        w.pool.offer_nowait(w.queue.add("m1", leased=True))
+        await trio.sleep(3600)
+        assert 3 <= len(w.reported) <= 6
+
+
+async def test_a_next_hop_that_takes_one_recipient_at_a_time_gets_them_quickly(autojump_clock: MockClock) -> None:
+    """RFC 5321 §4.5.3.1.10, however often it says so."""
+    taken: dict[int, int] = {}
+
+    async def one_only(peer: Peer, line: bytes) -> bytes:
+        transactions = sum(line.startswith(b"MAIL") for line in peer.lines)
+        taken[transactions] = taken.get(transactions, 0) + 1
+        return b"250 ok\r\n" if taken[transactions] == 1 else b"452 4.5.3 too many\r\n"
+
+    async with world() as w:
+        w.peer.reactions["RCPT"] = one_only
+        w.pool.offer_nowait(w.queue.add("m1", [f"r{n}@x.example" for n in range(6)], leased=True))
+        await w.queue.until(lambda: w.queue.messages["m1"].done)
+        assert len(w.peer.received) == 6
+        assert trio.current_time() < 10
+
+
 async def test_hints_of_the_peer_are_believed(autojump_clock: MockClock) -> None:
     async with world() as w:
         w.peer.reactions["RCPT"] = b"451 4.7.1 Greylisted, try again in 200 seconds\r\n"
