@@ -93,7 +93,8 @@ def inspect(head: bytes) -> Inspected:
         if name in _INTERESTING:
             found.setdefault(name, []).append(match)
     body_at = at + 2 if head.startswith(b"\r\n", at) else at + 1 if head.startswith(b"\n", at) else at
-    if body_at == at == len(head) >= HEAD_LIMIT_OCTETS:
+    if len(head) >= HEAD_LIMIT_OCTETS and head.find(b"\n", at) < 0:
+        # Cut off here, perhaps in the middle of a name: what follows would be sent as body, a Bcc included.
         return Inspected(at, at, problem=f"The header section is larger than {HEAD_LIMIT_OCTETS >> 10} KB.")
     return _read(found, edits, body_at, at)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hepmaild.mail.content import HEAD_LIMIT_OCTETS
+from hepmaild.mail.content import HEAD_LIMIT_OCTETS, Content
 from hepmaild.mail.message import inspect, received_field, rewrite
 from hepmaild.mail.submission import Door, Kind, Mailbox, Origin
 
@@ -139,6 +139,28 @@ def test_problems(fields: bytes) -> None:
 
 def test_a_header_section_without_end() -> None:
     assert inspect((b"X: y\r\n" * (HEAD_LIMIT_OCTETS // 6 + 1))[:HEAD_LIMIT_OCTETS]).problem
+
+
+@pytest.mark.parametrize("beyond", range(20))
+def test_a_header_section_that_is_cut_off_anywhere(beyond: int) -> None:
+    """What lies beyond the limit would be sent as body, the Bcc included."""
+    ending = b"Bcc: x@y.z\r\n\r\n"
+    fill = HEAD_LIMIT_OCTETS + beyond - len(ending)
+    fields = b"From: a@b.c\r\n" + b"X: y\r\n" * (fill // 6 - 10)
+    fields += b"Z: " + b"z" * (fill - len(fields) - 5) + b"\r\n"
+    section = fields + ending
+    assert len(section) == HEAD_LIMIT_OCTETS + beyond
+    seen = inspect(Content(section + b"body\r\n").head())
+    if beyond:
+        assert seen.problem
+    else:
+        assert (seen.problem, seen.bcc, seen.header_end) == (None, ("x@y.z",), HEAD_LIMIT_OCTETS)
+
+
+def test_a_large_body_is_no_header_section() -> None:
+    for header in (b"X: y\r\n\r\n", b"X: y\r\nno field\r\n", b"\r\n"):
+        message = header + b"body " * HEAD_LIMIT_OCTETS
+        assert inspect(message[:HEAD_LIMIT_OCTETS]).problem is None
 
 
 @pytest.mark.parametrize(
