@@ -208,7 +208,7 @@ class Preparer:
         """
         if self._signing is None or is_own(sender.route):
             return ()
-        # Senders of the settings file stand there as somebody wrote them: `Noreply@Example.COM`.
+        # MAIL FROM stands there as the client wrote it: `Noreply@Example.COM`.
         return self._signing.of(domain_of(check_address(address)))
 
     def _join(self, head: bytes, source: Content, body_at: int) -> Content:

@@ -23,7 +23,8 @@ _MAX_SUBJECT_OCTETS = 4000
 
 # One field: name, optional white space (RFC 5322 §4.5), colon, the rest of the line, and its continuation lines.
 _FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:([^\n]*(?:\n|\Z)(?:[ \t][^\n]*(?:\n|\Z))*)")
-_MBOX_LINE = re.compile(rb">*From [^\n]*(?:\n|\Z)")
+# "From : x" is a field with obsolete syntax (RFC 5322 §4.5), not an mbox line.
+_MBOX_LINE = re.compile(rb">*From (?![ \t]*:)[^\n]*(?:\n|\Z)")
 _INTERESTING = frozenset({b"from", b"to", b"cc", b"bcc", b"subject", b"date", b"message-id", b"x-idempotency-key"})
 _HOST_UNSAFE = re.compile(r"[^A-Za-z0-9.:_\[\]-]")
 _TLS_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
@@ -198,8 +199,9 @@ def rewrite(
     for edit in inspected.edits:
         pieces += (head[at : edit.start], edit.by)
         at = edit.end
-    pieces.append(head[at : inspected.fields_end])
-    if inspected.fields_end and not head.endswith(b"\n", 0, inspected.fields_end):
+    rest = head[at : inspected.fields_end]
+    pieces.append(rest)
+    if rest and not rest.endswith(b"\n"):  # where it was edited instead, what stands before ends a line
         pieces.append(b"\r\n")
     if sender is not None:
         pieces.append(f"From: {format_mailboxes('From', [sender])}\r\n".encode())

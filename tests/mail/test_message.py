@@ -79,6 +79,13 @@ def test_missing_fields_are_added_behind_the_last_one() -> None:
         (b"Subject: x", b"Subject: x\r\nDate: D\r\n\r\n"),
         (b"Subject: x\r\nno field\r\n", b"Subject: x\r\nDate: D\r\n\r\nno field\r\n"),
         (b"From joe Mon Jan 1 00:00:00 2026\r\nSubject: x\r\n\r\n", b"Subject: x\r\nDate: D\r\n\r\n"),
+        (b"Subject: x\r\nBcc: a@b.c", b"Subject: x\r\nDate: D\r\n\r\n"),
+        (b"Subject: x\r\nX-Idempotency-Key: k", b"Subject: x\r\nDate: D\r\n\r\n"),
+        (b"From: " + b"x" * 150 + b" <a@b.c>", b"From: " + b"x" * 100 + b" <a@b.c>\r\nDate: D\r\n\r\n"),
+        (b"Bcc: a@b.c", b"Date: D\r\n\r\n"),
+        (b"From joe Mon Jan 1 00:00:00 2026", b"Date: D\r\n\r\n"),
+        (b'From : "A" <a@b.c>\r\nTo: x@y.z\r\n\r\n', b'From : "A" <a@b.c>\r\nTo: x@y.z\r\nDate: D\r\n\r\n'),
+        (b"From \t:a@b.c\r\n\r\n", b"From \t:a@b.c\r\nDate: D\r\n\r\n"),
         (b"Subject: x\r\n \r\n y\r\n\r\nb", b"Subject: x\r\n \r\n y\r\nDate: D\r\n\r\nb"),
     ],
 )
