@@ -262,6 +262,9 @@ def _recipients(submission: Submission, found: Inspected, settings: PrepareSetti
         return envelope
     shown = [replace(r, kind=found.kind_of(r.address)) for r in envelope]
     if settings.smtp.recipients is RecipientsFrom.ENVELOPE_AND_HEADERS:
+        if found.has_more:  # and nobody is left out without a word
+            text = "To, Cc and Bcc name more addresses than are looked at: split the message"
+            return Refusal(ErrorKind.TOO_MANY_RECIPIENTS, text)
         for kind, listed in ((Kind.TO, found.to), (Kind.CC, found.cc), (Kind.BCC, found.bcc)):
             shown += [Recipient(address, kind) for address in listed]
     recipients = distinct(shown)

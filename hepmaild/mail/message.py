@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from hepmaild.mail.address import MAX_NAME_LENGTH, key_of
 from hepmaild.mail.content import HEAD_LIMIT_OCTETS
-from hepmaild.mail.headers import decode_words, format_mailboxes, list_addresses, parse_from, unfold
+from hepmaild.mail.headers import AddressLister, decode_words, format_mailboxes, parse_from, unfold
 from hepmaild.mail.submission import Kind, Mailbox, Origin
 
 MAX_SUBJECT = 500  # as shown in Logs
@@ -47,8 +47,8 @@ class Inspected:
     header_end: offset of the first octet of the body.  fields_end: offset behind the last field.  from_addresses:
     normalised where they are addresses; empty when the field is missing.  from_count: number of From fields.
     message_id: with its angle brackets, None when missing or empty.  subject: decoded, cut, for people to read.
-    to, cc, bcc: normalised addresses in the order given.  idempotency_word: from X-Idempotency-Key.  problem: why the
-    message cannot be taken (550 5.6.0), or None.
+    to, cc, bcc: normalised addresses in the order given; has_more: the fields name more than were looked at.
+    idempotency_word: from X-Idempotency-Key.  problem: why the message cannot be taken (550 5.6.0), or None.
     """
 
     header_end: int
@@ -61,6 +61,7 @@ class Inspected:
     to: tuple[str, ...] = ()
     cc: tuple[str, ...] = ()
     bcc: tuple[str, ...] = ()
+    has_more: bool = False
     idempotency_word: str | None = None
     problem: str | None = None
     edits: tuple[_Edit, ...] = field(default=(), repr=False)
@@ -115,6 +116,7 @@ def _read(found: dict[bytes, list[re.Match[bytes]]], edits: list[_Edit], body_at
         edits.extend(_Edit(*match.span()) for match in found.get(name, ()))
     edits.sort(key=lambda edit: edit.start)
     subjects = found.get(b"subject")
+    lister = AddressLister()
     return Inspected(
         header_end=body_at,
         fields_end=fields_end,
@@ -123,9 +125,10 @@ def _read(found: dict[bytes, list[re.Match[bytes]]], edits: list[_Edit], body_at
         message_id=message_id,
         has_date=b"date" in found,
         subject=decode_words(unfold(subjects[0][2][:_MAX_SUBJECT_OCTETS]))[:MAX_SUBJECT] if subjects else "",
-        to=_read_list(found.get(b"to")),
-        cc=_read_list(found.get(b"cc")),
-        bcc=_read_list(found.get(b"bcc")),
+        to=_read_list(lister, found.get(b"to")),
+        cc=_read_list(lister, found.get(b"cc")),
+        bcc=_read_list(lister, found.get(b"bcc")),
+        has_more=lister.has_more,
         idempotency_word=word,
         problem=problem,
         edits=tuple(edits),
@@ -174,10 +177,10 @@ def _read_message_id(fields: list[re.Match[bytes]], edits: list[_Edit]) -> str |
     return None
 
 
-def _read_list(fields: list[re.Match[bytes]] | None) -> tuple[str, ...]:
+def _read_list(lister: AddressLister, fields: list[re.Match[bytes]] | None) -> tuple[str, ...]:
     if not fields:
         return ()
-    return tuple(address for match in fields for address in list_addresses(unfold(match[2])))
+    return tuple(address for match in fields for address in lister.find(unfold(match[2])))
 
 
 def rewrite(

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hepmaild.mail.address import check_address
 from hepmaild.mail.content import HEAD_LIMIT_OCTETS, Content
+from hepmaild.mail.headers import MAX_AUTHORS, MAX_LISTED_ADDRESSES
 from hepmaild.mail.message import inspect, received_field, rewrite
 from hepmaild.mail.submission import Door, Kind, Mailbox, Origin
 
@@ -191,6 +193,39 @@ def test_long_display_names_are_cut(value: bytes) -> None:
 def test_a_long_from_with_short_names_is_left_alone() -> None:
     message = b"From: " + b", ".join(b"a <a@b.c>" for _ in range(50)) + b"\r\n\r\n"
     assert rewritten(message) == message
+
+
+@pytest.mark.parametrize("word", ["%x@-", "%x@a..b", "%x@\u00e9.", "%x@xn--%x"])
+@pytest.mark.parametrize("fields", [1, 50])
+def test_words_that_are_no_addresses_are_not_looked_at_without_end(word: str, fields: int) -> None:
+    """Each costs the library's whole attention, and a quarter of a megabyte of them half a second."""
+    words = [(word % ((n,) * word.count("%"))).encode() for n in range(20_000)]
+    step = len(words) // fields
+    bodies = [b",\r\n ".join(words[at : at + step]) for at in range(0, len(words), step)]
+    names = [b"To", b"Cc", b"Bcc"]
+    head = b"".join(names[n % 3] + b": a@b.c, " + body + b"\r\n" for n, body in enumerate(bodies))
+    before = check_address.cache_info()
+    seen = inspect(head + b"\r\n")
+    after = check_address.cache_info()
+    assert after.hits + after.misses - before.hits - before.misses <= MAX_LISTED_ADDRESSES
+    assert (seen.problem, seen.to[0], seen.has_more) == (None, "a@b.c", True)
+
+
+def test_as_many_addresses_as_are_looked_at_are_all_found() -> None:
+    words = b",\r\n ".join(b"u%d@b.c" % n for n in range(MAX_LISTED_ADDRESSES))
+    seen = inspect(b"To: " + words + b"\r\n\r\n")
+    assert (len(seen.to), seen.has_more) == (MAX_LISTED_ADDRESSES, False)
+    assert inspect(b"To: " + words + b"\r\nCc: x@y.z\r\n\r\n").has_more
+
+
+def test_authors_are_not_counted_without_end() -> None:
+    most = b", ".join(b"u%d@b.c" % n for n in range(MAX_AUTHORS))
+    assert len(inspect(b"From: " + most + b"\r\n\r\n").from_addresses) == MAX_AUTHORS
+    before = check_address.cache_info()
+    problem = inspect(b"From: " + b", ".join(b"%x@-" % n for n in range(8000)) + b"\r\n\r\n").problem
+    after = check_address.cache_info()
+    assert problem == "The From: header field cannot be read: it has more than 100 addresses."
+    assert after.hits + after.misses - before.hits - before.misses <= MAX_AUTHORS
 
 
 def test_received() -> None:
