@@ -258,10 +258,11 @@ def _octets(source: Content | Draft) -> int:
 def _recipients(submission: Submission, found: Inspected, settings: PrepareSettings) -> tuple[Recipient, ...] | Refusal:
     """The envelope's recipients, shown as the header has them; with `envelope+headers` the header's own too."""
     envelope = submission.recipients
-    if len(envelope) == 1 and len(found.to) == 1 and envelope[0].address == found.to[0]:
+    with_headers = settings.smtp.recipients is RecipientsFrom.ENVELOPE_AND_HEADERS
+    if not with_headers and len(envelope) == 1 and len(found.to) == 1 and envelope[0].address == found.to[0]:
         return envelope
     shown = [replace(r, kind=found.kind_of(r.address)) for r in envelope]
-    if settings.smtp.recipients is RecipientsFrom.ENVELOPE_AND_HEADERS:
+    if with_headers:
         if found.has_more:  # and nobody is left out without a word
             text = "To, Cc and Bcc name more addresses than are looked at: split the message"
             return Refusal(ErrorKind.TOO_MANY_RECIPIENTS, text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
 import trio
 
 from hepmaild.config import LimitSettings, RecipientsFrom, SmtpSettings
@@ -38,6 +39,22 @@ async def prepare(header: bytes, recipients: RecipientsFrom, limit: int = 100) -
     )
     settings = Obeyed(SmtpSettings(recipients=recipients), LimitSettings(recipients_per_message=limit))
     return await preparer.prepare(submission, BOOK, settings)
+
+
+async def goes_to(header: bytes, recipients: RecipientsFrom) -> list[str]:
+    prepared = await prepare(header, recipients)
+    assert isinstance(prepared, Prepared)
+    return [recipient.address for recipient in prepared.recipients]
+
+
+@pytest.mark.parametrize("to", [b"To: to@example.net\r\n", b"To: other@example.net\r\n", b""])
+async def test_the_header_counts_where_the_settings_say_so(to: bytes) -> None:
+    header = to + b"Cc: cc@example.net\r\nBcc: bcc@example.net\r\n"
+    assert await goes_to(header, RecipientsFrom.ENVELOPE) == ["to@example.net"]
+    everybody = {"to@example.net", "cc@example.net", "bcc@example.net"} | (
+        {"other@example.net"} if b"other" in to else set()
+    )
+    assert set(await goes_to(header, RecipientsFrom.ENVELOPE_AND_HEADERS)) == everybody
 
 
 async def test_nobody_is_left_out_without_a_word() -> None:
