@@ -427,6 +427,20 @@ async def test_content_that_cannot_be_sent_fails_here(autojump_clock: MockClock)
         assert w.peer.open_now == 0
 
 
+async def test_eight_bit_content_stays_as_it_is_whatever_the_next_hop_offers(autojump_clock: MockClock) -> None:
+    """RFC 6152 §3 wants it made 7-bit; the contract wants it byte for byte (docs/quirks.md)."""
+    body = "Subject: x\r\n\r\nGrüße".encode() + b" \xff\r\n"
+    async with world() as w:
+        for n, (ehlo, said) in enumerate([(EHLO, True), (EHLO.replace(b"250-8BITMIME\r\n", b""), False)]):
+            w.peer.ehlo = ehlo
+            w.pool.offer_nowait(w.queue.add(f"m{n}", leased=True, body=body))
+            await w.queue.until(lambda n=n: w.queue.results(f"m{n}") == [Result.DELIVERED])
+            assert w.peer.received[n] + b"\r\n" == body
+            (mail,) = [line for line in w.peer.lines if line.startswith(b"MAIL")][n:]
+            assert (b"BODY=8BITMIME" in mail) is said
+            await trio.sleep(3600)  # the kept connection ends
+
+
 async def test_large_and_spooled_content_arrives_whole(autojump_clock: MockClock) -> None:
     async with world() as w:
         body = b"Subject: x\r\n\r\n" + b"..dots\r\n.\r\nand lines\r\n" * 10_000
