@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, lockstep_stream_pair
 
 from hepmaild.config import DeliverySettings, RouteKind, TlsMode
 from hepmaild.delivery.hops import Resolve
@@ -20,6 +20,8 @@ from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.route import OwnWays, Route
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.mail.content import ContentBuilder
+from hepmaild.mail.reply import Reply
+from hepmaild.mail.wire import Flaw
 from tests.conftest import LogEvents
 from tests.delivery.memory_queue import MemoryQueue
 from tests.delivery.peer import EHLO, Network, Peer, after, hang, hang_up
@@ -447,6 +449,49 @@ async def test_large_and_spooled_content_arrives_whole(autojump_clock: MockClock
         w.pool.offer_nowait(w.queue.add("m1", leased=True, body=body))
         await w.queue.until(lambda: bool(w.reported))
         assert w.peer.received[0].replace(b"\r\n..", b"\r\n.") + b"\r\n" == body
+
+
+class Stuck(Peer):
+    """Takes a little of large content and no more, without a word."""
+
+    async def _until(self, stream: trio.abc.Stream, buffer: bytearray, end: bytes) -> bytes:
+        if end == b"\r\n.\r\n":
+            await stream.receive_some(1000)
+            await trio.sleep_forever()
+        return await super()._until(stream, buffer, end)
+
+
+@pytest.mark.parametrize("is_drained", [False, True])
+async def test_a_peer_that_takes_no_more_of_large_content(is_drained: bool, autojump_clock: MockClock) -> None:
+    """RFC 5321 §4.5.3.2.5: a block has so long, whatever is read beside it.  A drain does not wait for it."""
+    async with world() as w:
+        w.network.pair = lockstep_stream_pair
+        w.peers["upstream"] = Stuck()
+        began = trio.current_time()
+        w.pool.offer_nowait(w.queue.add("m1", leased=True, body=b"x" * 70 + b"\r\n" * 400_000))
+        if is_drained:
+            await trio.sleep(5)
+            w.lifecycle.draining.set()
+            await w.done.wait()
+            assert w.queue.released == ["m1"]
+        else:
+            await w.queue.until(lambda: bool(w.reported))
+            assert trio.current_time() - began == pytest.approx(180, abs=2)
+            assert w.queue.results("m1") == [Result.DEFERRED]
+            assert "no answer in time" in str(w.reported[0].outcomes[0].reply)
+
+
+async def test_large_content_that_may_not_leave_fails_here(autojump_clock: MockClock) -> None:
+    """Where the flaw is found while the peer is listened to."""
+    async with world() as w:
+        body = (b"x" * 70 + b"\r\n") * 8000 + b"evil\n.\r\nMAIL\r\n"
+        w.pool.offer_nowait(w.queue.add("m1", leased=True, body=body))
+        await w.queue.until(lambda: bool(w.reported))
+        assert w.queue.results("m1") == [Result.FAILED]
+        assert w.reported[0].outcomes[0].reply == Reply(550, "5.6.0", Flaw.BARE_LF.sentence)
+        assert w.peer.received == []
+        await trio.sleep(1)
+        assert w.peer.open_now == 0
 
 
 async def test_spooled_content_arrives_whole_and_is_closed() -> None:
