@@ -116,7 +116,8 @@ class Outbox:
         self._forsaken: dict[tuple[str, str], int] = {}
         self._paused: frozenset[tuple[str, str]] = frozenset()
         self._cursors: Mapping[str, str] = {}
-        self._late_answers: list[Answer] = []
+        self._late_answers: dict[str, Answer] = {}  # by message, like those that are being written
+        self._answers_under_way: dict[str, Answer] = {}
         self._late_uses: dict[str, Used] = {}
         self._noted: dict[str, Used] = {}
         self._late_wanted = trio.Event()
@@ -152,8 +153,13 @@ class Outbox:
     def answer_later(self, answer: Answer) -> None:
         """Record what a caller was told, without anyone waiting for it."""
         if len(self._late_answers) < MAX_LATE:
-            self._late_answers.append(answer)
+            self._late_answers[answer.message_id] = answer
             self._late_wanted.set()
+
+    def told(self, message_id: str) -> str | None:
+        """What a caller was told (JSON) that the store does not have yet."""
+        answer = self._late_answers.get(message_id) or self._answers_under_way.get(message_id)
+        return None if answer is None else answer.answer
 
     def used(self, use: Used) -> None:
         """Note the use of a key; written with the next late answers, for each key every few seconds at most."""
@@ -179,17 +185,21 @@ class Outbox:
 
     async def flush(self) -> None:
         """Write the late answers and uses of keys.  Raises `StoreUnavailable`; what was not written is kept."""
-        answers, self._late_answers = self._late_answers, []
+        answers, self._late_answers = self._late_answers, {}
         uses, self._late_uses = self._late_uses, {}
         if not answers and not uses:
             return
+        self._answers_under_way |= answers
         try:
-            await self._store.submit(Answers(tuple(answers), tuple(uses.values()), is_awaited=False))
+            await self._store.submit(Answers(tuple(answers.values()), tuple(uses.values()), is_awaited=False))
         except BaseException:
-            self._late_answers[:0] = answers
+            self._late_answers = answers | self._late_answers
             for key_id, use in uses.items():
                 self._late_uses.setdefault(key_id, use)
             raise
+        finally:
+            for message_id in answers:
+                del self._answers_under_way[message_id]
 
     async def recount(self) -> None:
         """Learn from the store how many messages wait, and what is paused."""
