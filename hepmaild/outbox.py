@@ -40,6 +40,7 @@ UNCERTAIN_US = 60_000_000
 LOOK_FOR_UNCERTAIN_US = 1_000_000
 LIVELY_S = 0.02  # after a message was accepted the next unit comes soon
 CLAIM_ROUNDS = 8  # units of one claim at most, while it has not looked everywhere
+CLAIM_S = 5  # after that a claim brings what it has
 CLAIM_UNIT = 32  # jobs of one of them: what is accepted meanwhile waits for these, not for all
 
 _FINAL = (Result.DELIVERED, Result.FAILED)
@@ -206,7 +207,7 @@ class Outbox:
         patient: bool = False,
     ) -> Claim:
         """See `Queue.claim`.  Also ends what has expired, lets go what stood behind a daily cap, and takes over the
-        work of dead processes."""
+        work of dead processes.  Cancelled, what it had leased is due again with the next claim."""
         await self.stay_alive()
         await self._settle_uncertain()
         if not self._alone:
@@ -218,6 +219,10 @@ class Outbox:
             if not jobs:
                 raise
             due_at_us = self._now_us()  # what came before is ours
+        except BaseException:
+            for job in jobs:  # nobody hears of them, and the leases of a living process do not end
+                self.forsake(job)
+            raise
         return Claim(jobs, due_at_us)
 
     async def _claim_all(
@@ -231,7 +236,10 @@ class Outbox:
     ) -> int | None:
         """Claim into `jobs`, a few at a time, of which only the first may be patient; when to come again."""
         line_at_us = None
+        late_at = trio.current_time() + CLAIM_S
         for _ in range(CLAIM_ROUNDS):
+            if jobs and trio.current_time() >= late_at:
+                return self._claimed_at_us  # the store is slow: what it gave is not to wait for the rest
             found = await self._claim(min(limit - len(jobs), CLAIM_UNIT), exclude, full, patient=patient and not jobs)
             jobs += found.claimed.jobs
             line_at_us = found.line_at_us
