@@ -35,6 +35,7 @@ log = structlog.get_logger()
 DAY_US = 86_400_000_000
 MAX_LATE = 100_000
 MAX_NOTED = 10_000
+FORSAKEN_UNIT = 100  # forsaken leases that are taken back in one unit
 USE_EVERY_US = 5_000_000
 UNCERTAIN_US = 60_000_000
 LOOK_FOR_UNCERTAIN_US = 1_000_000
@@ -410,10 +411,14 @@ class Outbox:
                 if found.since_us + UNCERTAIN_US < now_us:
                     del self._uncertain[key]
             self._uncertain_claims = [at_us for at_us in self._uncertain_claims if at_us + UNCERTAIN_US >= now_us]
-        for (message_id, destination), token in list(self._forsaken.items()):
-            if await self._store.write(leases.forsake, message_id, destination, token, self._now_us(), self.in_doubt):
-                log.warning("attempt_forgotten", message_id=message_id)
-            del self._forsaken[message_id, destination]
+        forsaken = list(self._forsaken.items())
+        for n in range(0, len(forsaken), FORSAKEN_UNIT):
+            some = dict(forsaken[n : n + FORSAKEN_UNIT])
+            ended = await self._store.write(leases.forsake, some, self._now_us(), self.in_doubt)
+            for key, is_back in ended.items():
+                if is_back:
+                    log.warning("attempt_forgotten", message_id=key[0])
+                del self._forsaken[key]
 
 
 def _attempt_json(attempt: Attempt) -> str:

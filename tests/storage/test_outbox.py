@@ -16,6 +16,7 @@ from hepmaild.outbox import FirstAttempt, Outbox
 from hepmaild.storage import leases, queue
 from hepmaild.storage.claim import claim_and_look
 from hepmaild.storage.store import Store
+from tests.peers import postgres
 from tests.storage.books import Books, open_books
 from tests.storage.conftest import Opener
 from tests.storage.mx_books import fill, job_of, mx_accept, report_on
@@ -173,6 +174,30 @@ async def test_a_claim_that_takes_long_brings_what_it_has(books: Books, mock_clo
     assert again_at_us <= outbox._claimed_at_us
     jobs, _ = await outbox.claim(100)
     assert len(jobs) == 36
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_forsaken_lease_that_is_locked_is_not_forgotten(books: Books, database_url: str) -> None:
+    """Any report on another destination of its message locks the row.  (SQLite has no locks of rows.)"""
+    outbox = outbox_of(books)
+    member, other = mx_accept(books, "a@x.example"), mx_accept(books, "b@y.example")
+    for m in (member, other):
+        await books.store.submit(m)
+    outbox.forsake(job_of(member, "x.example"))
+    outbox.forsake(job_of(other, "y.example", token=7))  # lost long ago
+    lock = f"SELECT 1 FROM queue WHERE message_id = '{member.message_id}' FOR UPDATE"
+    with postgres.open_transaction(database_url, lock):
+        jobs, again_at_us = await outbox.claim(10)
+        assert not jobs
+        assert again_at_us is not None
+        assert again_at_us <= books.clock.us  # it is looked for at once
+    (job,) = (await outbox.claim(10)).jobs
+    assert (job.message_id, job.token) == (member.message_id, 3)
+    assert await outbox.mark_in_doubt(job)
+    jobs, again_at_us = await outbox.claim(10)
+    assert not jobs
+    assert again_at_us is not None
+    assert again_at_us > books.clock.us  # nothing forsaken is left
 
 
 async def test_an_accept_whose_answer_was_lost_leaves_soon(books: Books) -> None:
