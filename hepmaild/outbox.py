@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from itertools import islice
 from typing import NamedTuple
 
 import structlog
@@ -36,6 +37,7 @@ DAY_US = 86_400_000_000
 MAX_LATE = 100_000
 MAX_NOTED = 10_000
 FORSAKEN_UNIT = 100  # forsaken leases that are taken back in one unit
+USES_UNIT = 1000  # uses written in one unit, which locks all their keys in one statement
 USE_EVERY_US = 5_000_000
 UNCERTAIN_US = 60_000_000
 LOOK_FOR_UNCERTAIN_US = 1_000_000
@@ -181,10 +183,17 @@ class Outbox:
 
     async def flush(self) -> None:
         """Write the late answers and uses of keys.  Raises `StoreUnavailable`; what was not written is kept."""
-        answers, self._late_answers = self._late_answers, []
-        uses, self._late_uses = self._late_uses, {}
-        if not answers and not uses:
-            return
+        is_all = False
+        while not is_all:
+            answers, self._late_answers = self._late_answers, []
+            uses = dict(islice(self._late_uses.items(), USES_UNIT))
+            for key_id in uses:
+                del self._late_uses[key_id]
+            is_all = len(uses) < USES_UNIT
+            if answers or uses:
+                await self._flush(answers, uses)
+
+    async def _flush(self, answers: list[Answer], uses: dict[str, Used]) -> None:
         try:
             await self._store.submit(Answers(tuple(answers), tuple(uses.values()), is_awaited=False))
         except BaseException:
