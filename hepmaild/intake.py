@@ -281,7 +281,7 @@ class Intake:
             recipients = len(member.recipients) - left_out
             self._meter.accepted(submission.origin.door, recipients, member.size, commit_s, left_out)
             taken = self._hand_over(member, prepared, result)
-            is_paused = result.turn is None and self._is_paused(member)
+            is_paused = result.turn is None and self._is_paused(member, result)
             receipt = first_receipt(member, result, is_paused=is_paused)
             if waiter is None:
                 pending.answer = receipt
@@ -353,9 +353,9 @@ class Intake:
             if self._outbox.is_paused(route, where) or not self._dispatcher.capacity_hint(route, (where,))
         )
 
-    def _is_paused(self, member: Accept) -> bool:
+    def _is_paused(self, member: Accept, taken: Taken) -> bool:
         """Whether nobody is to work on any of it now, as far as this process knows."""
-        return all(self._outbox.is_paused(member.route, where) for where in member.destinations or ONE_HOP)
+        return all(self._outbox.is_paused(member.route, where) for where in destinations_of(member, taken))
 
     def _word(self, submission: Submission, prepared: Prepared) -> tuple[str | None, int]:
         """The idempotency word with its namespace, and how long it lives."""
@@ -400,17 +400,19 @@ class Intake:
             return False
         # What is in memory may be shared by several jobs; what is large is read piece by piece.
         content = prepared.content if member.content is not None else None
-        took = False
-        for where in member.leased:
+        took, left = False, []
+        for where in dict.fromkeys(member.destinations or ONE_HOP):
             if where not in wheres:
                 self._outbox.nobody_there(member.message_id, where)
+            elif where in member.left:
+                left.append(where)
             elif self._dispatcher.offer_nowait(_job(member, where, taken, content)):
                 took = True
             else:
                 self._outbox.doubt_accept(member.message_id, where, taken.token)
                 self._dispatcher.wake()
-        if member.left:
-            self._dispatcher.left(member.route, member.left)
+        if left:
+            self._dispatcher.left(member.route, left)
         return took
 
     async def _wait(self, waiter: FirstAttempt, receipt: Receipt, member: Accept) -> Receipt | Refusal:

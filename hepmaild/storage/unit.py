@@ -139,6 +139,10 @@ class UnitRunner:
         now_us = self._now_us()
         kinds = _Kinds(members)
         calls, attempts = kinds.calls, kinds.attempts
+        uses = [(use.key_id, use.at_us, use.ip, use.door) for m in kinds.late for use in m.uses]
+        if uses:
+            # Written last, but locked with the windows' keys, in one order: other processes would wait for each other.
+            rate.lock_keys(conn, [*(c.key_id for c in calls), *(use[0] for use in uses)])
         windows = rate.open_windows(conn, (c.key_id for c in calls), now_us) if calls else {}
         purses = self._lock_accounts(conn, kinds)
         results: dict[int, Any] = {}
@@ -155,7 +159,7 @@ class UnitRunner:
             results.update(zip(map(id, accepts), taken, strict=True))
         money.save(conn, purses.values(), ledger_rows)
         _write_answers(conn, [answer for m in kinds.late for answer in m.answers])
-        keys.note_use(conn, [(use.key_id, use.at_us, use.ip, use.door) for m in kinds.late for use in m.uses])
+        keys.note_use(conn, uses)
         return [
             (results[id(m.call)], results.get(id(m.accept))) if isinstance(m, CallAndAccept) else results.get(id(m))
             for m in members
