@@ -15,6 +15,7 @@ from email.utils import format_datetime
 from functools import lru_cache
 
 from hepmaild.mail.address import MAX_ADDRESS_OCTETS, check_address
+from hepmaild.mail.charsets import decode
 from hepmaild.mail.submission import Mailbox
 
 MAX_LINE = 998  # RFC 5322 §2.1.1, without CRLF
@@ -66,7 +67,7 @@ def _decoded(match: re.Match[str]) -> str:
             octets = binascii.a2b_base64(body + "=" * (-len(body) % 4))
         else:
             octets = binascii.a2b_qp(body, header=True)
-        return octets.decode(charset, "replace")
+        return decode(octets, charset)
     except (ValueError, LookupError):  # bad base64, not ASCII, no such charset
         return match[0]
 

@@ -66,10 +66,15 @@ def test_the_page_of_settings_is_current() -> None:
         ("[smtp]\nreplay_window = 1\n", "did you mean replay_window_s?"),
         ("smtp = 3\n", "smtp: must be a table"),
         ('[smtp]\nreply = "later"\n', 'smtp.reply: must be "after-relay" or "on-commit", not \'later\''),
-        ('[smtp]\nreplay_window_s = "600"\n', "smtp.replay_window_s: must be a whole number of at least 0, not '600'"),
+        (
+            '[smtp]\nreplay_window_s = "600"\n',
+            "smtp.replay_window_s: must be a whole number from 0 to 86400, not '600'",
+        ),
         ("[smtp]\nreplay_window_s = true\n", "must be a whole number"),
         ("[smtp]\nreplay_window_s = 1.5\n", "must be a whole number"),
-        ("[smtp]\nreplay_window_s = -1\n", "of at least 0, not -1"),
+        ("[smtp]\nreplay_window_s = -1\n", "from 0 to 86400, not -1"),
+        ("[smtp]\nreplay_window_s = 86401\n", "from 0 to 86400, not 86401"),  # words are forgotten after a day
+        (ROUTE + '[[sender]]\naddress = "a@x.example"\nroute = "up"\ndaily_cap = 2147483648\n', "to 1000000000, not"),
         ("[server]\ndrain_timeout_s = inf\n", "must be a number from 0 to 3600, not inf"),
         ("[server]\ndrain_timeout_s = nan\n", "must be a number from 0 to 3600, not nan"),
         ('[server]\nhostname = "a b"\n', "server.hostname: must be a host name"),
