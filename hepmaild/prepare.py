@@ -208,7 +208,7 @@ class Preparer:
         """
         if self._signing is None or is_own(sender.route):
             return ()
-        # Senders of the settings file stand there as somebody wrote them: `Noreply@Example.COM`.
+        # MAIL FROM stands there as the client wrote it: `Noreply@Example.COM`.
         return self._signing.of(domain_of(check_address(address)))
 
     def _join(self, head: bytes, source: Content, body_at: int) -> Content:
@@ -258,10 +258,14 @@ def _octets(source: Content | Draft) -> int:
 def _recipients(submission: Submission, found: Inspected, settings: PrepareSettings) -> tuple[Recipient, ...] | Refusal:
     """The envelope's recipients, shown as the header has them; with `envelope+headers` the header's own too."""
     envelope = submission.recipients
-    if len(envelope) == 1 and len(found.to) == 1 and envelope[0].address == found.to[0]:
+    with_headers = settings.smtp.recipients is RecipientsFrom.ENVELOPE_AND_HEADERS
+    if not with_headers and len(envelope) == 1 and len(found.to) == 1 and envelope[0].address == found.to[0]:
         return envelope
     shown = [replace(r, kind=found.kind_of(r.address)) for r in envelope]
-    if settings.smtp.recipients is RecipientsFrom.ENVELOPE_AND_HEADERS:
+    if with_headers:
+        if found.has_more:  # and nobody is left out without a word
+            text = "To, Cc and Bcc name more addresses than are looked at: split the message"
+            return Refusal(ErrorKind.TOO_MANY_RECIPIENTS, text)
         for kind, listed in ((Kind.TO, found.to), (Kind.CC, found.cc), (Kind.BCC, found.bcc)):
             shown += [Recipient(address, kind) for address in listed]
     recipients = distinct(shown)
