@@ -16,10 +16,10 @@ import trio
 from hepmaild.config import LimitSettings, RecipientsFrom, SmtpSettings
 from hepmaild.errors import ErrorKind, Refusal, SecretsUnavailable, StoreUnavailable
 from hepmaild.mail import compose, dkim, ids
-from hepmaild.mail.address import check_address, domain_of
+from hepmaild.mail.address import domain_of
 from hepmaild.mail.content import Content, ContentBuilder
 from hepmaild.mail.dkim import Signer
-from hepmaild.mail.headers import format_date
+from hepmaild.mail.headers import format_date, normalised
 from hepmaild.mail.message import Inspected, inspect, received_field, rewrite
 from hepmaild.mail.submission import Draft, Kind, Mailbox, Recipient, Submission
 from hepmaild.own_routes import is_own
@@ -154,7 +154,7 @@ class Preparer:
             return Refusal(ErrorKind.MALFORMED_MESSAGE, found.problem)
         wanted = found.from_addresses
         if not found.from_count and submission.reverse_path:
-            wanted = (submission.reverse_path,)
+            wanted = (normalised(submission.reverse_path),)
         row = pick_sender(book, wanted, submission.key.senders)
         if isinstance(row, Refusal):
             return row
@@ -208,8 +208,7 @@ class Preparer:
         """
         if self._signing is None or is_own(sender.route):
             return ()
-        # MAIL FROM stands there as the client wrote it: `Noreply@Example.COM`.
-        return self._signing.of(domain_of(check_address(address)))
+        return self._signing.of(domain_of(address))
 
     def _join(self, head: bytes, source: Content, body_at: int) -> Content:
         if not source.is_spooled:

@@ -80,14 +80,15 @@ def parse_from(text: str) -> tuple[Mailbox, ...]:
     """
     simple = _ONE_MAILBOX.fullmatch(text)
     if simple is not None:
-        return (Mailbox(_normalised(simple[3]), decode_words((simple[2] or simple[1] or "").strip())),)
+        return (Mailbox(normalised(simple[3]), decode_words((simple[2] or simple[1] or "").strip())),)
     bare = _BARE_ADDRESS.fullmatch(text)
     if bare is not None:
-        return (Mailbox(_normalised(bare[1])),)
+        return (Mailbox(normalised(bare[1])),)
     return tuple(_FromParser().parse(text))
 
 
-def _normalised(address: str) -> str:
+def normalised(address: str) -> str:
+    """Of an address that is none what can be shown of it: nobody owns it."""
     try:
         return check_address(address)
     except ValueError:
@@ -149,9 +150,9 @@ class _FromParser:
         phrase = "".join(self.phrase).strip()
         if self.angle is not None:
             name = decode_words(" ".join(_unquoted(word) for word in self.phrase if word != " "))
-            self.found.append(Mailbox(_normalised(self.angle), name))
+            self.found.append(Mailbox(normalised(self.angle), name))
         elif phrase:
-            self.found.append(Mailbox(_normalised(_AROUND_MARK.sub(r"\1", phrase))))
+            self.found.append(Mailbox(normalised(_AROUND_MARK.sub(r"\1", phrase))))
         self.phrase.clear()
         self.angle = None
 

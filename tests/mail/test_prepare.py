@@ -57,6 +57,28 @@ async def test_the_header_counts_where_the_settings_say_so(to: bytes) -> None:
     assert set(await goes_to(header, RecipientsFrom.ENVELOPE_AND_HEADERS)) == everybody
 
 
+@pytest.mark.parametrize(
+    "said", ["info@b\u00fccher.example", "info@XN--BCHER-KVA.example", "info@xn--bcher-kva.example"]
+)
+async def test_without_a_from_field_the_envelope_names_the_sender_however_it_is_spelt(said: str) -> None:
+    book = make_book([SenderRow("", "info@xn--bcher-kva.example", "info@xn--bcher-kva.example", "up", 0, True)], ())
+    preparer = Preparer(
+        hostname="smtp.test", spool_dir=None, limiter=trio.CapacityLimiter(1), now_us=lambda: 1_800_000_000_000_000
+    )
+    submission = Submission(
+        key=KeyIdentity("key-1", "app", "", "account-1", "", "standard", 120),
+        origin=Origin(Door.SMTP, "127.0.0.1", "s"),
+        recipients=(Recipient("to@example.net"),),
+        source=Content(b"Subject: hello\r\n\r\nHello\r\n"),
+        reverse_path=said,
+        smtputf8=True,
+    )
+    prepared = await preparer.prepare(submission, book, Obeyed(SmtpSettings()))
+    assert isinstance(prepared, Prepared)
+    assert prepared.from_address == "info@xn--bcher-kva.example"
+    assert b"From: info@xn--bcher-kva.example\r\n" in prepared.content.data
+
+
 async def test_nobody_is_left_out_without_a_word() -> None:
     """More than are looked at, though the settings would allow them."""
     words = b",\r\n ".join(b"u%d@b.c" % n for n in range(MAX_LISTED_ADDRESSES))
