@@ -49,7 +49,6 @@ class Service:
 
     books: Books
     intake: Intake
-    outbox: Outbox
 
     async def send(self, *addresses: str) -> Receipt:
         """What a caller hears, which must not take long."""
@@ -63,17 +62,28 @@ class Service:
         assert isinstance(answer, Receipt)
         return answer
 
-    async def pause(self, destination: str) -> None:
-        await self.books.store.write(queue.pause_route, "direct", destination, "", self.books.clock.us)
-        await self.outbox.recount()
+
+@asynccontextmanager
+async def open_service(opener: Opener, *paused: str) -> AsyncIterator[Service]:
+    """paused: destinations.  One address is suppressed: gone@bad.example."""
+    async with open_books(opener) as books:
+        now_us, until_us = books.clock.us, books.clock.us + HOUR_US
+        await books.store.write(
+            suppress.add, "account-1", "gone@bad.example", until_us=until_us, reason="no such user", now_us=now_us
+        )
+        for destination in paused:
+            await books.store.write(queue.pause_route, "direct", destination, "", now_us)
+        async with serve(books) as service:
+            yield service
 
 
 @asynccontextmanager
-async def open_service(books: Books) -> AsyncIterator[Service]:
+async def serve(books: Books) -> AsyncIterator[Service]:
     delivery = DeliverySettings(relay_wait_s=RELAY_WAIT_S)
     settings = Settings(delivery=delivery, sender=(SENDER,), route=(ROUTE,))
     store, now_us, lifecycle = books.store, books.clock.now_us, Lifecycle()
     outbox = Outbox(store, owner="me", now_us=now_us, lease_s=60, body_days=0, spool_dir=None)
+    await outbox.recount()  # also what is paused
     async with trio.open_nursery() as nursery:
         pool = DeliveryPool(
             delivery,
@@ -102,38 +112,22 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
             lifecycle=lifecycle,
             now_us=now_us,
         )
-        yield Service(books, intake, outbox)
+        yield Service(books, intake)
         nursery.cancel_scope.cancel()
 
 
-@pytest.fixture
-async def service(opener: Opener) -> AsyncIterator[Service]:
-    """One address is suppressed: gone@bad.example."""
-    async with open_books(opener) as books:
-        until_us = books.clock.us + HOUR_US
-        await books.store.write(
-            suppress.add,
-            "account-1",
-            "gone@bad.example",
-            until_us=until_us,
-            reason="no such user",
-            now_us=books.clock.us,
-        )
-        async with open_service(books) as opened:
-            yield opened
-
-
-async def test_nobody_waits_for_a_destination_that_only_suppressed_recipients_have(service: Service) -> None:
+@pytest.mark.parametrize("paused", [[], ["bad.example"]])
+async def test_nobody_waits_for_a_destination_that_only_suppressed_recipients_have(
+    opener: Opener, paused: list[str]
+) -> None:
     """Whether it has room, or is paused, so that nothing would be leased for it in any case."""
-    for is_paused in (False, True):
-        if is_paused:
-            await service.pause("bad.example")
+    async with open_service(opener, *paused) as service:
         answer = await service.send("a@good.example", "gone@bad.example")
-        assert (answer.status, answer.credits_charged, len(answer.rejected)) == (Status.SENT, 1, 1)
+    assert (answer.status, answer.credits_charged, len(answer.rejected)) == (Status.SENT, 1, 1)
 
 
-async def test_what_only_goes_to_paused_destinations_is_not_waited_for(service: Service) -> None:
+async def test_what_only_goes_to_paused_destinations_is_not_waited_for(opener: Opener) -> None:
     """The other one has nobody left to send to, and no say in it."""
-    await service.pause("good.example")
-    answer = await service.send("a@good.example", "gone@bad.example")
+    async with open_service(opener, "good.example") as service:
+        answer = await service.send("a@good.example", "gone@bad.example")
     assert (answer.status, len(answer.rejected)) == (Status.QUEUED, 1)
