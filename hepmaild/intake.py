@@ -406,6 +406,8 @@ class Intake:
                 self._outbox.nobody_there(member.message_id, where)
             elif where in member.left:
                 left.append(where)
+                if self._outbox.is_paused(member.route, where):  # it has no first attempt that one could wait for
+                    self._outbox.nobody_there(member.message_id, where)
             elif self._dispatcher.offer_nowait(_job(member, where, taken, content)):
                 took = True
             else:

@@ -126,6 +126,13 @@ async def test_nobody_waits_for_a_destination_that_only_suppressed_recipients_ha
     assert (answer.status, answer.credits_charged, len(answer.rejected)) == (Status.SENT, 1, 1)
 
 
+async def test_a_paused_destination_is_not_waited_for_beside_others(opener: Opener) -> None:
+    async with open_service(opener, "bad.example") as service:
+        answer = await service.send("a@good.example", "b@bad.example")
+    assert (answer.status, answer.credits_charged, answer.rejected) == (Status.QUEUED, 2, ())
+    assert answer.retry_hint == "Some recipients still wait for their first attempt."
+
+
 async def test_what_only_goes_to_paused_destinations_is_not_waited_for(opener: Opener) -> None:
     """The other one has nobody left to send to, and no say in it."""
     async with open_service(opener, "good.example") as service:
