@@ -221,7 +221,7 @@ def _number(value: Any, kind: type[int | float], rules: typing.Mapping[str, Any]
     if (
         isinstance(value, bool)
         or not isinstance(value, int if kind is int else int | float)
-        or not math.isfinite(value)
+        or (isinstance(value, float) and not math.isfinite(value))
     ):
         raise ValueError(what)
     if (low is not None and value < low) or (high is not None and value > high) or abs(value) >= 2**53:
@@ -329,5 +329,7 @@ def _show_path(path: tuple[str, ...]) -> str:
 
 
 def _shorten(value: Any) -> str:
+    if isinstance(value, int) and abs(value) >= 2**256:  # Python shows none of thousands of digits
+        return "a number so long"
     text = repr(str(value)) if isinstance(value, str) else repr(value)
     return text if len(text) <= 80 else text[:79] + "…"

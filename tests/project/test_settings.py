@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -105,6 +106,10 @@ def test_the_page_of_settings_is_current() -> None:
         ("[plans.x]\ncalls = 1\n", "plans.x.calls: there is no such key"),
         ('[plans."a b"]\n', "a plan's name must be"),
         ("[smtp\n", "test.toml: is not TOML"),
+        (f"[limits]\nbacklog = {'9' * 5000}\n", "test.toml: has a number that is far too long"),
+        (f"[limits]\nbacklog = {'9' * 400}\n", "limits.backlog: must be a whole number of at least 1, not a number so"),
+        (f"[limits]\nbacklog = 0x{'f' * 5000}\n", "limits.backlog: must be a whole number of at least 1"),
+        (f"[limits]\nidle_timeout_s = {'9' * 400}\n", "limits.idle_timeout_s: must be a number from 1 to 86400"),
     ],
 )
 def test_a_mistake_names_file_key_and_what_is_allowed(text: str, said: str) -> None:
@@ -181,6 +186,11 @@ def test_the_environment_wins_and_takes_the_type_of_the_key() -> None:
         ("HEPMAILD_SMTP__REPLAY_WINDOW_S", "x", "HEPMAILD_SMTP__REPLAY_WINDOW_S: smtp.replay_window_s: must be"),
         ("HEPMAILD_SMPT__REPLY", "x", "smpt: there is no such section"),
         ("HEPMAILD_ROUTE__OTHER__HOST", "x", "HEPMAILD_ROUTE__OTHER__HOST: names nothing in the settings"),
+        ("HEPMAILD_SENDER__ADDRESS", "a@b.c", "ADDRESS: does not say which [[sender]] it means, by its number"),
+        ("HEPMAILD_ROUTE__PASSWORD", "x", "by its number, or the name of a route: HEPMAILD_ROUTE__0__<KEY>"),
+        ("HEPMAILD_ROUTE__0", "x", "HEPMAILD_ROUTE__0: does not say which [[route]] it means"),
+        (f"HEPMAILD_ROUTE__{'9' * 5000}__HOST", "x", "names nothing in the settings"),
+        ("HEPMAILD_LIMITS__BACKLOG", "9" * 5000, "limits.backlog: must be a whole number of at least 1"),
         ("HEPMAILD_SERVER__HOSTNAME__X", "x", "server.hostname: must be a string"),
     ],
 )
@@ -223,6 +233,22 @@ def test_which_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert find_settings_file(None, {}) == Path("hepmaild.toml")
     with pytest.raises(SettingsError, match="cannot be read: No such file"):
         load(tmp_path / "none.toml", {})
+
+
+def test_a_closed_working_directory_has_no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sudo -u hepmaild` in root's home: what cannot be looked at is not there, and /etc is next."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    monkeypatch.chdir(closed)
+    closed.chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:  # whom no mode of a folder keeps out
+            os.seteuid(65_534)
+        assert find_settings_file(None, {}) in (None, Path("/etc/hepmaild.toml"))
+    finally:
+        os.seteuid(user)
+        closed.chmod(0o700)
 
 
 @pytest.mark.parametrize(
