@@ -107,7 +107,9 @@ def _build(tables: dict[str, Any], reader: Reader) -> Settings:
         certificate=reader.absolute(settings.tls.certificate),
         private_key=reader.absolute(settings.tls.private_key),
     )
-    return dataclasses.replace(settings, server=server, tls=tls)
+    own = dataclasses.replace(settings.own_smtp, tls_ca=reader.absolute(settings.own_smtp.tls_ca))
+    routes = tuple(dataclasses.replace(route, tls_ca=reader.absolute(route.tls_ca)) for route in settings.route)
+    return dataclasses.replace(settings, server=server, tls=tls, own_smtp=own, route=routes)
 
 
 def _build_list(name: str, cls: type[Any], rows: Any, reader: Reader) -> tuple[Any, ...]:

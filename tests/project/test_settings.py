@@ -219,10 +219,18 @@ def test_a_new_plan_inherits_from_standard() -> None:
 
 def test_relative_paths_start_at_the_settings_file(tmp_path: Path) -> None:
     file = tmp_path / "hepmaild.toml"
-    file.write_text('[server]\nstate_dir = "var"\n[tls]\ncertificate = "c.pem"\nprivate_key = "/k.pem"\n')
+    text = '[server]\nstate_dir = "var"\n[tls]\ncertificate = "c.pem"\nprivate_key = "/k.pem"\n'
+    text += '[own_smtp]\ntls_ca = "o.pem"\n'
+    own = ROUTE.replace("up", "own") + 'tls_ca = "/r.pem"\n'
+    login = 'username = "me"\npassword_file = "pw"\n'
+    file.write_text(text + ROUTE + 'tls_ca = "r.pem"\n' + login + own)
+    (tmp_path / "pw").write_text("secret")
     settings = load(file, {})
     assert settings.server.state_dir == tmp_path / "var"
     assert settings.tls == config.TlsSettings(str(tmp_path / "c.pem"), "/k.pem")
+    assert settings.own_smtp.tls_ca == str(tmp_path / "o.pem")
+    assert [route.tls_ca for route in settings.route] == [str(tmp_path / "r.pem"), "/r.pem"]
+    assert settings.route[0].password == "secret"
 
 
 def test_which_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
