@@ -32,7 +32,10 @@ says its unit in its name. Relative file names start from the folder of the sett
 `HEPMAILD_SENDER__0__DAILY_CAP=500`, `HEPMAILD_ROUTE__UPSTREAM__HOST=mail.example.net`.
 
 **Secrets** (marked below) need not stand in the file: write `password_file = "/etc/hepmaild/upstream.password"` instead
-of `password`, or hand them over as a systemd credential named `database.url` or `route.<name>.password`.
+of `password`, or hand them over as a systemd credential named `database.url` or `route.<name>.password`. A credential
+wins over the environment and the file; the file that `password_file` names is read when neither a credential nor
+`HEPMAILD_ROUTE__UPSTREAM__PASSWORD` is there. So it may be one that only root can read: root's commands read it, and
+the service has the credential.
 
 **Memory.** The systemd units set `PYTHONMALLOC` and `GLIBC_TUNABLES` so that what is freed is overwritten, for a tenth
 of the CPU of a busy service: [0120](decisions/0120-freed-memory.md) has the figures, and how to do without.

@@ -3,7 +3,8 @@
 
 Order, later wins: the defaults of `config`, the file, `HEPMAILD_<SECTION>__<KEY>` in the environment.  A secret `KEY`
 (`database.url`, a route's `password`) may also stand in a file named by `KEY_file`, or be a systemd credential named
-`database.url` or `route.<name>.password` (`$CREDENTIALS_DIRECTORY`).  Reads only the settings file and secret files.
+`database.url` or `route.<name>.password` (`$CREDENTIALS_DIRECTORY`), which wins over all; `KEY_file` is read when
+neither that nor the variable is there.  Reads only the settings file and secret files.
 """
 
 from __future__ import annotations

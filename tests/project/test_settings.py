@@ -211,6 +211,49 @@ def test_secrets_come_from_files_and_credentials(tmp_path: Path) -> None:
     assert "in one line" in problems(text + 'password_file = "two"\n', tmp_path)[0]
 
 
+def test_a_credential_wins_then_the_environment_then_the_file(tmp_path: Path) -> None:
+    """What stands before it keeps `password_file` unread: it may be one for root's eyes only."""
+    named = ROUTE + 'username = "me"\npassword_file = "/none"\n'
+    plain = ROUTE + 'username = "me"\npassword = "plain"\n[database]\nurl = "sqlite:///x.db"\n'
+    variable = {"HEPMAILD_ROUTE__UP__PASSWORD": "from-variable"}
+    assert read(named, **variable).route[0].password == "from-variable"
+    assert read(plain, **variable).route[0].password == "from-variable"
+    (tmp_path / "pw").write_text("from-file")
+    other_file = {"HEPMAILD_ROUTE__UP__PASSWORD_FILE": str(tmp_path / "pw")}
+    assert read(plain, **other_file).route[0].password == "from-file"
+    assert read(named, **other_file).route[0].password == "from-file"
+    assert read(plain, **other_file, **variable).route[0].password == "from-variable"
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    here = {"CREDENTIALS_DIRECTORY": str(credentials)}
+    assert read(plain, **here).route[0].password == "plain"
+    (credentials / "route.up.password").write_text("from-systemd")
+    (credentials / "database.url").write_text("sqlite:///y.db")
+    for text in (named, plain):
+        assert read(text, **here, **variable).route[0].password == "from-systemd"
+    assert read(plain, **here).database.url == "sqlite:///y.db"
+    said = problems(plain.replace("[database]", 'password_file = "/none"\n[database]'), **here)
+    assert said == ["test.toml: route.0.password_file: stands beside password: give one of them"]
+
+
+def test_a_secret_that_cannot_be_read_is_one_mistake_and_says_the_way(tmp_path: Path) -> None:
+    file = tmp_path / "pw"
+    file.write_text("secret")
+    file.chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:  # who may read everything
+            os.seteuid(65_534)
+        (said,) = problems(ROUTE + f'username = "me"\npassword_file = "{file}"\n')
+    finally:
+        os.seteuid(user)
+    assert f"{file} cannot be read: Permission denied" in said
+    assert "the credential route.up.password (LoadCredential=" in said
+    assert problems(ROUTE + 'username = "me"\npassword_file = 3\n') == [
+        "test.toml: route.0.password_file: must be the name of a file"
+    ]
+
+
 def test_a_new_plan_inherits_from_standard() -> None:
     plans = read("[plans.standard]\nlog_days = 60\n[plans.tiny]\ncalls_per_minute = 1\n").plans
     assert plans["tiny"] == config.Plan(calls_per_minute=1, log_days=60)
