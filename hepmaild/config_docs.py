@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hepmaild.config import SHIPPED_PLANS, Plan, RouteSettings, SenderSettings, Settings
+from hepmaild.config_reload import AT_START
 
 _INTRODUCTION = """\
 <!-- Made by `make docs` from hepmaild/config.py; do not edit. -->
@@ -37,6 +38,10 @@ wins over the environment and the file; the file that `password_file` names is r
 `HEPMAILD_ROUTE__UPSTREAM__PASSWORD` is there. So it may be one that only root can read: root's commands read it, and
 the service has the credential.
 
+**Reload.** `systemctl reload hepmaild` (SIGHUP) reads all of it again; the next connection, message or attempt obeys
+it. What was changed of these is named in the log (`restart_needed`) and waits for the next start:
+RESTART.
+
 **Memory.** The systemd units set `PYTHONMALLOC` and `GLIBC_TUNABLES` so that what is freed is overwritten, for a tenth
 of the CPU of a busy service: [0120](decisions/0120-freed-memory.md) has the figures, and how to do without.
 """
@@ -45,7 +50,8 @@ _URL_PASSWORD = re.compile(r"(//[^:@/]*:)[^@/]*@")
 
 def render() -> str:
     """The whole page."""
-    parts = [_INTRODUCTION]
+    at_start = ", ".join(f"`{name}`" if "." in name else f"`[{name}]`" for name in AT_START)
+    parts = [_INTRODUCTION.replace("RESTART", at_start)]
     for spec in dataclasses.fields(Settings):
         if spec.name in _SPECIAL:
             parts.append(_SPECIAL[spec.name]())
