@@ -49,7 +49,8 @@ def _check_routes(settings: Settings, reader: Reader) -> None:
             names[route.name] = 0
         if route.kind is RouteKind.SMTP and not route.host:
             reader.report(f"{key}.host", f'is missing: route {route.name!r} of kind "smtp" needs its next hop')
-        if bool(route.username) != bool(route.password):
+        is_told = reader.is_wrong(f"{key}.username", f"{key}.password", f"{key}.password_file")
+        if bool(route.username) != bool(route.password) and not is_told:
             missing = "password (or password_file)" if route.username else "username"
             reader.report(f"{key}.{missing}", f"is missing: route {route.name!r} needs both to log in, or neither")
         if route.password and route.tls in {TlsMode.NONE, TlsMode.OPPORTUNISTIC} and not _is_loopback(route):

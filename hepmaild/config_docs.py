@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hepmaild.config import SHIPPED_PLANS, Plan, RouteSettings, SenderSettings, Settings
+from hepmaild.config_reload import AT_START
 
 _INTRODUCTION = """\
 <!-- Made by `make docs` from hepmaild/config.py; do not edit. -->
@@ -32,7 +33,14 @@ says its unit in its name. Relative file names start from the folder of the sett
 `HEPMAILD_SENDER__0__DAILY_CAP=500`, `HEPMAILD_ROUTE__UPSTREAM__HOST=mail.example.net`.
 
 **Secrets** (marked below) need not stand in the file: write `password_file = "/etc/hepmaild/upstream.password"` instead
-of `password`, or hand them over as a systemd credential named `database.url` or `route.<name>.password`.
+of `password`, or hand them over as a systemd credential named `database.url` or `route.<name>.password`. A credential
+wins over the environment and the file; the file that `password_file` names is read when neither a credential nor
+`HEPMAILD_ROUTE__UPSTREAM__PASSWORD` is there. So it may be one that only root can read: root's commands read it, and
+the service has the credential.
+
+**Reload.** `systemctl reload hepmaild` (SIGHUP) reads all of it again; the next connection, message or attempt obeys
+it. What was changed of these is named in the log (`restart_needed`) and waits for the next start:
+RESTART.
 
 **Memory.** The systemd units set `PYTHONMALLOC` and `GLIBC_TUNABLES` so that what is freed is overwritten, for a tenth
 of the CPU of a busy service: [0120](decisions/0120-freed-memory.md) has the figures, and how to do without.
@@ -42,7 +50,8 @@ _URL_PASSWORD = re.compile(r"(//[^:@/]*:)[^@/]*@")
 
 def render() -> str:
     """The whole page."""
-    parts = [_INTRODUCTION]
+    at_start = ", ".join(f"`{name}`" if "." in name else f"`[{name}]`" for name in AT_START)
+    parts = [_INTRODUCTION.replace("RESTART", at_start)]
     for spec in dataclasses.fields(Settings):
         if spec.name in _SPECIAL:
             parts.append(_SPECIAL[spec.name]())

@@ -3,12 +3,14 @@
 
 Order, later wins: the defaults of `config`, the file, `HEPMAILD_<SECTION>__<KEY>` in the environment.  A secret `KEY`
 (`database.url`, a route's `password`) may also stand in a file named by `KEY_file`, or be a systemd credential named
-`database.url` or `route.<name>.password` (`$CREDENTIALS_DIRECTORY`).  Reads only the settings file and secret files.
+`database.url` or `route.<name>.password` (`$CREDENTIALS_DIRECTORY`), which wins over all; `KEY_file` is read when
+neither that nor the variable is there.  Reads only the settings file and secret files.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,8 @@ def find_settings_file(option: str | None, environ: Mapping[str, str]) -> Path |
     named = option or environ.get("HEPMAILD_CONFIG")
     if named:
         return Path(named)
-    return next((path for path in DEFAULT_FILES if path.is_file()), None)
+    # Path.is_file raises where the working directory is closed to us, as root's is to `sudo -u hepmaild`.
+    return next((path for path in DEFAULT_FILES if os.path.isfile(path)), None)  # noqa: PTH113
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
@@ -67,6 +70,8 @@ def parse(text: str, *, source: str, base: Path, environ: Mapping[str, str]) -> 
         tables = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         raise SettingsError((Problem(source, "", f"is not TOML: {error}"),)) from None
+    except ValueError:  # Python's own, about thousands of digits
+        raise SettingsError((Problem(source, "", "has a number that is far too long: no setting needs it"),)) from None
     reader = Reader(source, base, _credentials(environ))
     _merge_environment(tables, environ, reader)
     settings = _build(tables, reader)
@@ -103,7 +108,9 @@ def _build(tables: dict[str, Any], reader: Reader) -> Settings:
         certificate=reader.absolute(settings.tls.certificate),
         private_key=reader.absolute(settings.tls.private_key),
     )
-    return dataclasses.replace(settings, server=server, tls=tls)
+    own = dataclasses.replace(settings.own_smtp, tls_ca=reader.absolute(settings.own_smtp.tls_ca))
+    routes = tuple(dataclasses.replace(route, tls_ca=reader.absolute(route.tls_ca)) for route in settings.route)
+    return dataclasses.replace(settings, server=server, tls=tls, own_smtp=own, route=routes)
 
 
 def _build_list(name: str, cls: type[Any], rows: Any, reader: Reader) -> tuple[Any, ...]:
@@ -143,7 +150,7 @@ def _merge_environment(tables: dict[str, Any], environ: Mapping[str, str], reade
         if not variable.startswith(_PREFIX) or "__" not in variable:
             continue
         path = variable.removeprefix(_PREFIX).lower().split("__")
-        section = tables
+        section: dict[str, Any] | list[Any] = tables
         real: list[str] = []
         for step in path[:-1]:
             found = _descend(section, step, inside="".join(real))
@@ -153,14 +160,19 @@ def _merge_environment(tables: dict[str, Any], environ: Mapping[str, str], reade
             section, name = found
             real.append(name)
         else:
+            if isinstance(section, list):
+                which = "its number, or the name of a route" if real == ["route"] else "its number"
+                whose = f"which [[{real[0]}]] it means, by {which}: HEPMAILD_{real[0].upper()}__0__<KEY>"
+                reader.report_at(variable, f"does not say {whose}")
+                continue
             section[path[-1]] = config_read.FromEnvironment(environ[variable])
             reader.variables[".".join([*real, path[-1]])] = variable
 
 
-def _descend(table: Any, step: str, *, inside: str) -> tuple[dict[str, Any], str] | None:
+def _descend(table: Any, step: str, *, inside: str) -> tuple[dict[str, Any] | list[Any], str] | None:
     """The table called `step` inside this one, made if need be, and its exact name there."""
     if isinstance(table, list):
-        if step.isascii() and step.isdigit():
+        if step.isascii() and step.isdigit() and len(step) < 10:
             index = int(step)
             if index == len(table):
                 table.append({})
@@ -173,7 +185,7 @@ def _descend(table: Any, step: str, *, inside: str) -> tuple[dict[str, Any], str
         return None
     name = next((key for key in table if _as_variable(key) == step), step)
     made = table.setdefault(name, [] if not inside and name in _LISTS else {})
-    return (made, name) if isinstance(made, dict | list) else None  # type: ignore[return-value]
+    return (made, name) if isinstance(made, dict | list) else None
 
 
 def _as_variable(name: Any) -> str:

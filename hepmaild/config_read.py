@@ -8,6 +8,7 @@ import difflib
 import ipaddress
 import json
 import math
+import os
 import re
 import typing
 from collections.abc import Callable, Iterable
@@ -60,6 +61,10 @@ class Reader:
         """Note a mistake at `section.key`."""
         self.problems.append(Problem(self.variables.get(key, self.source), key, text))
 
+    def is_wrong(self, *keys: str) -> bool:
+        """Whether a mistake at one of these was noted: what is missing on its account needs no second word."""
+        return any(problem.key in keys for problem in self.problems)
+
     def report_at(self, where: str, text: str) -> None:
         """Note a mistake in an environment variable or another file."""
         self.problems.append(Problem(where, "", text))
@@ -84,11 +89,12 @@ class Reader:
             owner = key.removesuffix("_file")
             if key in fields:
                 values[key] = self._value(value, hints[key], fields[key], f"{where}.{key}", _Unset)
-            elif owner in fields and owner != key and fields[owner].metadata["secret"]:
-                values[owner] = self._secret_file(value, f"{where}.{key}", both=owner in table)
-            else:
+            elif owner not in fields or owner == key or not fields[owner].metadata["secret"]:
                 self.report(f"{where}.{key}", unknown("key", key, fields))
-        self._read_credentials(fields, values, (path[0], label) if label else path)
+        for name in (name for name, spec in fields.items() if spec.metadata["secret"]):
+            found = self._secret(name, table, where, ".".join((path[0], label) if label else path))
+            if found is not None:
+                values[name] = found
         values = {key: value for key, value in values.items() if value is not _Unset}
         if base is not None:
             return dataclasses.replace(base, **values)
@@ -113,25 +119,32 @@ class Reader:
             self.report(key, f"must be {error}{shown}")
             return wrong
 
-    def _secret_file(self, value: Any, key: str, *, both: bool) -> Any:
-        if not isinstance(value, str) or not value:
-            self.report(key, "must be the name of a file")
+    def _secret(self, name: str, table: dict[str, Any], where: str, section: str) -> Any:
+        """A secret from where it is looked for first: a credential, the environment, the file that `KEY_file` names.
+
+        None: none of them, or the table has it.  A file is read only for want of the others: the settings may name one
+        for root's commands, which the service may not read and gets as a credential (section: what that is called by).
+        """
+        value, named, key = table.get(name), table.get(f"{name}_file"), f"{where}.{name}"
+        if named is not None and (not isinstance(named, str) or not named):
+            self.report(f"{key}_file", "must be the name of a file")
             return _Unset
-        if both:
-            self.report(key, f"stands beside {key.rpartition('.')[2].removesuffix('_file')}: give one of them")
-        return self._read_secret(self.base / value, key)
+        if not any(given is None or isinstance(given, FromEnvironment) for given in (value, named)):
+            self.report(f"{key}_file", f"stands beside {name}: give one of them")
+        credential = f"{section}.{name}"
+        if self.credentials is not None and os.path.isfile(self.credentials / credential):  # noqa: PTH113
+            return self._read_secret(self.credentials / credential, key, credential)
+        if named is None or isinstance(value, FromEnvironment):
+            return None
+        return self._read_secret(self.base / named, f"{key}_file", credential)
 
-    def _read_credentials(self, fields: dict[str, Any], values: dict[str, Any], path: tuple[str, ...]) -> None:
-        if self.credentials is None:
-            return
-        for name, spec in fields.items():
-            file = self.credentials / ".".join((*path, name))
-            if spec.metadata["secret"] and name not in values and file.is_file():
-                values[name] = self._read_secret(file, f"{'.'.join(path)}.{name}")
-
-    def _read_secret(self, file: Path, key: str) -> Any:
+    def _read_secret(self, file: Path, key: str, credential: str) -> Any:
         try:
             text = file.read_text(encoding="utf-8")
+        except PermissionError as error:
+            todo = f"be its owner, or hand it over as the credential {credential} (LoadCredential= of the unit)"
+            self.report(key, f"{file} cannot be read: {error.strerror}; {todo}")
+            return _Unset
         except OSError as error:
             self.report(key, f"{file} cannot be read: {error.strerror}")
             return _Unset
@@ -221,7 +234,7 @@ def _number(value: Any, kind: type[int | float], rules: typing.Mapping[str, Any]
     if (
         isinstance(value, bool)
         or not isinstance(value, int if kind is int else int | float)
-        or not math.isfinite(value)
+        or (isinstance(value, float) and not math.isfinite(value))
     ):
         raise ValueError(what)
     if (low is not None and value < low) or (high is not None and value > high) or abs(value) >= 2**53:
@@ -329,5 +342,7 @@ def _show_path(path: tuple[str, ...]) -> str:
 
 
 def _shorten(value: Any) -> str:
+    if isinstance(value, int) and abs(value) >= 2**256:  # Python shows none of thousands of digits
+        return "a number so long"
     text = repr(str(value)) if isinstance(value, str) else repr(value)
     return text if len(text) <= 80 else text[:79] + "…"

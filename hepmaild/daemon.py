@@ -30,6 +30,7 @@ import trio
 from hepmaild import __version__, memory
 from hepmaild.census import Census
 from hepmaild.config import DAY_S, Settings
+from hepmaild.config_reload import needs_restart
 from hepmaild.delivery.lookups import Lookups
 from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.resolver import Resolver
@@ -151,7 +152,7 @@ class _Daemon:
         self._notifier = notifier
         self._reload = reload
         self._clock = clock
-        self._shown = settings  # on pages: as they were last read
+        self._shown = settings  # as they were last read; `_settings`: as we began
         self.lifecycle = Lifecycle()
         self.hub = LiveHub(store)
         store.watch_commits(self.hub.committed)
@@ -294,7 +295,7 @@ class _Daemon:
         found = []
         if self.lifecycle.is_draining:
             found.append("draining")
-        if self.outbox.backlog >= self._settings.limits.backlog:
+        if self.outbox.backlog >= self._shown.limits.backlog:
             found.append("the backlog is full")
         try:
             await self._store.check()
@@ -431,7 +432,7 @@ class _Daemon:
         root.cancel_scope.cancel()
 
     async def _reload_settings(self) -> None:
-        """SIGHUP: certificate, senders, routes, plans, limits, timing; DNS is asked anew; the rest needs a restart."""
+        """SIGHUP: certificate and settings (`config_reload` has those that need a restart); DNS is asked anew."""
         self._notifier.reloading()
         self._tls.reload()
         self.resolver.forget()
@@ -448,17 +449,15 @@ class _Daemon:
         self._notifier.ready("serving")
 
     def _take_settings(self, settings: Settings) -> None:
-        fixed = ("server", "database", "tls", "dns", "metrics")
-        changed = [name for name in fixed if getattr(settings, name) != getattr(self._settings, name)]
-        if changed:
-            log.warning("restart_needed", sections=",".join(changed))
+        if left := needs_restart(self._settings, settings):
+            log.warning("restart_needed", settings=",".join(left))
         self.intake.settings = IntakeSettings.of(settings)
         self.directory.replace_settings(settings.sender)
         self.pool.take_settings(settings.delivery)
         self.pool.replace_routes([from_settings(route) for route in settings.route])
-        self.outbox.rule = _rule(settings)
-        self.reaper.plans = settings.plans
-        self.reaper.senders = settings.sender
+        self.outbox.rule, self.outbox.in_doubt = _rule(settings), settings.delivery.in_doubt
+        self.reaper.plans, self.reaper.senders = settings.plans, settings.sender
+        self.smtp.take_settings(settings.smtp, settings.limits)
         self.http.take_limits(settings.limits)
         self._shown = settings
 

@@ -130,7 +130,7 @@ class Intake:
         self._lifecycle = lifecycle
         self._now_us = now_us
         self._time = current_clock()
-        self._failed_keys = policy.FailedKeys(settings.limits.unknown_keys_per_minute, now_us)
+        self._failed_keys = policy.FailedKeys(lambda: self.settings.limits.unknown_keys_per_minute, now_us)
         self._twins = Twins(store, outbox, now_us, lambda: self.settings.delivery.relay_wait_s)
 
     async def authenticate(

@@ -7,6 +7,9 @@ import ipaddress
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Far from the end of what a date can say, so that no zone and no rounding leads past it.  Key expiries lie before it.
+LATEST_US = (datetime(9999, 12, 31, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
 MAPPED_BITS = 96  # before the IPv4 address in ::ffff:0:0/96 (RFC 4291 §2.5.5.2)
 
 
@@ -19,14 +22,17 @@ def parse_expiry(text: str) -> int:
     try:
         if len(text) == 10:
             day = date.fromisoformat(text)
-            end = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
-            return round(end.timestamp()) * 1_000_000
-        found = datetime.fromisoformat(text)
+            found = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
+        else:
+            found = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
         raise ValueError(f"{text!r} is not {allowed}") from None
     if found.tzinfo is None:
         raise ValueError(f"{text!r} has no zone: give {allowed}")
-    return (found - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    at_us = (found - EPOCH) // timedelta(microseconds=1)
+    if at_us >= LATEST_US:
+        raise ValueError(f"{text!r} is too far ahead: give {allowed} before 9999-12-30, or none for a key without end")
+    return at_us
 
 
 def parse_networks(texts: Iterable[str]) -> list[str]:

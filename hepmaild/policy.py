@@ -137,27 +137,27 @@ class FailedKeys:
 
     `limit` in any 60 seconds are answered as they are; every further one with a wait of 1 s, doubling up to
     `MAX_WAIT_S`.  Only failures wait: a valid key never meets this class.  Memory is bounded: the clients that failed
-    longest ago are forgotten first.
+    longest ago are forgotten first.  limit: as the settings have it now.
     """
 
     MAX_CLIENTS = 20_000
     MAX_WAIT_S = 60
     WINDOW_US = 60_000_000
 
-    def __init__(self, limit: int, now_us: Callable[[], int]) -> None:
+    def __init__(self, limit: Callable[[], int], now_us: Callable[[], int]) -> None:
         self._limit = limit
         self._now_us = now_us
         self._failures: OrderedDict[str, list[int]] = OrderedDict()
 
     def note(self, peer_ip: str) -> int:
         """Count a failure; the seconds it has to wait, 0 when it is not one too many."""
-        now = self._now_us()
+        now, limit = self._now_us(), self._limit()
         client = client_of(peer_ip)
         times = self._failures.pop(client, [])
-        times = [at for at in times if at > now - self.WINDOW_US][-(self._limit + 7) :]
+        times = [at for at in times if at > now - self.WINDOW_US][-(limit + 7) :]
         times.append(now)
         self._failures[client] = times
         if len(self._failures) > self.MAX_CLIENTS:
             self._failures.popitem(last=False)
-        over = len(times) - self._limit
+        over = len(times) - limit
         return 0 if over <= 0 else int(min(2 ** (over - 1), self.MAX_WAIT_S))

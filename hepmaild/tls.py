@@ -52,7 +52,7 @@ class ServerTls:
     """The contexts of the two doors, and the files they come from.
 
     smtp: for STARTTLS and implicit TLS.  http: offers h2 and http/1.1.  The objects stay the same for the life of the
-    process; `reload` changes what they present.  Raises OSError or ssl.SSLError when the first load fails.
+    process; `reload` changes what they present.  Raises OSError, which names the files, when the first load fails.
     """
 
     def __init__(self, settings: TlsSettings, *, state_dir: Path, hostname: str) -> None:
@@ -77,7 +77,7 @@ class ServerTls:
                 self._renew_self_made()
                 stamp = self._look()
             self._load()
-        except (OSError, ssl.SSLError, ValueError) as error:
+        except (OSError, ValueError) as error:
             self._stamp = stamp  # warned once for each change, not at every look
             log.warning("certificate_not_loaded", file=str(self.certificate), error=str(error), kept="the previous one")
             return False
@@ -103,8 +103,15 @@ class ServerTls:
     def _load(self) -> None:
         # A mismatched pair leaves a context half changed, so try it on one that nobody uses.
         trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        for context in (trial, self.smtp, self.http):
-            context.load_cert_chain(self.certificate, self.private_key, password=_no_password)
+        try:
+            for context in (trial, self.smtp, self.http):
+                context.load_cert_chain(self.certificate, self.private_key, password=no_password)
+        except (OSError, ValueError) as error:
+            raise OSError(
+                f"the certificate {self.certificate} and its key {self.private_key} cannot be used: "
+                f"{why_unusable(self.certificate, self.private_key, error)}; tls.certificate and tls.private_key must "
+                "name PEM files that belong together, the key without a passphrase, readable by hepmaild's user"
+            ) from error
 
     def _look(self) -> Stamp:
         return tuple(_stat(path) for path in (self.certificate, self.private_key))
@@ -177,10 +184,28 @@ def _names_of(pem: bytes) -> list[x509.GeneralName]:
     return list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
 
 
+def why_unusable(certificate: Path, key: Path, error: OSError | ValueError) -> str:
+    """What `load_cert_chain` failed at, in words: its own name no file."""
+    for path, what, mark in (
+        (certificate, "certificate", b"-----BEGIN CERTIFICATE-----"),
+        (key, "private key", b"PRIVATE KEY-----"),
+    ):
+        try:
+            content = path.read_bytes()
+        except OSError as failed:
+            return f"{path}: {failed.strerror}"
+        if mark not in content:
+            return f"there is no {what} in {path}"
+    if not isinstance(error, ssl.SSLError):
+        return str(error)
+    is_stranger = error.reason == "KEY_VALUES_MISMATCH"
+    return "they do not fit together" if is_stranger else f"OpenSSL cannot read them ({error.reason or error})"
+
+
 def _belong_together(certificate: Path, key: Path) -> bool:
     """Two processes that began at once in a new state_dir may each have written one of the files."""
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_no_password)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=no_password)
     except ssl.SSLError:
         return False
     return True
@@ -201,8 +226,8 @@ def write_private(path: Path, content: bytes) -> None:
         raise
 
 
-def _no_password() -> str:
-    # Without this OpenSSL would ask on the terminal, and a daemon would wait for ever.
+def no_password() -> str:
+    """For `load_cert_chain`: without it OpenSSL would ask on the terminal, and a daemon would wait for ever."""
     raise ValueError("the private key is encrypted: a daemon needs one without a passphrase")
 
 

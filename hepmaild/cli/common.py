@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -52,6 +53,17 @@ def with_settings(fn: F) -> F:
         return fn(invocation.settings, *args, **kwargs)
 
     return run  # type: ignore[return-value]  # a decorator of click's
+
+
+class NumberRange(click.FloatRange):
+    """As click's, without "nan": no limit holds for it, and no time can be made of it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """See click."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number in the range {self._describe_range()}.", param, ctx)
+        return number
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")

@@ -13,7 +13,7 @@ from hepmaild import key_rules
 from hepmaild.cli import backend
 from hepmaild.cli.common import EMAIL, json_option, with_settings
 from hepmaild.cli.output import CommandFailed, print_json, print_pairs, print_table
-from hepmaild.config import MAX_CAP, STANDARD_PLAN, Settings
+from hepmaild.config import MAX_CAP, STANDARD_PLAN, SenderSettings, Settings
 from hepmaild.mail.address import key_of
 from hepmaild.mail.chaos import KINDS
 from hepmaild.mail.submission import Permission
@@ -388,20 +388,30 @@ def _owner(conn: Connection, email: str | None) -> str:
 @json_option
 @with_settings
 def sender_list(settings: Settings, as_json: bool) -> None:
-    """All senders: global ones of the settings, and those in the database."""
+    """All senders: global ones of the settings, and those in the database, which win where the address is the same."""
     from hepmaild.storage import senders
 
-    shipped = [
-        {"address": s.address, "account": None, "route": s.route, "daily_cap": s.daily_cap, "default": s.default}
+    stored = backend.read(settings, senders.list_all)
+    winning = {key_of(row["address"]) for row in stored if row["account"] is None}
+    rows = [
+        {
+            "address": s.address,
+            "account": None,
+            "route": s.route,
+            "daily_cap": s.daily_cap,
+            "default": s.default,
+            "from": "settings",
+            "overridden": key_of(s.address) in winning,
+        }
         for s in settings.sender
     ]
-    rows = [{**row, "from": "settings"} for row in shipped]
-    rows += [{**row, "from": "database"} for row in backend.read(settings, senders.list_all)]
+    rows += [{**row, "from": "database", "overridden": False} for row in stored]
     if as_json:
         print_json(rows)
     else:
         columns = ("address", "account", "route", "daily_cap", "default", "from")
-        print_table(rows, columns, empty="no sender yet: hepmaild sender add ADDRESS --route ROUTE")
+        shown = [{**row, "from": f"{row['from']}, overridden" if row["overridden"] else row["from"]} for row in rows]
+        print_table(shown, columns, empty="no sender yet: hepmaild sender add ADDRESS --route ROUTE")
 
 
 @sender.command("remove")
@@ -410,19 +420,31 @@ def sender_list(settings: Settings, as_json: bool) -> None:
 @json_option
 @with_settings
 def sender_remove(settings: Settings, address: str, email: str | None, as_json: bool) -> None:
-    """Take a sender away.  Those of the settings file are changed there."""
-    if email is None and any(key_of(s.address) == key_of(address) for s in settings.sender):
-        raise CommandFailed(f"{address} is a [[sender]] of the settings: take it out of the file and reload")
-    backend.write(settings, backend.KEYS, _remove, address, email)
+    """Take a sender away.  Those of the settings file are changed there; what overrides such a one is taken away."""
+    shipped = None
+    if email is None:
+        shipped = next((s for s in settings.sender if key_of(s.address) == key_of(address)), None)
+    # With the settings' daily cap something may be due.
+    backend.write(settings, backend.KEYS if shipped is None else backend.QUEUE, _remove, address, email, shipped)
     if as_json:
         print_json({"address": address, "account": email, "removed": True})
-    else:
+    elif shipped is None:
         click.echo(f"{address} is no sender any more")
+    else:
+        click.echo(f"{address} is again what the settings say: route {shipped.route}, daily cap {shipped.daily_cap}")
 
 
-def _remove(conn: Connection, address: str, email: str | None) -> None:
-    from hepmaild.storage import senders
+def _remove(conn: Connection, address: str, email: str | None, shipped: SenderSettings | None) -> None:
+    """shipped: the sender of the settings that has this address, and stays."""
+    from hepmaild.storage import caps, senders
 
     owner = _owner(conn, email)
-    senders.remove(conn, address=address, account_id=owner)
+    try:
+        senders.remove(conn, address=address, account_id=owner)
+    except ValueError:
+        if shipped is None:
+            raise
+        raise ValueError(f"{address} is a [[sender]] of the settings: take it out of the file and reload") from None
+    if shipped is not None:
+        caps.set_cap(conn, caps.cap_key_of(owner, key_of(address)), shipped.daily_cap)
     backend.note(conn, owner, "sender.remove", address)

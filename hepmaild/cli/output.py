@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from hepmaild.key_rules import LATEST_US
+
 _INSTANTS = frozenset({"at", "at_us"})
 
 
@@ -18,7 +20,8 @@ class CommandFailed(Exception):
 
 
 def instant(at_us: int) -> str:
-    """Unix microseconds as ISO 8601 in UTC."""
+    """Unix microseconds as ISO 8601 in UTC; what no date can say is the latest one."""
+    at_us = min(at_us, LATEST_US)
     stamp = datetime.fromtimestamp(at_us // 1_000_000, UTC).replace(microsecond=at_us % 1_000_000)
     return stamp.isoformat(timespec="microseconds").replace("+00:00", "Z")
 

@@ -134,8 +134,13 @@ def db_check(settings: Settings, as_json: bool) -> None:
 @with_settings
 def db_backup(settings: Settings, file: Path, as_json: bool) -> None:
     """Copy a SQLite database to FILE, also while the daemon runs; FILE is replaced at the end."""
+    _check_source(settings)
 
     async def copy(store: Store) -> None:
+        from hepmaild.storage import migrate
+
+        if store.is_sqlite and await store.read(migrate.current) is None:
+            raise CommandFailed(f"the database is empty: there is nothing to copy; {_WHICH_DATABASE}")
         try:
             await store.backup(file, _show_progress if sys.stderr.isatty() else None)
         except ValueError as error:
@@ -147,6 +152,19 @@ def db_backup(settings: Settings, file: Path, as_json: bool) -> None:
         print_json({"file": str(file), "octets": octets})
     else:
         click.echo(f"copied {octets:,} octets to {file}")
+
+
+_WHICH_DATABASE = "server.state_dir and database.url say which one is meant (`hepmaild check-config` shows them)"
+
+
+def _check_source(settings: Settings) -> None:
+    """Opening makes what is not there: a copy of that would look like a backup."""
+    from hepmaild.storage.store import parse_url
+
+    url = parse_url(settings.database.url)
+    path = settings.server.state_dir / (url.database or "")
+    if url.get_backend_name() == "sqlite" and not path.exists():
+        raise CommandFailed(f"there is no database {path} to copy: {_WHICH_DATABASE}")
 
 
 def _show_progress(left: int, total: int) -> None:

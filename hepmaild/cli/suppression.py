@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hepmaild.cli import backend
-from hepmaild.cli.common import EMAIL, json_option, with_settings
+from hepmaild.cli.common import EMAIL, NumberRange, json_option, with_settings
 from hepmaild.cli.output import instant, print_json, print_table
 from hepmaild.config import DAY_S, Settings
 
@@ -70,7 +70,7 @@ def _lift(conn: Connection, email: str, address: str) -> dict[str, Any]:
 @suppression.command("add")
 @click.argument("email", type=EMAIL)
 @click.argument("address", type=EMAIL)
-@click.option("--days", type=click.FloatRange(0, MAX_DAYS, min_open=True), help="Default: delivery.suppress_days.")
+@click.option("--days", type=NumberRange(0, MAX_DAYS, min_open=True), help="Default: delivery.suppress_days.")
 @click.option("--reason", default="an operator said so", help="Shown to whoever sends to it.")
 @json_option
 @with_settings

@@ -24,7 +24,7 @@ import click
 import trio
 
 from hepmaild.cli import backend
-from hepmaild.cli.common import json_option, with_settings
+from hepmaild.cli.common import NumberRange, json_option, with_settings
 from hepmaild.cli.output import clean, instant, print_json
 from hepmaild.config import Settings
 from hepmaild.errors import StoreUnavailable
@@ -95,7 +95,7 @@ class View:
 
 
 @click.command("top")
-@click.option("--interval", type=click.FloatRange(0.2, 3600), default=1.0, show_default=True, help="Seconds.")
+@click.option("--interval", type=NumberRange(0.2, 3600), default=1.0, show_default=True, help="Seconds.")
 @json_option
 @with_settings
 def queue_top(settings: Settings, interval: float, as_json: bool) -> None:

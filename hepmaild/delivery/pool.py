@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -168,6 +169,7 @@ class DeliveryPool:
 
     def take_settings(self, settings: DeliverySettings) -> None:
         """Timeouts, schedule and policy from now on; the number of workers stays."""
+        self._settings = replace(settings, workers=self._settings.workers)
         self._runner.take_settings(settings)
 
     @property

@@ -20,6 +20,7 @@ from hepmaild.config import Settings
 from hepmaild.doctor.checks import Check, fail, ok, skipped, warn
 from hepmaild.storage import health, sealed
 from hepmaild.storage.store import Store
+from hepmaild.tls import no_password, why_unusable
 from hepmaild.vault import FILE_NAME, HEAD_OCTETS, Vault
 
 MIB = 1 << 20
@@ -133,12 +134,10 @@ def certificate(settings: Settings, now: datetime) -> list[Check]:
         return [skipped(name, f"{path} is made when the daemon starts for the first time")]
     replace = f"put a good certificate and its key at {path} and {key}; the daemon takes them within seconds"
     try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path, key, password=no_password)
         found = x509.load_pem_x509_certificate(path.read_bytes())
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path, key, password=_no_password)
-    except ssl.SSLError as error:
-        return [fail(name, f"{path} and {key} do not fit together ({error.reason})", replace)]
-    except ValueError as error:
-        return [fail(name, f"{path} cannot be used: {error}", replace)]
+    except (OSError, ValueError) as error:
+        return [fail(name, f"{path} and {key} cannot be used: {why_unusable(path, key, error)}", replace)]
     days = (found.not_valid_after_utc - now).total_seconds() / 86_400
     said = f"{path}: for {', '.join(_names(found)) or 'no name'}, until {found.not_valid_after_utc:%Y-%m-%d}"
     if now < found.not_valid_before_utc:
@@ -154,10 +153,6 @@ def certificate(settings: Settings, now: datetime) -> list[Check]:
     if days < CERTIFICATE_WARN_DAYS:
         return [warn(name, f"{said}: {days:.0f} days are left", "renew it; see why that has not happened by itself")]
     return [ok(name, f"{said}, {days:.0f} days are left")]
-
-
-def _no_password() -> str:
-    raise ValueError("the private key is encrypted: a daemon needs one without a passphrase")
 
 
 def _wanted(settings: Settings) -> list[str]:

@@ -39,17 +39,20 @@ _OUT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class ConnectionCounter:
-    """How many connections each client address has to one door.  An IPv6 client has its whole /64."""
+    """How many connections each client address has to one door.  An IPv6 client has its whole /64.
+
+    limit: may be changed at any time; who is counted already stays.
+    """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._counts: dict[str, int] = {}
 
     def enter(self, ip: str) -> bool:
         """Count a connection; False when it is one too many, and then it is not counted."""
         key = client_of(ip)
         count = self._counts.get(key, 0)
-        if count >= self._limit:
+        if count >= self.limit:
             return False
         self._counts[key] = count + 1
         return True
@@ -133,6 +136,14 @@ class SmtpDoor:
     def sessions(self) -> int:
         """Sessions being served now."""
         return len(self._sessions)
+
+    def take_settings(self, settings: SmtpSettings, limits: LimitSettings) -> None:
+        """Obey these from now on (SIGHUP): new sessions all of it, open ones the time they may be idle.
+
+        The addresses stay those that `run` bound.
+        """
+        self._connections.limit = limits.connections_per_ip
+        self._setup.settings, self._setup.limits = settings, limits
 
     async def run(self, *, task_status: trio.TaskStatus[list[Bound]] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until the drain, then until the last session ended.  Reports the ports it got once they are bound.

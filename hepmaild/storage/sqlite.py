@@ -441,7 +441,7 @@ class SqliteBackend:
         """Copy the database, as it is at one moment, to `target` (replaced at the end, mode 0600), while it is used.
 
         progress: called in a thread with (pages left, pages in all).  Cancelled, it leaves no file.  Raises OSError,
-        `StoreUnavailable`.
+        `StoreUnavailable`, ValueError when `target` is the database itself.
         """
         gone = False
 
@@ -458,7 +458,16 @@ class SqliteBackend:
         finally:
             gone = True
 
+    def _check_target(self, target: Path) -> None:
+        """ValueError for a file that is in use: whoever has it open would go on writing into one without a name."""
+        for end in ("", "-wal", "-shm", "-journal"):
+            own = self._path.with_name(self._path.name + end)
+            is_own = os.path.realpath(target) == os.path.realpath(own)
+            if is_own or (target.exists() and own.exists() and target.samefile(own)):
+                raise ValueError(f"{target} is the database itself ({own}): name another file for the copy")
+
     def _backup(self, target: Path, tick: Callable[[int, int, int], None]) -> None:
+        self._check_target(target)
         link = Link(self._reading, 3600, writes=False)
         partial = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:

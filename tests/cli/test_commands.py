@@ -8,6 +8,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,35 @@ def test_senders(cli: Any, account: str) -> None:
     assert "is a [[sender]] of the settings" in cli.refused("sender", "remove", "noreply@example.com")
     cli.ok("sender", "remove", "SHOP@example.com", "--account", ME)
     assert "there is no sender" in cli.refused("sender", "remove", "shop@example.com", "--account", ME)
+
+
+def test_a_sender_of_the_settings_is_overridden_and_comes_back(cli: Any, account: str, tmp_path: Path) -> None:
+    address = "noreply@example.com"
+    cli.config.write_text(cli.config.read_text().replace("default = true", "default = true\ndaily_cap = 7"))
+    database = tmp_path / "state" / "hepmaild.db"
+    cli.ok("sender", "add", "NoReply@example.com", "--route", "box", "--daily-cap", "5")
+    rows = cli.json("sender", "list")
+    assert [(r["address"], r["from"], r["overridden"], r["daily_cap"]) for r in rows] == [
+        (address, "settings", True, 7),
+        ("NoReply@example.com", "database", False, 5),
+    ]
+    text = cli.ok("sender", "list").splitlines()
+    assert text[1].endswith("settings, overridden")
+    assert text[2].endswith("database")
+    said = cli.ok("sender", "remove", address)
+    assert said == f"{address} is again what the settings say: route box, daily cap 7\n"
+    (row,) = cli.json("sender", "list")
+    assert (row["from"], row["overridden"]) == ("settings", False)
+    with closing(sqlite3.connect(database)) as db:  # what waits behind the cap is told at once, too
+        assert db.execute("select daily_cap from cap").fetchall() == [(7,)]
+    assert "is a [[sender]] of the settings" in cli.refused("sender", "remove", address)
+
+
+def test_an_accounts_sender_overrides_no_line_of_the_settings(cli: Any, account: str) -> None:
+    cli.ok("sender", "add", "noreply@example.com", "--route", "box", "--account", ME)
+    assert [row["overridden"] for row in cli.json("sender", "list")] == [False, False]
+    assert "is a [[sender]] of the settings" in cli.refused("sender", "remove", "noreply@example.com")
+    cli.ok("sender", "remove", "noreply@example.com", "--account", ME)
 
 
 def test_routes(cli: Any) -> None:

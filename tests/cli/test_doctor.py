@@ -19,6 +19,7 @@ from hepmaild.tls import make_self_signed
 from tests.cli.conftest import Cli, Done
 from tests.peers.sink import capture_sink
 from tests.peers.small_dns import SmallDns, small_dns
+from tests.project.test_tls import WRONG_PAIRS, wrong_pair
 
 DOMAIN = "example.com"
 
@@ -144,6 +145,20 @@ def test_a_key_of_another_certificate(cli: Cli, tmp_path: Path) -> None:
     check = by_name(cli("doctor", "--json"))["certificate"]
     assert check["state"] == "fail"
     assert "do not fit together" in check["found"]
+
+
+@pytest.mark.parametrize("case", list(WRONG_PAIRS))
+def test_a_pair_that_cannot_be_used(cli: Cli, tmp_path: Path, case: str) -> None:
+    """`doctor` says what to do about the files, and `serve` ends with one line and no traceback."""
+    tls, why = wrong_pair(tmp_path, case)
+    add(cli, f'[tls]\ncertificate = "{tls.certificate}"\nprivate_key = "{tls.private_key}"\n')
+    check = by_name(cli("doctor", "--json"))["certificate"]
+    assert check["state"] == "fail"
+    assert why in check["found"]
+    assert check["todo"].startswith("put a good certificate and its key at ")
+    said = cli.refused("serve")
+    assert why in said
+    assert "tls.certificate and tls.private_key must name PEM files" in said
 
 
 def test_secrets_that_others_may_read(cli: Cli, server: SmallDns, tmp_path: Path) -> None:

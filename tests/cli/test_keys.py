@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
 import pytest
 
 from tests.cli.conftest import Cli
@@ -64,3 +68,17 @@ def test_a_chaos_key(cli: Cli) -> None:
     assert cli.json("key", "edit", key_id, "--name", "other")["chaos"] == "slow-dot"
     assert "slow-dot" in cli.ok("key", "list", ME)
     assert "is not one of" in cli.refused("key", "edit", key_id, "--chaos", "fire", status=2)
+
+
+def test_an_expiry_too_far_ahead(cli: Cli, tmp_path: Path) -> None:
+    """The instant is in year 10000 (UTC), which no date can say; rows that have such a one are shown all the same."""
+    late = "9999-12-31T23:59:59-12:00"
+    assert "is too far ahead" in cli.refused("key", "mint", ME, "--name", "n", "--expires", late, status=2)
+    key_id = mint(cli, "--expires", "2199-12-31")
+    cli.ok("key", "edit", key_id, "--expires", "2199-12-30")
+    with closing(sqlite3.connect(tmp_path / "state" / "hepmaild.db")) as db, db:
+        db.execute("update api_key set expires_at_us = 253402343999000000")
+        db.execute("update audit set data = ? where action = 'key.change'", ('{"expires_at_us": 253402343999000000}',))
+    assert cli.json("key", "list", ME)[0]["expires_at"] == "9999-12-31T00:00:00.000000Z"
+    assert "9999-12-31" in cli.ok("key", "list", ME)
+    assert cli.json("audit", "list", ME)[0]["data"] == {"expires_at": "9999-12-31T00:00:00.000000Z"}

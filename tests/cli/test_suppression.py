@@ -24,3 +24,6 @@ def test_suppressions_are_added_listed_and_lifted(cli: Any) -> None:
     assert "until" in cli.ok("suppression", "add", ME, GONE)
     assert "no account for you@example.com" in cli.refused("suppression", "list", "you@example.com")
     assert "is not an email address" in cli.refused("suppression", "add", ME, "gone", status=2)
+    for days in ("nan", "-nan", "inf", "0", "3651"):
+        assert "in the range" in cli.refused("suppression", "add", ME, GONE, f"--days={days}", status=2)
+    assert "in the range" in cli.refused("queue", "top", "--interval", "nan", status=2)

@@ -8,7 +8,9 @@ import re
 import pytest
 from markupsafe import Markup
 
-from hepmaild.http.dashboard.words import no_address, span, told
+from hepmaild.http.dashboard.key_form import show_expiry
+from hepmaild.http.dashboard.words import no_address, span, told, when
+from hepmaild.key_rules import LATEST_US
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,13 @@ def test_long_times_are_years() -> None:
     assert span(729 * 86_400) == "729 days"
     assert span(731 * 86_400) == "2 years"
     assert span(1_200 * 365 * 86_400) == "1,200 years"
+
+
+def test_an_instant_that_no_date_can_show_is_the_latest() -> None:
+    """Keys could have one: their row must not take the whole page with it."""
+    for us in (LATEST_US, 253_402_300_799_999_999, 253_402_343_999_000_000, 2**62):
+        assert "9999-12-31 00:00" in when(us)
+        assert show_expiry(us) == "9999-12-30"
 
 
 def test_a_reply_stands_as_it_was_said() -> None:

@@ -114,6 +114,7 @@ LEVELS: list[tuple[str, int]] = [
             "config_docs",
             "config_load",
             "config_read",
+            "config_reload",
             "key_rules",
             "memory",
             "server_rules",

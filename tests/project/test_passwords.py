@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from hepmaild import passwords
-from hepmaild.key_rules import parse_expiry, parse_networks
+from hepmaild.key_rules import LATEST_US, parse_expiry, parse_networks
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,16 @@ def test_expiry() -> None:
     for text in ("", "x", "2026-13-01", "9999-12-31", "2026-01-01T00:00:00"):
         with pytest.raises(ValueError, match="a date"):
             parse_expiry(text)
+
+
+@pytest.mark.parametrize("text", ["9999-12-31T23:59:59-12:00", "9999-12-31T00:00:00Z", "9999-12-30"])
+def test_an_expiry_that_no_date_can_show(text: str) -> None:
+    with pytest.raises(ValueError, match="too far ahead: give a date"):
+        parse_expiry(text)
+
+
+def test_the_last_expiry() -> None:
+    assert parse_expiry("9999-12-29") == LATEST_US - 86_400_000_000
 
 
 def test_networks() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -105,6 +106,10 @@ def test_the_page_of_settings_is_current() -> None:
         ("[plans.x]\ncalls = 1\n", "plans.x.calls: there is no such key"),
         ('[plans."a b"]\n', "a plan's name must be"),
         ("[smtp\n", "test.toml: is not TOML"),
+        (f"[limits]\nbacklog = {'9' * 5000}\n", "test.toml: has a number that is far too long"),
+        (f"[limits]\nbacklog = {'9' * 400}\n", "limits.backlog: must be a whole number of at least 1, not a number so"),
+        (f"[limits]\nbacklog = 0x{'f' * 5000}\n", "limits.backlog: must be a whole number of at least 1"),
+        (f"[limits]\nidle_timeout_s = {'9' * 400}\n", "limits.idle_timeout_s: must be a number from 1 to 86400"),
     ],
 )
 def test_a_mistake_names_file_key_and_what_is_allowed(text: str, said: str) -> None:
@@ -181,6 +186,11 @@ def test_the_environment_wins_and_takes_the_type_of_the_key() -> None:
         ("HEPMAILD_SMTP__REPLAY_WINDOW_S", "x", "HEPMAILD_SMTP__REPLAY_WINDOW_S: smtp.replay_window_s: must be"),
         ("HEPMAILD_SMPT__REPLY", "x", "smpt: there is no such section"),
         ("HEPMAILD_ROUTE__OTHER__HOST", "x", "HEPMAILD_ROUTE__OTHER__HOST: names nothing in the settings"),
+        ("HEPMAILD_SENDER__ADDRESS", "a@b.c", "ADDRESS: does not say which [[sender]] it means, by its number"),
+        ("HEPMAILD_ROUTE__PASSWORD", "x", "by its number, or the name of a route: HEPMAILD_ROUTE__0__<KEY>"),
+        ("HEPMAILD_ROUTE__0", "x", "HEPMAILD_ROUTE__0: does not say which [[route]] it means"),
+        (f"HEPMAILD_ROUTE__{'9' * 5000}__HOST", "x", "names nothing in the settings"),
+        ("HEPMAILD_LIMITS__BACKLOG", "9" * 5000, "limits.backlog: must be a whole number of at least 1"),
         ("HEPMAILD_SERVER__HOSTNAME__X", "x", "server.hostname: must be a string"),
     ],
 )
@@ -201,6 +211,49 @@ def test_secrets_come_from_files_and_credentials(tmp_path: Path) -> None:
     assert "in one line" in problems(text + 'password_file = "two"\n', tmp_path)[0]
 
 
+def test_a_credential_wins_then_the_environment_then_the_file(tmp_path: Path) -> None:
+    """What stands before it keeps `password_file` unread: it may be one for root's eyes only."""
+    named = ROUTE + 'username = "me"\npassword_file = "/none"\n'
+    plain = ROUTE + 'username = "me"\npassword = "plain"\n[database]\nurl = "sqlite:///x.db"\n'
+    variable = {"HEPMAILD_ROUTE__UP__PASSWORD": "from-variable"}
+    assert read(named, **variable).route[0].password == "from-variable"
+    assert read(plain, **variable).route[0].password == "from-variable"
+    (tmp_path / "pw").write_text("from-file")
+    other_file = {"HEPMAILD_ROUTE__UP__PASSWORD_FILE": str(tmp_path / "pw")}
+    assert read(plain, **other_file).route[0].password == "from-file"
+    assert read(named, **other_file).route[0].password == "from-file"
+    assert read(plain, **other_file, **variable).route[0].password == "from-variable"
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    here = {"CREDENTIALS_DIRECTORY": str(credentials)}
+    assert read(plain, **here).route[0].password == "plain"
+    (credentials / "route.up.password").write_text("from-systemd")
+    (credentials / "database.url").write_text("sqlite:///y.db")
+    for text in (named, plain):
+        assert read(text, **here, **variable).route[0].password == "from-systemd"
+    assert read(plain, **here).database.url == "sqlite:///y.db"
+    said = problems(plain.replace("[database]", 'password_file = "/none"\n[database]'), **here)
+    assert said == ["test.toml: route.0.password_file: stands beside password: give one of them"]
+
+
+def test_a_secret_that_cannot_be_read_is_one_mistake_and_says_the_way(tmp_path: Path) -> None:
+    file = tmp_path / "pw"
+    file.write_text("secret")
+    file.chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:  # who may read everything
+            os.seteuid(65_534)
+        (said,) = problems(ROUTE + f'username = "me"\npassword_file = "{file}"\n')
+    finally:
+        os.seteuid(user)
+    assert f"{file} cannot be read: Permission denied" in said
+    assert "the credential route.up.password (LoadCredential=" in said
+    assert problems(ROUTE + 'username = "me"\npassword_file = 3\n') == [
+        "test.toml: route.0.password_file: must be the name of a file"
+    ]
+
+
 def test_a_new_plan_inherits_from_standard() -> None:
     plans = read("[plans.standard]\nlog_days = 60\n[plans.tiny]\ncalls_per_minute = 1\n").plans
     assert plans["tiny"] == config.Plan(calls_per_minute=1, log_days=60)
@@ -209,10 +262,18 @@ def test_a_new_plan_inherits_from_standard() -> None:
 
 def test_relative_paths_start_at_the_settings_file(tmp_path: Path) -> None:
     file = tmp_path / "hepmaild.toml"
-    file.write_text('[server]\nstate_dir = "var"\n[tls]\ncertificate = "c.pem"\nprivate_key = "/k.pem"\n')
+    text = '[server]\nstate_dir = "var"\n[tls]\ncertificate = "c.pem"\nprivate_key = "/k.pem"\n'
+    text += '[own_smtp]\ntls_ca = "o.pem"\n'
+    own = ROUTE.replace("up", "own") + 'tls_ca = "/r.pem"\n'
+    login = 'username = "me"\npassword_file = "pw"\n'
+    file.write_text(text + ROUTE + 'tls_ca = "r.pem"\n' + login + own)
+    (tmp_path / "pw").write_text("secret")
     settings = load(file, {})
     assert settings.server.state_dir == tmp_path / "var"
     assert settings.tls == config.TlsSettings(str(tmp_path / "c.pem"), "/k.pem")
+    assert settings.own_smtp.tls_ca == str(tmp_path / "o.pem")
+    assert [route.tls_ca for route in settings.route] == [str(tmp_path / "r.pem"), "/r.pem"]
+    assert settings.route[0].password == "secret"
 
 
 def test_which_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +284,22 @@ def test_which_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert find_settings_file(None, {}) == Path("hepmaild.toml")
     with pytest.raises(SettingsError, match="cannot be read: No such file"):
         load(tmp_path / "none.toml", {})
+
+
+def test_a_closed_working_directory_has_no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sudo -u hepmaild` in root's home: what cannot be looked at is not there, and /etc is next."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    monkeypatch.chdir(closed)
+    closed.chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:  # whom no mode of a folder keeps out
+            os.seteuid(65_534)
+        assert find_settings_file(None, {}) in (None, Path("/etc/hepmaild.toml"))
+    finally:
+        os.seteuid(user)
+        closed.chmod(0o700)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,50 @@ def write_pair(folder: Path, hostname: str) -> TlsSettings:
     return TlsSettings(str(folder / "c.pem"), str(folder / "k.pem"))
 
 
+def with_passphrase(key: bytes) -> bytes:
+    return serialization.load_pem_private_key(key, None).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"x"),
+    )
+
+
+WRONG_PAIRS = {
+    "no certificate": "c.pem: No such file or directory",
+    "no key": "k.pem: No such file or directory",
+    "a folder": "c.pem: Is a directory",
+    "passphrase": "the private key is encrypted",
+    "another key": "they do not fit together",
+    "swapped": "there is no certificate in",
+    "two certificates": "there is no private key in",
+    "half a certificate": "OpenSSL cannot read them (",
+}
+
+
+def wrong_pair(folder: Path, case: str) -> tuple[TlsSettings, str]:
+    """A pair of files that no daemon can use, and what is to be said of it."""
+    settings = write_pair(folder, "one.example.com")
+    certificate, key = Path(settings.certificate), Path(settings.private_key)
+    if case == "no certificate":
+        certificate.unlink()
+    elif case == "no key":
+        key.unlink()
+    elif case == "a folder":
+        certificate.unlink()
+        certificate.mkdir()
+    elif case == "passphrase":
+        key.write_bytes(with_passphrase(key.read_bytes()))
+    elif case == "another key":
+        key.write_bytes(make_self_signed("one.example.com", datetime.now(UTC))[1])
+    elif case == "swapped":
+        settings = TlsSettings(settings.private_key, settings.certificate)
+    elif case == "two certificates":
+        key.write_bytes(certificate.read_bytes())
+    else:
+        certificate.write_bytes(certificate.read_bytes()[:200])
+    return settings, WRONG_PAIRS[case]
+
+
 def own(folder: Path, hostname: str = "smtp.example.com") -> ServerTls:
     return ServerTls(TlsSettings(), state_dir=folder, hostname=hostname)
 
@@ -97,11 +141,7 @@ async def test_a_changed_file_is_used_by_the_next_handshake(tmp_path: Path, log_
 async def test_broken_files_keep_the_old_certificate(tmp_path: Path, log_events: Any) -> None:
     server = ServerTls(write_pair(tmp_path, "one.example.com"), state_dir=tmp_path, hostname="x")
     other = make_self_signed("other.example.com", datetime.now(UTC))
-    encrypted = serialization.load_pem_private_key(other[1], None).private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.BestAvailableEncryption(b"x"),
-    )
+    encrypted = with_passphrase(other[1])
     for n, (name, content) in enumerate(
         [("c.pem", b""), ("c.pem", b"rubbish"), ("c.pem", other[0]), ("k.pem", other[1][:50]), ("k.pem", encrypted)]
     ):
@@ -140,3 +180,16 @@ async def test_a_self_made_certificate_is_renewed_in_time(tmp_path: Path) -> Non
 def test_a_daemon_without_its_certificate_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         ServerTls(TlsSettings("/none/c.pem", "/none/k.pem"), state_dir=tmp_path, hostname="x")
+
+
+@pytest.mark.parametrize("case", list(WRONG_PAIRS))
+def test_why_a_pair_cannot_be_used_is_said(tmp_path: Path, case: str) -> None:
+    settings, why = wrong_pair(tmp_path, case)
+    with pytest.raises(OSError, match="cannot be used") as caught:
+        ServerTls(settings, state_dir=tmp_path, hostname="x")
+    said = str(caught.value)
+    assert settings.certificate in said
+    assert settings.private_key in said
+    assert why in said
+    assert "tls.certificate and tls.private_key must name PEM files that belong together" in said
+    assert "\n" not in said

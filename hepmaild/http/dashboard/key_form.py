@@ -11,7 +11,7 @@ from typing import Any
 
 from werkzeug.datastructures import MultiDict
 
-from hepmaild.key_rules import parse_expiry, parse_networks
+from hepmaild.key_rules import LATEST_US, parse_expiry, parse_networks
 from hepmaild.mail.chaos import KINDS
 from hepmaild.mail.submission import Permission
 
@@ -72,6 +72,7 @@ def typed_of(row: dict[str, Any] | None) -> dict[str, Any]:
 
 def show_expiry(at_us: int) -> str:
     """As it may be typed: a date for the end of a day (UTC), else an instant."""
+    at_us = min(at_us, LATEST_US)
     if at_us % DAY_US == 0:
         return datetime.fromtimestamp(at_us // 1_000_000 - 1, UTC).strftime("%Y-%m-%d")
     text = datetime.fromtimestamp(at_us / 1_000_000, UTC).isoformat(

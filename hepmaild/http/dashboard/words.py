@@ -9,6 +9,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from hepmaild.key_rules import LATEST_US
+
 # Each state has its own shape and word, so that colour is never alone.
 STATES: dict[str, tuple[str, str]] = {
     "sent": ("●", "sent"),
@@ -37,8 +39,8 @@ _REPLY = re.compile(r"[245]\d\d[ -]")
 
 
 def instant(us: int) -> datetime:
-    """Unix microseconds as a UTC datetime."""
-    return datetime.fromtimestamp(us / 1_000_000, UTC)
+    """Unix microseconds as a UTC datetime; what no date can say is the latest one."""
+    return datetime.fromtimestamp(min(us, LATEST_US) / 1_000_000, UTC)
 
 
 def when(us: int | None, none: str = "never", is_exact: bool = False) -> Markup:

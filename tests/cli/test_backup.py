@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`db backup`: what it must not overwrite, and what it must not make up."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ME = "me@example.com"
+
+
+@pytest.mark.parametrize("name", ["hepmaild.db", "hepmaild.db-wal", "hepmaild.db-shm", "symlink", "hardlink", "folder"])
+def test_the_database_is_no_place_for_its_copy(cli: Any, tmp_path: Path, name: str) -> None:
+    cli.ok("account", "add", ME)
+    state = tmp_path / "state"
+    database = state / "hepmaild.db"
+    (tmp_path / "folder").symlink_to(state)
+    (state / "symlink").symlink_to(database)
+    os.link(database, state / "hardlink")
+    target = tmp_path / "folder" / "hepmaild.db" if name == "folder" else state / name
+    with closing(sqlite3.connect(database)) as service:  # has the file open, as the daemon has
+        service.execute("select count(*) from account").fetchone()
+        before = database.stat()
+        said = cli.refused("db", "backup", str(target))
+        assert "is the database itself" in said
+        assert "name another file" in said
+        assert database.stat().st_ino == before.st_ino
+        assert service.execute("select email from account").fetchall() == [(ME,)]
+    assert [row["email"] for row in cli.json("account", "list")] == [ME]
+
+
+def test_without_a_database_there_is_no_copy(cli: Any, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    said = cli.refused("db", "backup", str(copy))
+    assert str(tmp_path / "state" / "hepmaild.db") in said
+    assert "server.state_dir" in said
+    assert "database.url" in said
+    assert list(tmp_path.iterdir()) == [cli.config]
+
+
+def test_an_empty_database_is_no_backup(cli: Any, tmp_path: Path) -> None:
+    cli.refused("db", "check")  # opens it, and so makes it
+    assert "the database is empty" in cli.refused("db", "backup", str(tmp_path / "copy.db"))
+    assert not (tmp_path / "copy.db").exists()
