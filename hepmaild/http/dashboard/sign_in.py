@@ -49,7 +49,7 @@ def pages(dashboard: Dashboard) -> Blueprint:
     @group.post("/sign-out", needs="read_only")
     async def sign_out(visit: Visit, _form: Any) -> Response:
         await dashboard.people.sign_out(visit.viewer.session_id)
-        visit.fresh = None
+        visit.call.renewed = None
         return clear_tokens(see("/sign-in"))
 
     return group.blueprint
