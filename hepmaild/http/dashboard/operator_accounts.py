@@ -182,6 +182,11 @@ def _number(name: str, form: Form, *, least: int) -> int:
     return value
 
 
+def _seq(text: str) -> int:
+    """A number of a row that a form was made for; -1: none that there could be."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else -1
+
+
 # One account
 
 
@@ -245,7 +250,9 @@ def _mount_account(group: Pages) -> None:
             amount = _number("amount", form, least=-MAX_AMOUNT)
             if len(note) > MAX_NOTE or not note.isprintable():
                 raise Typed("note", f"At most {MAX_NOTE} printable characters.")
-            balance = await change(visit, KEYS, rows.grant, visit.actor, account_id, amount, note, dashboard.now_us())
+            seen = _seq(form.get("last_grant", ""))
+            now_us = dashboard.now_us()
+            balance = await change(visit, KEYS, rows.grant, visit.actor, account_id, amount, note, seen, now_us)
         except Typed as error:
             return await account_page(visit, account_id, typed=form, errors={error.field: str(error)})
         except ValueError as error:
