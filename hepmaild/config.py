@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 DAY_S = 86_400
 MIB = 1_048_576
+MAX_CAP = 1_000_000_000  # messages a day; both databases can keep it
 
 
 def setting(
@@ -171,7 +172,10 @@ class SmtpSettings:
         "the message is safely stored.",
     )
     replay_window_s: int = setting(
-        600, "How long an equal message of a client that lost our 250 gets the first reply again; 0: never.", low=0
+        600,
+        "How long an equal message of a client that lost our 250 gets the first reply again; 0: never.",
+        low=0,
+        high=DAY_S,
     )
     max_message_bytes: int = setting(
         26_214_400, "The largest message, as EHLO's SIZE says it.", low=1000, high=1024 * MIB
@@ -377,7 +381,7 @@ class SenderSettings:
     address: str = required("The address in From.", form="email")
     route: str = required("The route that its mail leaves by.", form="name")
     default: bool = setting(False, "Whether it is used when a message has no From; for one sender at most.")
-    daily_cap: int = setting(0, "Messages in any rolling 24 hours; 0: no limit.", low=0)
+    daily_cap: int = setting(0, "Messages in any rolling 24 hours; 0: no limit.", low=0, high=MAX_CAP)
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,7 +183,8 @@ def convert(value: Any, hint: Any, rules: typing.Mapping[str, Any]) -> Any:
         return Path(text)
     if rules["form"]:
         FORMS[rules["form"]](text)
-    return text
+    # Whoever compares addresses has them normalised, and two spellings of one are the same sender.
+    return check_address(text) if rules["form"] == "email" else text
 
 
 def _split(value: str) -> Any:

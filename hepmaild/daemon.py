@@ -285,7 +285,7 @@ class _Daemon:
                 "operations": self.operations,
                 "directory": self.directory,
                 "own_servers": self.own_servers,
-                "files": limiters.files,
+                "reading": limiters.reading,
             },
         )
 

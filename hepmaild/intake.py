@@ -46,21 +46,28 @@ from hepmaild.mail.submission import (
 from hepmaild.metrics import Meter
 from hepmaild.outbox import FirstAttempt, Outbox
 from hepmaild.prepare import Prepared, Preparer
-from hepmaild.receipts import accepted_event, answer_of, first_receipt, outcome_of_attempt, receipt_from
+from hepmaild.receipts import (
+    accepted_event,
+    answer_meanwhile,
+    answer_of,
+    answer_on_commit,
+    first_receipt,
+    outcome_of_attempt,
+)
 from hepmaild.storage import keys, messages
 from hepmaild.storage.accept import Accept, Taken, Twin, destinations_of
 from hepmaild.storage.caps import cap_key_of
 from hepmaild.storage.directory import KeyRow
 from hepmaild.storage.store import Store
 from hepmaild.storage.unit import Answer, Answers, Call, CallAndAccept, Used
+from hepmaild.storage.words import BY_CALLER
 from hepmaild.timers import current_clock
+from hepmaild.twins import Twins
 
 T = TypeVar("T")
 
 WORD_LIFE_US = 86_400_000_000
 PIECE_OCTETS = 1 << 20
-TWIN_PATIENCE_S = 15
-LATE_ANSWER_S = 2
 ONE_HOP = ("",)  # the destinations of a message on a route with one next hop
 
 
@@ -97,16 +104,6 @@ class IntakeSettings:
         return cls(settings.smtp, settings.limits, settings.delivery, settings.plans, routes)
 
 
-class _Pending:
-    """A caller's answer in the making, for twins that come meanwhile."""
-
-    __slots__ = ("answer", "done")
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.answer: Receipt | Refusal | None = None
-
-
 class Intake:
     """See the module.  now_us: the process's clock."""
 
@@ -134,7 +131,7 @@ class Intake:
         self._now_us = now_us
         self._time = current_clock()
         self._failed_keys = policy.FailedKeys(settings.limits.unknown_keys_per_minute, now_us)
-        self._pending: dict[str, _Pending] = {}
+        self._twins = Twins(store, outbox, now_us, lambda: self.settings.delivery.relay_wait_s)
 
     async def authenticate(
         self, secret: str, *, door: Door, peer_ip: str, needs: Permission | None = None
@@ -222,7 +219,8 @@ class Intake:
     def _call(self, key: KeyIdentity, recipients: int = 0) -> Call:
         plan = policy.plan_of(self.settings.plans, key.plan)
         paid = 0 if key.chaos else recipients
-        return Call(key.key_id, key.account_id, plan.calls_per_minute, plan.messages_per_day, paid)
+        window_us = self.settings.smtp.replay_window_s * 1_000_000
+        return Call(key.key_id, key.account_id, plan.calls_per_minute, plan.messages_per_day, paid, window_us)
 
     async def accept(self, submission: Submission) -> Receipt | Refusal:
         """Everything after the call was counted, up to the receipt; one that was not counted yet is counted with it.
@@ -267,12 +265,15 @@ class Intake:
         member = self._member(submission, prepared)
         waits = not self._answers_on_commit(submission)
         waiter = self._outbox.expect(member.message_id, member.destinations or ONE_HOP) if waits else None
-        pending = self._pending[member.message_id] = _Pending()
+        pending = self._twins.begin(member.message_id)
         begun = self._time()
         try:
             state, result = await self._submit(member, call)
-            if isinstance(result, Twin):
-                return _with_rate(await self._answer_twin(result), state)
+            while isinstance(result, Twin):
+                answer = await self._twins.answer(result)
+                if answer is not None:
+                    return _with_rate(answer, state)
+                _, result = await self._submit(member, None)
             if isinstance(result, Refusal):
                 return _with_rate(result, state)
             commit_s = self._time() - begun
@@ -280,7 +281,7 @@ class Intake:
             recipients = len(member.recipients) - left_out
             self._meter.accepted(submission.origin.door, recipients, member.size, commit_s, left_out)
             taken = self._hand_over(member, prepared, result)
-            is_paused = result.turn is None and self._is_paused(member)
+            is_paused = result.turn is None and self._is_paused(member, result)
             receipt = first_receipt(member, result, is_paused=is_paused)
             if waiter is None:
                 pending.answer = receipt
@@ -290,8 +291,7 @@ class Intake:
             await self._record(member, pending.answer)
             return _with_rate(pending.answer, state)
         finally:
-            pending.done.set()
-            del self._pending[member.message_id]
+            self._twins.end(member.message_id)
             self._outbox.forget(member.message_id)
 
     def _answers_on_commit(self, submission: Submission) -> bool:
@@ -305,6 +305,7 @@ class Intake:
         word, life_us = self._word(submission, prepared)
         destinations = self._destinations(route, prepared.recipients)
         left = self._left(route, destinations)
+        tell = answer_on_commit if self._answers_on_commit(submission) else answer_meanwhile
         member = Accept(
             message_id=prepared.message_id,
             account_id=submission.key.account_id,
@@ -332,8 +333,9 @@ class Intake:
             left=left,
             cap_key=cap_key_of(sender.account_id, sender.address_key) if sender.daily_cap and not kind else "",
             daily_cap=0 if kind else sender.daily_cap,
+            tell=tell,
         )
-        member.answer = answer_of(first_receipt(member), is_final=self._answers_on_commit(submission))
+        member.answer = tell(member)
         return member
 
     def _destinations(self, route: str, recipients: Iterable[Recipient]) -> tuple[str, ...]:
@@ -351,14 +353,14 @@ class Intake:
             if self._outbox.is_paused(route, where) or not self._dispatcher.capacity_hint(route, (where,))
         )
 
-    def _is_paused(self, member: Accept) -> bool:
+    def _is_paused(self, member: Accept, taken: Taken) -> bool:
         """Whether nobody is to work on any of it now, as far as this process knows."""
-        return all(self._outbox.is_paused(member.route, where) for where in member.destinations or ONE_HOP)
+        return all(self._outbox.is_paused(member.route, where) for where in destinations_of(member, taken))
 
     def _word(self, submission: Submission, prepared: Prepared) -> tuple[str | None, int]:
         """The idempotency word with its namespace, and how long it lives."""
         if prepared.word is not None:
-            return f"w:{prepared.word}", WORD_LIFE_US
+            return BY_CALLER + prepared.word, WORD_LIFE_US
         window_us = self.settings.smtp.replay_window_s * 1_000_000
         if submission.origin.door is Door.SMTP and window_us and prepared.has_own_message_id:
             return f"r:{prepared.fingerprint.hex()}", window_us
@@ -398,17 +400,19 @@ class Intake:
             return False
         # What is in memory may be shared by several jobs; what is large is read piece by piece.
         content = prepared.content if member.content is not None else None
-        took = False
-        for where in member.leased:
+        took, left = False, []
+        for where in dict.fromkeys(member.destinations or ONE_HOP):
             if where not in wheres:
                 self._outbox.nobody_there(member.message_id, where)
+            elif where in member.left:
+                left.append(where)
             elif self._dispatcher.offer_nowait(_job(member, where, taken, content)):
                 took = True
             else:
                 self._outbox.doubt_accept(member.message_id, where, taken.token)
                 self._dispatcher.wake()
-        if member.left:
-            self._dispatcher.left(member.route, member.left)
+        if left:
+            self._dispatcher.left(member.route, left)
         return took
 
     async def _wait(self, waiter: FirstAttempt, receipt: Receipt, member: Accept) -> Receipt | Refusal:
@@ -417,8 +421,8 @@ class Intake:
         return outcome_of_attempt(waiter.outcomes, receipt, member, self.settings.delivery.relay_wait_s)
 
     async def _record(self, member: Accept, answer: Receipt | Refusal) -> None:
-        """Remember what the caller is told.  For a caller with a word before it is told, so that a twin hears the same
-        whatever happens to this process; otherwise behind its back."""
+        """Remember what the caller is told.  Before it is told, where that matters to a twin whatever happens to this
+        process: for a caller with a word, and when a refusal frees the word; otherwise behind its back."""
         now_us = self._now_us()
         row = Answer(
             member.message_id,
@@ -428,36 +432,13 @@ class Intake:
             answer_of(answer, is_final=True),
             free_word=isinstance(answer, Refusal),
         )
-        if member.word is None or not member.word.startswith("w:"):
+        if member.word is None or not (row.free_word or member.word.startswith(BY_CALLER)):
             self._outbox.answer_later(row)
             return
         try:
             await self._store.submit(Answers((row,)))
         except StoreUnavailable:
             self._outbox.answer_later(row)
-
-    async def _answer_twin(self, twin: Twin) -> Receipt | Refusal:
-        """The first call's answer; if that is still in the making here, wait for it a while."""
-        receipt = receipt_from(twin.answer)
-        if receipt is not None:
-            return receipt
-        pending = self._pending.get(twin.message_id)
-        if pending is not None:
-            with trio.move_on_after(self.settings.delivery.relay_wait_s + TWIN_PATIENCE_S):
-                await pending.done.wait()
-            if isinstance(pending.answer, Receipt):
-                return replace(pending.answer, replayed=True)
-            if pending.answer is not None:
-                return pending.answer
-        age_s = (self._now_us() - twin.at_us) / 1e6
-        # Alone, a call that does not run here does not run at all; its answer is at most on its way to the store.
-        patience_s = LATE_ANSWER_S if self._store.is_sqlite else self.settings.delivery.relay_wait_s + TWIN_PATIENCE_S
-        provisional = receipt_from(twin.answer, even_provisional=True)
-        if age_s > patience_s and provisional is not None:
-            # Its process ended before it could say: what it would have said at the latest is "queued".
-            return provisional
-        text = "the first call with this idempotency key still runs: ask again in a few seconds"
-        return Refusal(ErrorKind.IDEMPOTENCY_IN_PROGRESS, text, retry_after_s=5)
 
 
 def _with_rate(answer: Receipt | Refusal, rate: RateState | None) -> Receipt | Refusal:

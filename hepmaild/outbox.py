@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from itertools import islice
 from typing import NamedTuple
 
 import structlog
@@ -35,11 +36,14 @@ log = structlog.get_logger()
 DAY_US = 86_400_000_000
 MAX_LATE = 100_000
 MAX_NOTED = 10_000
+FORSAKEN_UNIT = 100  # forsaken leases that are taken back in one unit
+USES_UNIT = 1000  # uses written in one unit, which locks all their keys in one statement
 USE_EVERY_US = 5_000_000
 UNCERTAIN_US = 60_000_000
 LOOK_FOR_UNCERTAIN_US = 1_000_000
 LIVELY_S = 0.02  # after a message was accepted the next unit comes soon
 CLAIM_ROUNDS = 8  # units of one claim at most, while it has not looked everywhere
+CLAIM_S = 5  # after that a claim brings what it has
 CLAIM_UNIT = 32  # jobs of one of them: what is accepted meanwhile waits for these, not for all
 
 _FINAL = (Result.DELIVERED, Result.FAILED)
@@ -116,7 +120,8 @@ class Outbox:
         self._forsaken: dict[tuple[str, str], int] = {}
         self._paused: frozenset[tuple[str, str]] = frozenset()
         self._cursors: Mapping[str, str] = {}
-        self._late_answers: list[Answer] = []
+        self._late_answers: dict[str, Answer] = {}  # by message, like those that are being written
+        self._answers_under_way: dict[str, Answer] = {}
         self._late_uses: dict[str, Used] = {}
         self._noted: dict[str, Used] = {}
         self._late_wanted = trio.Event()
@@ -152,8 +157,13 @@ class Outbox:
     def answer_later(self, answer: Answer) -> None:
         """Record what a caller was told, without anyone waiting for it."""
         if len(self._late_answers) < MAX_LATE:
-            self._late_answers.append(answer)
+            self._late_answers[answer.message_id] = answer
             self._late_wanted.set()
+
+    def told(self, message_id: str) -> str | None:
+        """What a caller was told (JSON) that the store does not have yet."""
+        answer = self._late_answers.get(message_id) or self._answers_under_way.get(message_id)
+        return None if answer is None else answer.answer
 
     def used(self, use: Used) -> None:
         """Note the use of a key; written with the next late answers, for each key every few seconds at most."""
@@ -179,17 +189,28 @@ class Outbox:
 
     async def flush(self) -> None:
         """Write the late answers and uses of keys.  Raises `StoreUnavailable`; what was not written is kept."""
-        answers, self._late_answers = self._late_answers, []
-        uses, self._late_uses = self._late_uses, {}
-        if not answers and not uses:
-            return
+        is_all = False
+        while not is_all:
+            answers, self._late_answers = self._late_answers, {}
+            uses = dict(islice(self._late_uses.items(), USES_UNIT))
+            for key_id in uses:
+                del self._late_uses[key_id]
+            is_all = len(uses) < USES_UNIT
+            if answers or uses:
+                await self._flush(answers, uses)
+
+    async def _flush(self, answers: dict[str, Answer], uses: dict[str, Used]) -> None:
+        self._answers_under_way |= answers
         try:
-            await self._store.submit(Answers(tuple(answers), tuple(uses.values()), is_awaited=False))
+            await self._store.submit(Answers(tuple(answers.values()), tuple(uses.values()), is_awaited=False))
         except BaseException:
-            self._late_answers[:0] = answers
+            self._late_answers = answers | self._late_answers
             for key_id, use in uses.items():
                 self._late_uses.setdefault(key_id, use)
             raise
+        finally:
+            for message_id in answers:
+                del self._answers_under_way[message_id]
 
     async def recount(self) -> None:
         """Learn from the store how many messages wait, and what is paused."""
@@ -206,7 +227,7 @@ class Outbox:
         patient: bool = False,
     ) -> Claim:
         """See `Queue.claim`.  Also ends what has expired, lets go what stood behind a daily cap, and takes over the
-        work of dead processes."""
+        work of dead processes.  Cancelled, what it had leased is due again with the next claim."""
         await self.stay_alive()
         await self._settle_uncertain()
         if not self._alone:
@@ -218,6 +239,10 @@ class Outbox:
             if not jobs:
                 raise
             due_at_us = self._now_us()  # what came before is ours
+        except BaseException:
+            for job in jobs:  # nobody hears of them, and the leases of a living process do not end
+                self.forsake(job)
+            raise
         return Claim(jobs, due_at_us)
 
     async def _claim_all(
@@ -231,7 +256,10 @@ class Outbox:
     ) -> int | None:
         """Claim into `jobs`, a few at a time, of which only the first may be patient; when to come again."""
         line_at_us = None
+        late_at = trio.current_time() + CLAIM_S
         for _ in range(CLAIM_ROUNDS):
+            if jobs and trio.current_time() >= late_at:
+                return self._claimed_at_us  # the store is slow: what it gave is not to wait for the rest
             found = await self._claim(min(limit - len(jobs), CLAIM_UNIT), exclude, full, patient=patient and not jobs)
             jobs += found.claimed.jobs
             line_at_us = found.line_at_us
@@ -402,10 +430,14 @@ class Outbox:
                 if found.since_us + UNCERTAIN_US < now_us:
                     del self._uncertain[key]
             self._uncertain_claims = [at_us for at_us in self._uncertain_claims if at_us + UNCERTAIN_US >= now_us]
-        for (message_id, destination), token in list(self._forsaken.items()):
-            if await self._store.write(leases.forsake, message_id, destination, token, self._now_us(), self.in_doubt):
-                log.warning("attempt_forgotten", message_id=message_id)
-            del self._forsaken[message_id, destination]
+        forsaken = list(self._forsaken.items())
+        for n in range(0, len(forsaken), FORSAKEN_UNIT):
+            some = dict(forsaken[n : n + FORSAKEN_UNIT])
+            ended = await self._store.write(leases.forsake, some, self._now_us(), self.in_doubt)
+            for key, is_back in ended.items():
+                if is_back:
+                    log.warning("attempt_forgotten", message_id=key[0])
+                del self._forsaken[key]
 
 
 def _attempt_json(attempt: Attempt) -> str:

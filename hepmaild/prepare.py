@@ -16,10 +16,10 @@ import trio
 from hepmaild.config import LimitSettings, RecipientsFrom, SmtpSettings
 from hepmaild.errors import ErrorKind, Refusal, SecretsUnavailable, StoreUnavailable
 from hepmaild.mail import compose, dkim, ids
-from hepmaild.mail.address import check_address, domain_of
+from hepmaild.mail.address import domain_of
 from hepmaild.mail.content import Content, ContentBuilder
 from hepmaild.mail.dkim import Signer
-from hepmaild.mail.headers import format_date
+from hepmaild.mail.headers import format_date, normalised
 from hepmaild.mail.message import Inspected, inspect, received_field, rewrite
 from hepmaild.mail.submission import Draft, Kind, Mailbox, Recipient, Submission
 from hepmaild.own_routes import is_own
@@ -154,7 +154,7 @@ class Preparer:
             return Refusal(ErrorKind.MALFORMED_MESSAGE, found.problem)
         wanted = found.from_addresses
         if not found.from_count and submission.reverse_path:
-            wanted = (submission.reverse_path,)
+            wanted = (normalised(submission.reverse_path),)
         row = pick_sender(book, wanted, submission.key.senders)
         if isinstance(row, Refusal):
             return row
@@ -208,8 +208,7 @@ class Preparer:
         """
         if self._signing is None or is_own(sender.route):
             return ()
-        # Senders of the settings file stand there as somebody wrote them: `Noreply@Example.COM`.
-        return self._signing.of(domain_of(check_address(address)))
+        return self._signing.of(domain_of(address))
 
     def _join(self, head: bytes, source: Content, body_at: int) -> Content:
         if not source.is_spooled:
@@ -258,10 +257,14 @@ def _octets(source: Content | Draft) -> int:
 def _recipients(submission: Submission, found: Inspected, settings: PrepareSettings) -> tuple[Recipient, ...] | Refusal:
     """The envelope's recipients, shown as the header has them; with `envelope+headers` the header's own too."""
     envelope = submission.recipients
-    if len(envelope) == 1 and len(found.to) == 1 and envelope[0].address == found.to[0]:
+    with_headers = settings.smtp.recipients is RecipientsFrom.ENVELOPE_AND_HEADERS
+    if not with_headers and len(envelope) == 1 and len(found.to) == 1 and envelope[0].address == found.to[0]:
         return envelope
     shown = [replace(r, kind=found.kind_of(r.address)) for r in envelope]
-    if settings.smtp.recipients is RecipientsFrom.ENVELOPE_AND_HEADERS:
+    if with_headers:
+        if found.has_more:  # and nobody is left out without a word
+            text = "To, Cc and Bcc name more addresses than are looked at: split the message"
+            return Refusal(ErrorKind.TOO_MANY_RECIPIENTS, text)
         for kind, listed in ((Kind.TO, found.to), (Kind.CC, found.cc), (Kind.BCC, found.bcc)):
             shown += [Recipient(address, kind) for address in listed]
     recipients = distinct(shown)

@@ -43,6 +43,16 @@ def first_receipt(member: Accept, taken: Taken | None = None, *, is_paused: bool
     )
 
 
+def answer_on_commit(member: Accept, taken: Taken | None = None) -> str:
+    """What is remembered where the commit is the answer."""
+    return answer_of(first_receipt(member, taken), is_final=True)
+
+
+def answer_meanwhile(member: Accept, taken: Taken | None = None) -> str:
+    """What is remembered until the first attempt says more."""
+    return answer_of(first_receipt(member, taken), is_final=False)
+
+
 def outcome_of_attempt(
     outcomes: Sequence[Outcome], receipt: Receipt, member: Accept, waited_s: float
 ) -> Receipt | Refusal:

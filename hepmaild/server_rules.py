@@ -9,14 +9,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hepmaild.config import TlsMode
+from hepmaild.config import MAX_CAP, TlsMode
 from hepmaild.config_read import check_host
 from hepmaild.mail.address import MAX_NAME_LENGTH, check_address, has_control_characters, key_of
 
 MAX_NAME = 100
 MAX_USERNAME = 255
 MAX_PASSWORD = 1000
-MAX_CAP = 1_000_000_000
 # Not `opportunistic`: who meant TLS would not notice that there is none.
 TLS_MODES: dict[str, str] = {
     TlsMode.STARTTLS.value: "STARTTLS",

@@ -36,12 +36,13 @@ class Limiters:
     """How many threads of each kind may run at once.  Made once, by the daemon; each component gets its own.
 
     passwords: hashing and checking of passwords (CPU).  files: spooled content, sandbox, certificates (disk).
-    names: the system's resolver.
+    names: the system's resolver.  reading: what is in stored messages, for their pages (CPU, and mail is hostile).
     """
 
     passwords: trio.CapacityLimiter = field(default_factory=partial(trio.CapacityLimiter, 2))
     files: trio.CapacityLimiter = field(default_factory=partial(trio.CapacityLimiter, 8))
     names: trio.CapacityLimiter = field(default_factory=partial(trio.CapacityLimiter, 16))
+    reading: trio.CapacityLimiter = field(default_factory=partial(trio.CapacityLimiter, 2))
 
 
 def share_interpreter(interval_s: float = SWITCH_INTERVAL_S) -> None:

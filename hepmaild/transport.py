@@ -83,6 +83,7 @@ class SocketTransport(trio.abc.HalfCloseableStream):
 
     gathers: what is sent may leave a little later, at the end of the loop's pass, with that of others.  Only for one
     task that reads behind everything it sends, as SMTP does: what the kernel does not take at once waits for that read.
+    Where one task reads while another writes, say `stop_gathering` before.
 
     Errors of the socket are `trio.BrokenResourceError`; use after close is `trio.ClosedResourceError`.
     """
@@ -168,6 +169,18 @@ class SocketTransport(trio.abc.HalfCloseableStream):
                 return
             view = view[sent:]
             await trio.lowlevel.wait_writable(self._fd)
+
+    async def stop_gathering(self) -> None:
+        """Send what was gathered, and from here on everything at once: the reader has nothing to send.
+
+        BrokenResourceError: the peer takes nothing.
+        """
+        await self._drain()
+        self._pass = None
+
+    def start_gathering(self) -> None:
+        """From here on as with `gathers`."""
+        self._pass = _current_pass()
 
     def push(self) -> None:
         """Send what was gathered, as far as the kernel takes it."""

@@ -13,7 +13,7 @@ from hepmaild import key_rules
 from hepmaild.cli import backend
 from hepmaild.cli.common import EMAIL, json_option, with_settings
 from hepmaild.cli.output import CommandFailed, print_json, print_pairs, print_table
-from hepmaild.config import STANDARD_PLAN, Settings
+from hepmaild.config import MAX_CAP, STANDARD_PLAN, Settings
 from hepmaild.mail.address import key_of
 from hepmaild.mail.chaos import KINDS
 from hepmaild.mail.submission import Permission
@@ -340,7 +340,7 @@ def sender() -> None:
 @click.option("--account", "email", type=EMAIL, help="Only for this account; default: for every account.")
 @click.option(
     "--daily-cap",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, MAX_CAP),
     default=0,
     help="Messages in any rolling 24 hours, more wait for their turn; 0: no cap.",
 )

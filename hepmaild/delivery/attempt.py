@@ -48,7 +48,7 @@ LONGEST_RETRY_S = 5.0
 _ANOTHER_DESTINATION = Verdict(
     Result.DEFERRED,
     Reply(451, "4.3.0", "another destination of the same message went first; this one goes next"),
-    SOON_S,
+    is_next=True,
 )
 _REMOVED = Verdict(
     Result.FAILED, Reply(550, "5.3.5", "the SMTP server that this message was to leave by was removed from its account")
@@ -363,9 +363,12 @@ class Runner:
             return Outcome(recipient.recipient_id, verdict.result, verdict.reply)
         if verdict.result is Result.IN_DOUBT and self._settings.in_doubt is InDoubt.HOLD:
             return Outcome(recipient.recipient_id, verdict.result, verdict.reply, None)
-        delay_s = retry_delay_s(
-            self._settings.retry_after_s, recipient.attempts + 1, self._random(), hint_s=verdict.hint_s
-        )
+        if verdict.is_next:
+            delay_s: float = SOON_S
+        else:
+            delay_s = retry_delay_s(
+                self._settings.retry_after_s, recipient.attempts + 1, self._random(), hint_s=verdict.hint_s
+            )
         due = retry_at_us(now_us, delay_s, job.expires_at_us)
         return Outcome(recipient.recipient_id, verdict.result, verdict.reply, due)
 

@@ -329,7 +329,7 @@ class ClientMachine:
         mail = f"MAIL FROM:<{envelope.reverse_path}>"
         if offered.offers_size:
             mail += f" SIZE={envelope.size}"
-        if offered.eight_bit and envelope.eight_bit:
+        if offered.eight_bit and envelope.eight_bit:  # where it is not offered, the content is the same: quirks.md
             mail += " BODY=8BITMIME"
         if offered.smtputf8 and envelope.needs_smtputf8:
             mail += " SMTPUTF8"

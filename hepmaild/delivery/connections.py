@@ -314,17 +314,58 @@ class Connection:
             if isinstance(stream, trio.SSLStream):
                 raise
 
-    async def send_content(self, data: bytes, patience: Patience, now_us: Callable[[], int]) -> Failed | None:
-        """Send a piece of the content.  Failed: the connection broke, or the peer refused the rest."""
-        assert self._stream is not None
-        patience.allow(TIMEOUTS_S[Stage.CONTENT])
+    async def send_content(
+        self, next_piece: Callable[[], Awaitable[bytes | None]], patience: Patience, now_us: Callable[[], int]
+    ) -> Failed | None:
+        """Send large content, and read beside it.  Failed: the connection broke, or the peer refused the rest.
+
+        Some refuse at the first octet too many and close, or take nothing more; over TLS that could not be heard
+        afterwards, since a send that fails ends a `trio.SSLStream` for reading too.
+
+        next_piece: None at the end; what it raises (OSError, ValueError) is raised here.  When cancelled, as `pump`.
+        """
+        heard: list[Failed] = []
+        problem: Exception | None = None
         try:
-            await self._stream.send_all(data)
+            if self._transport is not None:
+                await self._transport.stop_gathering()
         except trio.BrokenResourceError:
-            patience.allow(LAST_WORDS_S)
-            action = await self.pump(None, patience, now_us)
-            return action if isinstance(action, Failed) else self.machine.eof()
+            return self.machine.eof()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen, heard, nursery.cancel_scope, patience, now_us)
+            try:
+                is_over = await self._send_pieces(next_piece, patience)
+            except (OSError, ValueError) as error:  # not as a group
+                problem, is_over = error, True
+            if is_over:
+                nursery.cancel_scope.cancel()
+        if problem is not None:
+            raise problem
+        if heard:
+            return heard[0]
+        if self._transport is not None:
+            self._transport.start_gathering()
         return None
+
+    async def _listen(
+        self, heard: list[Failed], sending: trio.CancelScope, patience: Patience, now_us: Callable[[], int]
+    ) -> None:
+        """Until the peer says something or is gone, which ends the sending."""
+        action = await self.pump(None, patience, now_us)
+        heard.append(action if isinstance(action, Failed) else self.machine.eof())
+        sending.cancel()
+
+    async def _send_pieces(self, next_piece: Callable[[], Awaitable[bytes | None]], patience: Patience) -> bool:
+        """False: the peer takes no more, and its last words are to be waited for."""
+        assert self._stream is not None
+        while (piece := await next_piece()) is not None:
+            patience.allow(TIMEOUTS_S[Stage.CONTENT])
+            try:
+                await self._stream.send_all(piece)
+            except trio.BrokenResourceError:
+                patience.allow(LAST_WORDS_S)
+                return False
+        return True
 
     async def early_answer(self, patience: Patience, now_us: Callable[[], int]) -> Failed | None:
         """What the peer said before the content's end, if anything arrived; nothing should have."""

@@ -235,16 +235,15 @@ class Courier:
     ) -> Failed | None:
         """Large content, piece by piece; a spool is read in threads.  ValueError at octets that may not leave."""
         pieces = content.chunks()
-        while True:
+
+        async def next_piece() -> bytes | None:
             if content.is_spooled:
                 piece = await trio.to_thread.run_sync(next, pieces, b"", limiter=self._spool_limiter)
             else:
                 piece = next(pieces, b"")
-            if not piece:
-                return None
-            failure = await connection.send_content(stuffer.feed(piece), patience, self._now_us)
-            if failure is not None:
-                return failure
+            return stuffer.feed(piece) if piece else None
+
+        return await connection.send_content(next_piece, patience, self._now_us)
 
     def note(self, flight: Flight, failure: Failed | None) -> None:
         """Say in the transcript what nobody said on the wire."""

@@ -37,11 +37,16 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one recipient.  hint_s: when DEFERRED, the peer's own word on when to try again."""
+    """What became of one recipient.
+
+    hint_s: when DEFERRED, the peer's own word on when to try again.  is_next: DEFERRED since others went first, so it
+    may follow in SOON_S, however often that was said before.
+    """
 
     result: Result
     reply: Reply
     hint_s: int | None = None
+    is_next: bool = False
 
 
 def classify(stage: Stage, reply: Reply) -> Kind:
@@ -76,6 +81,9 @@ def _judge_one(transaction: Transaction, failure: Failed | None, index: int) -> 
         return _refused(Stage.MAIL, transaction.mail)
     rcpt = transaction.rcpt[index]
     if rcpt is not None and classify(Stage.RCPT, rcpt) is not Kind.YES:
+        if _says_too_many(rcpt) and not _got_on(transaction):
+            # Nobody went first: the next transaction would end like this one, and so for days, once a second.
+            return Verdict(Result.DEFERRED, rcpt, retry_hint_s(rcpt.text))
         return _refused(Stage.RCPT, rcpt)
     if transaction.dot_is_out:
         return _judge_dot(transaction.dot)
@@ -99,10 +107,21 @@ def _judge_dot(reply: Reply | None) -> Verdict:
 def _refused(stage: Stage, reply: Reply) -> Verdict:
     if classify(stage, reply) is Kind.NEVER:
         return Verdict(Result.FAILED, reply)
-    if reply.code == 452 and reply.enhanced == "4.5.3" and stage in {Stage.RCPT, Stage.LOCAL}:
+    if stage in {Stage.RCPT, Stage.LOCAL} and _says_too_many(reply):
         # RFC 5321 §4.5.3.1.10: send the rest in another transaction soon, not in an hour.
-        return Verdict(Result.DEFERRED, reply, SOON_S)
+        return Verdict(Result.DEFERRED, reply, is_next=True)
     return Verdict(Result.DEFERRED, reply, retry_hint_s(reply.text))
+
+
+def _says_too_many(reply: Reply) -> bool:
+    return reply.code == 452 and reply.enhanced == "4.5.3"
+
+
+def _got_on(transaction: Transaction) -> bool:
+    """Whether fewer recipients will be left for the next transaction: somebody was accepted, or refused for good."""
+    return transaction.anybody_accepted or any(
+        reply is not None and classify(Stage.RCPT, reply) is Kind.NEVER for reply in transaction.rcpt
+    )
 
 
 def deferred(failure: Failed) -> Verdict:

@@ -27,7 +27,7 @@ TOGETHER_S = 0.2  # what falls due within this is claimed together: each claim i
 APART_S = 0.01  # between retries that were claimed together: other mail would wait for a burst of them
 ALL_APART_S = 0.05  # ... all of them by then
 SKIPPED_S = 0.5  # something is due but could not be claimed: others hold it
-UNIT_TIMEOUT_S = 60  # the store has its own, shorter one
+UNIT_TIMEOUT_S = 60  # of a whole look: its units have the store's own, and a slow claim ends by itself
 NEVER_US = 1 << 62
 
 
@@ -172,11 +172,15 @@ class Scheduler:
             (retries if any(r.attempts for r in job.recipients) else fresh).append(job)
         if fresh:
             self._take(fresh)
-        for n, job in enumerate(retries, 1):
-            self._take([job])
-            if n < len(retries):
-                with trio.move_on_after(min(APART_S, ALL_APART_S / len(retries))):
-                    await self._event.wait()
+        rest = iter(retries)
+        try:
+            for n, job in enumerate(rest, 1):
+                self._take([job])
+                if n < len(retries):
+                    with trio.move_on_after(min(APART_S, ALL_APART_S / len(retries))):
+                        await self._event.wait()
+        finally:
+            self._take(list(rest))  # none, unless the time of this look is over: they are leased, nobody else has them
 
     def _survey(self, now: float) -> Room:
         found = Room(self._spare())

@@ -15,11 +15,14 @@ from email.utils import format_datetime
 from functools import lru_cache
 
 from hepmaild.mail.address import MAX_ADDRESS_OCTETS, check_address
+from hepmaild.mail.charsets import decode
 from hepmaild.mail.submission import Mailbox
 
 MAX_LINE = 998  # RFC 5322 §2.1.1, without CRLF
 FOLD_AT = 76
 MAX_LISTED_ADDRESSES = 1000
+_NOT_ASCII_COUNTS = 5  # as so many of them: a name to be made ASCII takes the library as much longer
+MAX_AUTHORS = 100
 
 _ENCODED_WORD = re.compile(r"=\?([A-Za-z0-9_.:+-]{1,40})(?:\*[A-Za-z0-9-]{0,20})?\?([bBqQ])\?([^?\s]*)\?=")
 _BETWEEN_WORDS = re.compile(r"(?<=\?=)[ \t]+(?==\?)")
@@ -64,7 +67,7 @@ def _decoded(match: re.Match[str]) -> str:
             octets = binascii.a2b_base64(body + "=" * (-len(body) % 4))
         else:
             octets = binascii.a2b_qp(body, header=True)
-        return octets.decode(charset, "replace")
+        return decode(octets, charset)
     except (ValueError, LookupError):  # bad base64, not ASCII, no such charset
         return match[0]
 
@@ -77,14 +80,15 @@ def parse_from(text: str) -> tuple[Mailbox, ...]:
     """
     simple = _ONE_MAILBOX.fullmatch(text)
     if simple is not None:
-        return (Mailbox(_normalised(simple[3]), decode_words((simple[2] or simple[1] or "").strip())),)
+        return (Mailbox(normalised(simple[3]), decode_words((simple[2] or simple[1] or "").strip())),)
     bare = _BARE_ADDRESS.fullmatch(text)
     if bare is not None:
-        return (Mailbox(_normalised(bare[1])),)
+        return (Mailbox(normalised(bare[1])),)
     return tuple(_FromParser().parse(text))
 
 
-def _normalised(address: str) -> str:
+def normalised(address: str) -> str:
+    """Of an address that is none what can be shown of it: nobody owns it."""
     try:
         return check_address(address)
     except ValueError:
@@ -141,12 +145,14 @@ class _FromParser:
         return at
 
     def _finish(self) -> None:
+        if len(self.found) == MAX_AUTHORS:  # each is looked at, and that takes its time
+            raise ValueError(f"more than {MAX_AUTHORS} addresses")
         phrase = "".join(self.phrase).strip()
         if self.angle is not None:
             name = decode_words(" ".join(_unquoted(word) for word in self.phrase if word != " "))
-            self.found.append(Mailbox(_normalised(self.angle), name))
+            self.found.append(Mailbox(normalised(self.angle), name))
         elif phrase:
-            self.found.append(Mailbox(_normalised(_AROUND_MARK.sub(r"\1", phrase))))
+            self.found.append(Mailbox(normalised(_AROUND_MARK.sub(r"\1", phrase))))
         self.phrase.clear()
         self.angle = None
 
@@ -167,21 +173,37 @@ def _behind_comment(text: str, at: int) -> int:
     return at
 
 
-def list_addresses(text: str) -> list[str]:
-    """The normalised addresses in a To, Cc or Bcc field body, at most `MAX_LISTED_ADDRESSES`; the rest is left out."""
-    if '"' in text or "(" in text:
-        text = _NOT_AN_ADDRESS.sub(" ", text)
-    found: list[str] = []
-    for match in _ADDRESS_LIKE.finditer(text):
-        if "@" not in match[0]:
-            continue
-        try:
-            found.append(check_address(match[0]))
-        except ValueError:
-            continue
-        if len(found) == MAX_LISTED_ADDRESSES:
-            break
-    return found
+class AddressLister:
+    """Finds the normalised addresses in the To, Cc and Bcc fields of one message.
+
+    Looks at `MAX_LISTED_ADDRESSES` words with an @ at most, in all fields together and whether they are addresses or
+    not: those that are none cost most.  has_more: the rest was left out.
+    """
+
+    __slots__ = ("_left", "has_more")
+
+    def __init__(self) -> None:
+        self.has_more = False
+        self._left = MAX_LISTED_ADDRESSES
+
+    def find(self, text: str) -> list[str]:
+        """Those of one unfolded field body, in the order given."""
+        if '"' in text or "(" in text:
+            text = _NOT_AN_ADDRESS.sub(" ", text)
+        found: list[str] = []
+        for match in _ADDRESS_LIKE.finditer(text):
+            word = match[0]
+            if "@" not in word:
+                continue
+            self._left -= 1 if word.isascii() else _NOT_ASCII_COUNTS
+            if self._left < 0:
+                self.has_more = True
+                break
+            try:
+                found.append(check_address(word))
+            except ValueError:
+                continue
+        return found
 
 
 def encode_text(name: str, value: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from hepmaild.mail.address import MAX_NAME_LENGTH, key_of
 from hepmaild.mail.content import HEAD_LIMIT_OCTETS
-from hepmaild.mail.headers import decode_words, format_mailboxes, list_addresses, parse_from, unfold
+from hepmaild.mail.headers import AddressLister, decode_words, format_mailboxes, parse_from, unfold
 from hepmaild.mail.submission import Kind, Mailbox, Origin
 
 MAX_SUBJECT = 500  # as shown in Logs
@@ -23,7 +23,8 @@ _MAX_SUBJECT_OCTETS = 4000
 
 # One field: name, optional white space (RFC 5322 §4.5), colon, the rest of the line, and its continuation lines.
 _FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:([^\n]*(?:\n|\Z)(?:[ \t][^\n]*(?:\n|\Z))*)")
-_MBOX_LINE = re.compile(rb">*From [^\n]*(?:\n|\Z)")
+# "From : x" is a field with obsolete syntax (RFC 5322 §4.5), not an mbox line.
+_MBOX_LINE = re.compile(rb">*From (?![ \t]*:)[^\n]*(?:\n|\Z)")
 _INTERESTING = frozenset({b"from", b"to", b"cc", b"bcc", b"subject", b"date", b"message-id", b"x-idempotency-key"})
 _HOST_UNSAFE = re.compile(r"[^A-Za-z0-9.:_\[\]-]")
 _TLS_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
@@ -46,8 +47,8 @@ class Inspected:
     header_end: offset of the first octet of the body.  fields_end: offset behind the last field.  from_addresses:
     normalised where they are addresses; empty when the field is missing.  from_count: number of From fields.
     message_id: with its angle brackets, None when missing or empty.  subject: decoded, cut, for people to read.
-    to, cc, bcc: normalised addresses in the order given.  idempotency_word: from X-Idempotency-Key.  problem: why the
-    message cannot be taken (550 5.6.0), or None.
+    to, cc, bcc: normalised addresses in the order given; has_more: the fields name more than were looked at.
+    idempotency_word: from X-Idempotency-Key.  problem: why the message cannot be taken (550 5.6.0), or None.
     """
 
     header_end: int
@@ -60,6 +61,7 @@ class Inspected:
     to: tuple[str, ...] = ()
     cc: tuple[str, ...] = ()
     bcc: tuple[str, ...] = ()
+    has_more: bool = False
     idempotency_word: str | None = None
     problem: str | None = None
     edits: tuple[_Edit, ...] = field(default=(), repr=False)
@@ -93,7 +95,8 @@ def inspect(head: bytes) -> Inspected:
         if name in _INTERESTING:
             found.setdefault(name, []).append(match)
     body_at = at + 2 if head.startswith(b"\r\n", at) else at + 1 if head.startswith(b"\n", at) else at
-    if body_at == at == len(head) >= HEAD_LIMIT_OCTETS:
+    if len(head) >= HEAD_LIMIT_OCTETS and head.find(b"\n", at) < 0:
+        # Cut off here, perhaps in the middle of a name: what follows would be sent as body, a Bcc included.
         return Inspected(at, at, problem=f"The header section is larger than {HEAD_LIMIT_OCTETS >> 10} KB.")
     return _read(found, edits, body_at, at)
 
@@ -113,6 +116,7 @@ def _read(found: dict[bytes, list[re.Match[bytes]]], edits: list[_Edit], body_at
         edits.extend(_Edit(*match.span()) for match in found.get(name, ()))
     edits.sort(key=lambda edit: edit.start)
     subjects = found.get(b"subject")
+    lister = AddressLister()
     return Inspected(
         header_end=body_at,
         fields_end=fields_end,
@@ -121,9 +125,10 @@ def _read(found: dict[bytes, list[re.Match[bytes]]], edits: list[_Edit], body_at
         message_id=message_id,
         has_date=b"date" in found,
         subject=decode_words(unfold(subjects[0][2][:_MAX_SUBJECT_OCTETS]))[:MAX_SUBJECT] if subjects else "",
-        to=_read_list(found.get(b"to")),
-        cc=_read_list(found.get(b"cc")),
-        bcc=_read_list(found.get(b"bcc")),
+        to=_read_list(lister, found.get(b"to")),
+        cc=_read_list(lister, found.get(b"cc")),
+        bcc=_read_list(lister, found.get(b"bcc")),
+        has_more=lister.has_more,
         idempotency_word=word,
         problem=problem,
         edits=tuple(edits),
@@ -172,10 +177,10 @@ def _read_message_id(fields: list[re.Match[bytes]], edits: list[_Edit]) -> str |
     return None
 
 
-def _read_list(fields: list[re.Match[bytes]] | None) -> tuple[str, ...]:
+def _read_list(lister: AddressLister, fields: list[re.Match[bytes]] | None) -> tuple[str, ...]:
     if not fields:
         return ()
-    return tuple(address for match in fields for address in list_addresses(unfold(match[2])))
+    return tuple(address for match in fields for address in lister.find(unfold(match[2])))
 
 
 def rewrite(
@@ -197,8 +202,9 @@ def rewrite(
     for edit in inspected.edits:
         pieces += (head[at : edit.start], edit.by)
         at = edit.end
-    pieces.append(head[at : inspected.fields_end])
-    if inspected.fields_end and not head.endswith(b"\n", 0, inspected.fields_end):
+    rest = head[at : inspected.fields_end]
+    pieces.append(rest)
+    if rest and not rest.endswith(b"\n"):  # where it was edited instead, what stands before ends a line
         pieces.append(b"\r\n")
     if sender is not None:
         pieces.append(f"From: {format_mailboxes('From', [sender])}\r\n".encode())

@@ -6,20 +6,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 JITTER = 0.1  # a tenth up or down, so that what failed together does not come back together
+# So often a peer is believed that says to come back sooner than the schedule has it.  Greylisting keeps its word at
+# once; "one message a second" from one that never takes it would be an attempt a second for days.
+SHORT_HINTS = 2
 
 
 def retry_delay_s(schedule_s: Sequence[int], attempts: int, randomness: float, *, hint_s: int | None = None) -> float:
     """How long to wait after the `attempts`-th attempt (1 for the first).
 
-    schedule_s: the waiting times; past its end the last one again.  hint_s: the peer's own "try again in", believed
-    instead of the schedule: never earlier than it said, up to a tenth later.
+    schedule_s: the waiting times; past its end the last one again.  hint_s: the peer's own "try again in": never
+    earlier than it said, up to a tenth later.  It stands instead of the schedule; after SHORT_HINTS attempts only where
+    it is longer.
     """
     if attempts < 1:
         raise ValueError("attempts counts from 1")
-    if hint_s is not None:
-        return hint_s * (1 + JITTER * randomness)
     base = schedule_s[min(attempts, len(schedule_s)) - 1]
-    return base * (1 - JITTER + 2 * JITTER * randomness)
+    scheduled_s = base * (1 - JITTER + 2 * JITTER * randomness)
+    if hint_s is None:
+        return scheduled_s
+    hinted_s = hint_s * (1 + JITTER * randomness)
+    return hinted_s if attempts <= SHORT_HINTS else max(hinted_s, scheduled_s)
 
 
 def retry_at_us(now_us: int, delay_s: float, expires_at_us: int) -> int:

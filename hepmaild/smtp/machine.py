@@ -258,6 +258,8 @@ class SubmissionMachine(VerbLayer):
                 self._wrong(refusal)
         except SyntaxRefusal as problem:
             self._opening = None
+            if verb is Verb.MAIL:
+                self._forgiving = True
             if problem.wrong:
                 self._wrong(problem.line)
             else:

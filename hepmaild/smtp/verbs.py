@@ -99,7 +99,6 @@ class VerbLayer(ContentLayer):
         assert key is not None
         command = commands.parse_mail(_text(rest))
         if command.size > self._max_octets:
-            self._forgiving = True
             raise SyntaxRefusal(replies.TOO_LARGE, wrong=False)
         opening.reverse_path = command.reverse_path
         opening.smtputf8 = command.smtputf8

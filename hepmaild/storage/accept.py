@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection, bindparam, delete, select, update
@@ -31,8 +31,9 @@ class Accept:
     `word_life_us`.  answer: what the caller is told unless the first attempt says otherwise (JSON).
     destinations: of each recipient in turn, on routes of kind `mx`; empty: one next hop takes them all.  owner: the
     process that delivers it at once, or None to leave it to whoever claims first, as what goes to destinations in
-    `left` is.  cap_key, daily_cap: of its sender; "": it has no daily cap.  price: credits for each recipient; what a
-    chaos key sends goes nowhere, and costs nothing.
+    `left` is.  cap_key, daily_cap: of its sender; "": it has no daily cap.  tell: the answer once the unit knows who is
+    suppressed and what waits behind a cap.  price: credits for each recipient; what a chaos key sends goes nowhere, and
+    costs nothing.
     Result: `Taken`, `Twin`, or a `Refusal`; RELAY_FAILED: every recipient is suppressed, and only the log has it.
     """
 
@@ -62,6 +63,7 @@ class Accept:
     left: Collection[str] = ()
     cap_key: str = ""
     daily_cap: int = 0
+    tell: Callable[[Accept, Taken], str] | None = None
     price: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -161,6 +163,7 @@ def run(
         conn.execute(_FORGET, stale)
     if accepted:
         _take_turns(conn, accepted, results, now_us)
+        _tell_better(accepted, results)
         _write(conn, [(m, results[n]) for n, m in accepted.items()])  # type: ignore[misc]  # Taken, each of them
     if failed:
         _write_failed(conn, failed)
@@ -199,6 +202,18 @@ def _take_turns(
         taken = results[n]
         if m.message_id in turns and isinstance(taken, Taken):
             results[n] = replace(taken, turn=turns[m.message_id])
+
+
+def _tell_better(accepted: dict[int, Accept], results: list[Taken | Twin | Refusal]) -> None:
+    """What twins are told says who is suppressed, and what waits behind a cap."""
+    told: dict[str, str] = {}
+    for n, m in accepted.items():
+        taken = results[n]
+        if m.tell is not None and isinstance(taken, Taken) and (taken.suppressed or taken.turn is not None):
+            m.answer = told[m.message_id] = m.tell(m, taken)
+    for n, result in enumerate(results) if told else ():
+        if isinstance(result, Twin) and result.message_id in told:
+            results[n] = replace(result, answer=told[result.message_id])
 
 
 def _find_twins(conn: Connection, members: list[Accept]) -> dict[tuple[str, str], tuple[bytes, Twin]]:

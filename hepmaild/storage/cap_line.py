@@ -94,14 +94,7 @@ def _let_go(conn: Connection, found: Cap, most: int, now_us: int) -> int:
     key = found.cap_key
     line = _LINE.where(queue.c.due_at_us > now_us)  # what has expired is the claim's
     first = [r.message_id for r in conn.execute(line, {"key": key, "since": 0, "most": most})]
-    mine = set(
-        # Rows that somebody cancels or holds just now are left out, not waited for.
-        conn.execute(
-            select(queue.c.message_id)
-            .where(queue.c.message_id.in_(first), queue.c.line_us.is_not(None))
-            .with_for_update(skip_locked=True)
-        ).scalars()
-    )
+    mine = _lock_free(conn, first)
     ids = [i for i in first if i in mine]
     if not ids:
         return 0
@@ -125,10 +118,29 @@ def _let_go(conn: Connection, found: Cap, most: int, now_us: int) -> int:
     return len(ids)
 
 
+def _lock_free(conn: Connection, ids: list[str]) -> set[str]:
+    """Lock those of these messages in the line of which nobody has a row; which these are.
+
+    What somebody cancels or holds just now is left out, not waited for: he may wait for the cap, which we have.
+    """
+    rows = select(queue.c.message_id, queue.c.destination).where(
+        queue.c.message_id.in_(ids), queue.c.line_us.is_not(None)
+    )
+    locked = {(r.message_id, r.destination) for r in conn.execute(rows.with_for_update(skip_locked=True))}
+    if conn.dialect.name == "postgresql":
+        taken = {r.message_id for r in conn.execute(rows) if (r.message_id, r.destination) not in locked}
+    else:
+        taken = set()  # nobody else writes
+    return {m for m, _ in locked} - taken
+
+
 def _set_timers(
     conn: Connection, found: Cap, most: int, now_us: int, cursor: Cursor | None, slack_us: int
 ) -> tuple[Cursor | None, int]:
-    """Set right what `most` in the line say about when they leave: a cursor behind them, and how many were wrong."""
+    """Set right what `most` in the line say about when they leave: a cursor behind them, and how many were wrong.
+
+    Those that somebody has locked stay wrong for now.
+    """
     since, last_us = cursor or (0, None)
     line = conn.execute(_LINE, {"key": found.cap_key, "since": since, "most": most}).all()
     if not line:
@@ -142,8 +154,10 @@ def _set_timers(
             turn = turn_of(found, at_us, row.expires_at_us)
             if abs(turn.due_at_us - row.due_at_us) >= slack_us:
                 wrong.append({"m": r.message_id, "due": turn.due_at_us, "reply": turn.text})
-    if wrong:
-        conn.execute(_SET_TIMER, wrong)
+    free = _lock_free(conn, [timer["m"] for timer in wrong]) if wrong else set()
+    mine = [timer for timer in wrong if timer["m"] in free]
+    if mine:
+        conn.execute(_SET_TIMER, mine)
     return ((line[-1].line_us + 1, times[-1]) if len(line) == most else None), len(wrong)
 
 

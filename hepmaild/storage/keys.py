@@ -212,7 +212,7 @@ def set_status(conn: Connection, key_id: str, status: str) -> dict[str, Any]:
 
 
 def note_use(conn: Connection, uses: list[tuple[str, int, str, str]]) -> None:
-    """Last used: key id, when (µs), from which address, by which door."""
+    """Last used: key id, when (µs), from which address, by which door.  The caller locked these keys."""
     for key_id, at_us, ip, door in uses:
         conn.execute(
             update(api_key)

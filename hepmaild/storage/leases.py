@@ -44,15 +44,21 @@ def release(conn: Connection, message_id: str, destination: str, token: int, now
 
 
 def forsake(
-    conn: Connection,
-    message_id: str,
-    destination: str,
-    token: int,
-    now_us: int,
-    in_doubt: InDoubt = InDoubt.RETRY,
-) -> bool:
-    """Take back one lease of a living process that could not say how its attempt ended.  False: the lease was lost."""
-    return bool(_take_back(conn, _leased(message_id, destination, token), now_us, in_doubt))
+    conn: Connection, wanted: Mapping[tuple[str, str], int], now_us: int, in_doubt: InDoubt = InDoubt.RETRY
+) -> dict[tuple[str, str], bool]:
+    """Take back leases of a living process that could not say how its attempts ended.  wanted: by row, the token.
+
+    Returns by row whether it was taken back; False: the lease was lost.  A row that somebody has locked just now is not
+    waited for, and not in the answer: it may be ours still, so ask again.
+    """
+    ended = {}
+    for (message_id, destination), token in sorted(wanted.items()):
+        mine = _leased(message_id, destination, token)
+        if _take_back(conn, mine, now_us, in_doubt):
+            ended[message_id, destination] = True
+        elif conn.execute(select(queue.c.token).where(mine)).first() is None:
+            ended[message_id, destination] = False
+    return ended
 
 
 def free_uncertain(

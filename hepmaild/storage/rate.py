@@ -84,11 +84,17 @@ class Window:
         return RateState(limit, max(0, limit - self.inside), -(-reset_us // 1_000_000))
 
 
+def lock_keys(conn: Connection, key_ids: Iterable[str]) -> None:
+    """Lock these keys in the order of their ids, until the unit ends.  On SQLite nobody else writes."""
+    if conn.dialect.name == "postgresql":
+        conn.execute(_LOCK, {"ids": sorted(set(key_ids))})
+
+
 def open_windows(conn: Connection, key_ids: Iterable[str], now_us: int) -> dict[str, Window]:
     """Lock these keys and read their windows.  With several processes the database's clock decides, not `now_us`."""
     ids = sorted(set(key_ids))
     if conn.dialect.name == "postgresql":
-        conn.execute(_LOCK, {"ids": ids})
+        lock_keys(conn, ids)
         now_us = int(conn.execute(_CLOCK).scalar_one())
     rows = _WINDOWS.ask(conn, ids, from_us=now_us - WINDOW_US)
     windows = {}

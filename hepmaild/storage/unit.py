@@ -17,7 +17,7 @@ from sqlalchemy import Connection, bindparam, delete, update
 
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail.submission import RateState
-from hepmaild.storage import accept, keys, rate, reports
+from hepmaild.storage import accept, keys, rate, reports, words
 from hepmaild.storage import credits as money
 from hepmaild.storage.accept import Accept, Taken
 from hepmaild.storage.bulk import Bulk
@@ -33,6 +33,8 @@ DAY_US = 86_400_000_000
 class Call:
     """One call of a key, to be let through or not.  recipients > 0: refuse already what the balance cannot pay.
 
+    Unless it may be a call that was made before (within `replay_window_us`, or by its word): that costs nothing, which
+    only its content shows.
     Result: `RateState` or `Refusal` (RATE_LIMITED, DAILY_LIMIT_REACHED, INSUFFICIENT_CREDITS).
     """
 
@@ -41,6 +43,7 @@ class Call:
     calls_per_minute: int
     messages_per_day: int
     recipients: int
+    replay_window_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,10 @@ class UnitRunner:
         now_us = self._now_us()
         kinds = _Kinds(members)
         calls, attempts = kinds.calls, kinds.attempts
+        uses = [(use.key_id, use.at_us, use.ip, use.door) for m in kinds.late for use in m.uses]
+        if uses:
+            # Written last, but locked with the windows' keys, in one order: other processes would wait for each other.
+            rate.lock_keys(conn, [*(c.key_id for c in calls), *(use[0] for use in uses)])
         windows = rate.open_windows(conn, (c.key_id for c in calls), now_us) if calls else {}
         purses = self._lock_accounts(conn, kinds)
         results: dict[int, Any] = {}
@@ -152,7 +159,7 @@ class UnitRunner:
             results.update(zip(map(id, accepts), taken, strict=True))
         money.save(conn, purses.values(), ledger_rows)
         _write_answers(conn, [answer for m in kinds.late for answer in m.answers])
-        keys.note_use(conn, [(use.key_id, use.at_us, use.ip, use.door) for m in kinds.late for use in m.uses])
+        keys.note_use(conn, uses)
         return [
             (results[id(m.call)], results.get(id(m.accept))) if isinstance(m, CallAndAccept) else results.get(id(m))
             for m in members
@@ -211,7 +218,9 @@ def _decide_call(
             # Some of them may be suppressed, and cost nothing: then the content is waited for.
             accept.check_balance(purse, call.recipients) if call.recipients and not purse.suppresses else None
         )
-        if refusal is not None:
+        if refusal is not None and not words.may_be_again(
+            conn, call.account_id, call.key_id, call.recipients, call.replay_window_us, now_us
+        ):
             return dataclasses.replace(refusal, rate=window.state(limit))
     window.take(limit)
     return window.state(limit)

@@ -157,6 +157,8 @@ def test_senders(cli: Any, account: str) -> None:
     assert "there is no route 'x' in the settings; there are: box" in cli.refused(
         "sender", "add", "a@example.com", "--route", "x"
     )
+    too_much = ("sender", "add", "a@example.com", "--route", "box", "--daily-cap", "1000000001")
+    assert "0<=x<=1000000000" in cli.refused(*too_much, status=2)
     assert "is a [[sender]] of the settings" in cli.refused("sender", "remove", "noreply@example.com")
     cli.ok("sender", "remove", "SHOP@example.com", "--account", ME)
     assert "there is no sender" in cli.refused("sender", "remove", "shop@example.com", "--account", ME)

@@ -307,6 +307,8 @@ def test_senders_are_assigned_and_obeyed_at_once(desk: Desk) -> None:
     assert "1 / 2" in words(desk.operator.get(page))
     assert desk.operator.post(f"{page}/senders", {**form, "route": "none"}, page=page).status_code == 422
     assert desk.operator.post(f"{page}/senders", {**form, "address": "x"}, page=page).status_code == 422
+    too_much = {**form, "daily_cap": "1,000,000,001"}
+    assert desk.operator.post(f"{page}/senders", too_much, page=page).status_code == 422
     desk.operator.follow(f"{page}/senders/remove", {"address": "shop@example.com"}, page=page)
     assert post(desk.daemon, body, desk.key)[0] == 400
     assert {"sender.put", "sender.remove"} <= set(desk.actions())

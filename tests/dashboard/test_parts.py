@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hepmaild.http.dashboard.export import harmless
-from hepmaild.http.dashboard.parts import disposition, safe_name, take_apart
+from hepmaild.http.dashboard.parts import MAX_PICTURES, disposition, safe_name, take_apart
 from hepmaild.http.dashboard.timeline import IN_DOUBT, groups
 
 HEADS = st.sampled_from(
@@ -40,16 +40,75 @@ def test_nothing_breaks_it(pieces: list[bytes]) -> None:
 
 def test_deep_nesting_is_not_followed() -> None:
     head = b"".join(b"Content-Type: multipart/mixed; boundary=%d\r\n\r\n--%d\r\n" % (n, n) for n in range(5000))
-    assert "nested too deeply" in take_apart(head).problem
+    assert "too intricate" in take_apart(head).problem
+
+
+@pytest.mark.parametrize(
+    "mail",
+    [
+        b'Content-Type: text/plain; x="' + b";" * 500_000 + b'"\r\n\r\nx',
+        b'Content-Type: text/plain; x="' + b";\r\n " * 100_000 + b'"\r\n\r\nx',
+        b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
+        + (b'--b\r\nContent-Disposition: x; x="' + b";" * 2000 + b'"\r\n\r\nx\r\n') * 1000,
+    ],
+    ids=["one long field", "one of many lines", "many fields"],
+)
+def test_parameters_that_would_take_the_parser_minutes_are_not_read(mail: bytes) -> None:
+    """It counts the quotes before each semicolon from the start."""
+    assert "too intricate" in take_apart(mail).problem
+
+
+def html_and_picture(html: bytes, picture: bytes) -> bytes:
+    return (
+        b"Content-Type: multipart/related; boundary=b\r\n\r\n"
+        b"--b\r\nContent-Type: text/html\r\n\r\n" + html + b"\r\n"
+        b"--b\r\nContent-Type: image/png\r\nContent-ID: <p@x>\r\n\r\n" + picture + b"\r\n--b--\r\n"
+    )
 
 
 def test_pictures_that_came_with_it_are_shown() -> None:
-    mail = (
-        b"Content-Type: multipart/related; boundary=b\r\n\r\n"
-        b"--b\r\nContent-Type: text/html\r\n\r\n<img src='cid:p@x'>\r\n"
-        b"--b\r\nContent-Type: image/png\r\nContent-ID: <p@x>\r\n\r\nPNG\r\n--b--\r\n"
+    """RFC 2392: the name is escaped as in any URL; words that only look like one stay."""
+    html = b"<img src='cid:p@x'><img src=CID:p%40x><p style='background: url(cid:p@x)'>a cid:p@x</p><img src='cid:q'>"
+    put = "data:image/png;base64,UE5H"
+    assert take_apart(html_and_picture(html, b"PNG")).html == (
+        f"<img src='{put}'><img src={put}><p style='background: url({put})'>a cid:p@x</p><img src='cid:q'>"
     )
-    assert take_apart(mail).html == "<img src='data:image/png;base64,UE5H'>"
+
+
+def test_a_picture_takes_room_wherever_it_stands() -> None:
+    html = take_apart(html_and_picture(b"<img src='cid:p@x'>" * 2000, b"P" * 30_000)).html
+    assert html is not None
+    assert 1 < html.count("data:image/png") < 2000
+    assert len(html) < 2 * MAX_PICTURES
+
+
+CHARSETS = (b"punycode", b"idna", b"unicode_escape", b"raw_unicode_escape", b"utf-7", b"utf-16", b"rot13", b"undefined")
+
+
+@settings(deadline=None)
+@given(st.sampled_from(CHARSETS), st.one_of(st.binary(max_size=60), st.just(b"\\ud800+2AA-")))
+def test_a_text_of_any_charset_can_be_shown(charset: bytes, text: bytes) -> None:
+    parts = take_apart(
+        b"Content-Disposition: inline\r\nContent-Type: text/plain; charset=" + charset + b"\r\n\r\n" + text
+    )
+    assert parts.text is not None
+    assert parts.text.encode("utf-8").decode("utf-8") == parts.text
+
+
+@pytest.mark.parametrize(
+    ("parameter", "name"),
+    [
+        (b"filename*=utf-8''%e2%82%ac.pdf", "\u20ac.pdf"),
+        (b"filename*0*=windows-1252''%80; filename*1=.pdf", "\u20ac.pdf"),
+        (b'filename="=?iso-8859-1?q?=fc?=.pdf"', "\u00fc.pdf"),
+        (b"filename=plain.pdf", "plain.pdf"),
+        (b"filename*=punycode''bcher-kva", "attachment"),
+    ],
+)
+def test_names_are_read_however_they_are_written(parameter: bytes, name: str) -> None:
+    """RFC 2231, and RFC 2047 where it does not belong."""
+    [found] = take_apart(b"Content-Disposition: attachment; " + parameter + b"\r\n\r\nx").attachments
+    assert found.name == name
 
 
 @given(st.text(max_size=300))

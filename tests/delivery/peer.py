@@ -117,13 +117,17 @@ class Peer:
 
 
 class Network:
-    """`connect` for the engine: by host name to a `Peer` on memory streams.  An unknown host refuses."""
+    """`connect` for the engine: by host name to a `Peer` on memory streams.  An unknown host refuses.
+
+    pair: makes them; those of `memory_stream_pair` take everything at once.
+    """
 
     def __init__(self, nursery: trio.Nursery, peers: dict[str, Peer]) -> None:
         self.nursery = nursery
         self.peers = peers
         self.dials = 0
         self.hanging: set[str] = set()
+        self.pair: Callable[[], tuple[Stream, Stream]] = memory_stream_pair
 
     async def connect(self, host: str, port: int) -> Stream:
         self.dials += 1
@@ -132,7 +136,7 @@ class Network:
         if host not in self.peers:
             await trio.lowlevel.checkpoint()
             raise OSError(111, "Connection refused")
-        ours, theirs = memory_stream_pair()
+        ours, theirs = self.pair()
         self.nursery.start_soon(self.peers[host].serve, theirs)
         return ours
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the intake left to the store is asked for when there is room for it, and not before."""
+"""What the intake left to the store is asked for when there is room for it, and not before; nothing claimed is lost."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from hepmaild.delivery.job import Result
+from hepmaild.delivery.scheduler import UNIT_TIMEOUT_S
 from tests.delivery.peer import after
 from tests.delivery.test_pool import smtp, world
 
@@ -64,3 +65,23 @@ async def test_what_is_committed_while_a_claim_looks_is_looked_for_again(autojum
         w.pool.left("upstream", [""])
         await w.queue.until(lambda: bool(w.reported))
         assert trio.current_time() < 5
+
+
+async def test_retries_are_not_lost_when_the_time_of_their_look_ends(autojump_clock: MockClock) -> None:
+    """A claim that took nearly all of it: the rest begin at once."""
+    async with world() as w:
+        claim = w.queue.claim
+
+        async def slow(limit: int, **kinds: Any) -> Any:
+            found = await claim(limit, **kinds)
+            await trio.sleep(UNIT_TIMEOUT_S - 0.025)
+            return found
+
+        w.queue.claim = slow  # type: ignore[method-assign]
+        await trio.sleep(1)
+        for n in range(5):
+            w.queue.add(f"m{n}", attempts=1)
+        w.pool.wake()
+        with trio.fail_after(300):
+            await w.queue.until(lambda: len(w.reported) == 5)
+        assert [w.queue.results(f"m{n}") for n in range(5)] == [[Result.DELIVERED]] * 5

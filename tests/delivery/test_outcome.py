@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hepmaild.delivery.client import Envelope, Failed, Stage, Transaction
 from hepmaild.delivery.job import Result
-from hepmaild.delivery.outcome import MAX_HINT_S, MIN_HINT_S, Kind, classify, deferred, judge, retry_hint_s
+from hepmaild.delivery.outcome import MAX_HINT_S, MIN_HINT_S, Kind, Verdict, classify, deferred, judge, retry_hint_s
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.schedule import retry_at_us, retry_delay_s
 
@@ -85,13 +85,28 @@ def test_a_lost_connection_keeps_what_was_answered() -> None:
     assert [verdict.result for verdict in verdicts] == [Result.FAILED, Result.DEFERRED]
 
 
+MANY = Reply(452, "4.5.3", "too many recipients")
+
+
+def rest_of(rcpt: list[Reply | None]) -> Verdict:
+    """The verdict on the last recipient."""
+    envelope = Envelope("s@x", tuple(f"r{n}@x" for n in range(len(rcpt))), 1)
+    return judge(Transaction(envelope, [None] * len(rcpt), rcpt, OK, GO, OK, True), None)[-1]
+
+
 def test_too_many_recipients_go_next() -> None:
     """RFC 5321 §4.5.3.1.10."""
-    many = Reply(452, "4.5.3", "too many recipients")
-    transaction = Transaction(Envelope("s@x", ("a@x",), 1), [None], [many], OK, GO, OK, True)
-    assert judge(transaction, None)[0].hint_s == 1
+    for first in (OK, NO):
+        assert rest_of([first, MANY]).is_next
     assert classify(Stage.RCPT, Reply(552, "", "too many")) is Kind.LATER
     assert classify(Stage.RCPT, Reply(552, "5.2.2", "mailbox full")) is Kind.NEVER
+
+
+def test_too_many_recipients_when_nobody_was_taken_wait_as_others_do() -> None:
+    """RFC 5321 §4.5.3.1.10 means the rest of a transaction.  Where nobody went first, the next would end the same."""
+    for others in ([], [MANY], [LATER]):
+        rest = rest_of([*others, MANY])
+        assert (rest.result, rest.hint_s, rest.is_next) == (Result.DEFERRED, None, False)
 
 
 @pytest.mark.parametrize("stage", [Stage.GREETING, Stage.EHLO, Stage.STARTTLS, Stage.TLS, Stage.AUTH, Stage.CONNECT])
@@ -141,6 +156,13 @@ def test_schedule() -> None:
     assert retry_delay_s(schedule, 1, 0.5, hint_s=200) == 210
     with pytest.raises(ValueError, match="counts from 1"):
         retry_delay_s(schedule, 0, 0.0)
+
+
+def test_a_short_hint_does_not_hold_for_ever() -> None:
+    schedule = (60, 300, 900)
+    assert [round(retry_delay_s(schedule, n, 0.5, hint_s=1)) for n in (1, 2, 3, 4)] == [1, 1, 900, 900]
+    assert retry_delay_s(schedule, 3, 0.0, hint_s=850) == 850  # never earlier than it said
+    assert retry_delay_s(schedule, 3, 0.5, hint_s=2000) == 2100
 
 
 def test_no_attempt_is_planned_past_the_end() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, lockstep_stream_pair
 
 from hepmaild.config import DeliverySettings, RouteKind, TlsMode
 from hepmaild.delivery.hops import Resolve
@@ -20,6 +20,8 @@ from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.route import OwnWays, Route
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.mail.content import ContentBuilder
+from hepmaild.mail.reply import Reply
+from hepmaild.mail.wire import Flaw
 from tests.conftest import LogEvents
 from tests.delivery.memory_queue import MemoryQueue
 from tests.delivery.peer import EHLO, Network, Peer, after, hang, hang_up
@@ -380,6 +382,32 @@ async def test_too_many_recipients_go_in_the_next_transaction(autojump_clock: Mo
         assert trio.current_time() < 5
 
 
+@pytest.mark.parametrize("answer", [b"452 4.5.3 Too many recipients\r\n", b"450 4.7.1 Rate: 1 message in 1 second\r\n"])
+async def test_a_next_hop_that_never_takes_anybody_is_left_alone(answer: bytes, autojump_clock: MockClock) -> None:
+    async with world() as w:
+        w.peer.reactions["RCPT"] = answer
+        w.pool.offer_nowait(w.queue.add("m1", leased=True))
+        await trio.sleep(3600)
+        assert 3 <= len(w.reported) <= 6
+
+
+async def test_a_next_hop_that_takes_one_recipient_at_a_time_gets_them_quickly(autojump_clock: MockClock) -> None:
+    """RFC 5321 §4.5.3.1.10, however often it says so."""
+    taken: dict[int, int] = {}
+
+    async def one_only(peer: Peer, line: bytes) -> bytes:
+        transactions = sum(line.startswith(b"MAIL") for line in peer.lines)
+        taken[transactions] = taken.get(transactions, 0) + 1
+        return b"250 ok\r\n" if taken[transactions] == 1 else b"452 4.5.3 too many\r\n"
+
+    async with world() as w:
+        w.peer.reactions["RCPT"] = one_only
+        w.pool.offer_nowait(w.queue.add("m1", [f"r{n}@x.example" for n in range(6)], leased=True))
+        await w.queue.until(lambda: w.queue.messages["m1"].done)
+        assert len(w.peer.received) == 6
+        assert trio.current_time() < 10
+
+
 async def test_hints_of_the_peer_are_believed(autojump_clock: MockClock) -> None:
     async with world() as w:
         w.peer.reactions["RCPT"] = b"451 4.7.1 Greylisted, try again in 200 seconds\r\n"
@@ -401,12 +429,69 @@ async def test_content_that_cannot_be_sent_fails_here(autojump_clock: MockClock)
         assert w.peer.open_now == 0
 
 
+async def test_eight_bit_content_stays_as_it_is_whatever_the_next_hop_offers(autojump_clock: MockClock) -> None:
+    """RFC 6152 §3 wants it made 7-bit; the contract wants it byte for byte (docs/quirks.md)."""
+    body = "Subject: x\r\n\r\nGrüße".encode() + b" \xff\r\n"
+    async with world() as w:
+        for n, (ehlo, said) in enumerate([(EHLO, True), (EHLO.replace(b"250-8BITMIME\r\n", b""), False)]):
+            w.peer.ehlo = ehlo
+            w.pool.offer_nowait(w.queue.add(f"m{n}", leased=True, body=body))
+            await w.queue.until(lambda n=n: w.queue.results(f"m{n}") == [Result.DELIVERED])
+            assert w.peer.received[n] + b"\r\n" == body
+            (mail,) = [line for line in w.peer.lines if line.startswith(b"MAIL")][n:]
+            assert (b"BODY=8BITMIME" in mail) is said
+            await trio.sleep(3600)  # the kept connection ends
+
+
 async def test_large_and_spooled_content_arrives_whole(autojump_clock: MockClock) -> None:
     async with world() as w:
         body = b"Subject: x\r\n\r\n" + b"..dots\r\n.\r\nand lines\r\n" * 10_000
         w.pool.offer_nowait(w.queue.add("m1", leased=True, body=body))
         await w.queue.until(lambda: bool(w.reported))
         assert w.peer.received[0].replace(b"\r\n..", b"\r\n.") + b"\r\n" == body
+
+
+class Stuck(Peer):
+    """Takes a little of large content and no more, without a word."""
+
+    async def _until(self, stream: trio.abc.Stream, buffer: bytearray, end: bytes) -> bytes:
+        if end == b"\r\n.\r\n":
+            await stream.receive_some(1000)
+            await trio.sleep_forever()
+        return await super()._until(stream, buffer, end)
+
+
+@pytest.mark.parametrize("is_drained", [False, True])
+async def test_a_peer_that_takes_no_more_of_large_content(is_drained: bool, autojump_clock: MockClock) -> None:
+    """RFC 5321 §4.5.3.2.5: a block has so long, whatever is read beside it.  A drain does not wait for it."""
+    async with world() as w:
+        w.network.pair = lockstep_stream_pair
+        w.peers["upstream"] = Stuck()
+        began = trio.current_time()
+        w.pool.offer_nowait(w.queue.add("m1", leased=True, body=b"x" * 70 + b"\r\n" * 400_000))
+        if is_drained:
+            await trio.sleep(5)
+            w.lifecycle.draining.set()
+            await w.done.wait()
+            assert w.queue.released == ["m1"]
+        else:
+            await w.queue.until(lambda: bool(w.reported))
+            assert trio.current_time() - began == pytest.approx(180, abs=2)
+            assert w.queue.results("m1") == [Result.DEFERRED]
+            assert "no answer in time" in str(w.reported[0].outcomes[0].reply)
+
+
+async def test_large_content_that_may_not_leave_fails_here(autojump_clock: MockClock) -> None:
+    """Where the flaw is found while the peer is listened to."""
+    async with world() as w:
+        body = (b"x" * 70 + b"\r\n") * 8000 + b"evil\n.\r\nMAIL\r\n"
+        w.pool.offer_nowait(w.queue.add("m1", leased=True, body=body))
+        await w.queue.until(lambda: bool(w.reported))
+        assert w.queue.results("m1") == [Result.FAILED]
+        assert w.reported[0].outcomes[0].reply == Reply(550, "5.6.0", Flaw.BARE_LF.sentence)
+        assert w.peer.received == []
+        await trio.sleep(1)
+        assert w.peer.open_now == 0
 
 
 async def test_spooled_content_arrives_whole_and_is_closed() -> None:

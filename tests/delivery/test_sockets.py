@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.route import Route
 from hepmaild.lifecycle import Lifecycle
 from tests.delivery.memory_queue import MemoryQueue
-from tests.delivery.peer import Peer, hang
+from tests.delivery.peer import Hangup, Peer, hang
 from tests.peers.certificates import Certificate, make_certificate
 from tests.peers.programs import find_program, require
 
@@ -191,23 +192,63 @@ async def test_opportunistic_does_not_verify(certificate: Certificate) -> None:
     assert attempt.tls_version == "TLSv1.3"
 
 
-@pytest.mark.parametrize(
-    ("said", "result"), [(b"552 5.3.4 too large\r\n", Result.FAILED), (b"250 ok\r\n", Result.DEFERRED)]
-)
-async def test_an_answer_before_the_end_of_large_content(said: bytes, result: Result) -> None:
-    class Early(Peer):
-        async def _until(self, stream: trio.abc.Stream, buffer: bytearray, end: bytes) -> bytes:
-            if end == b"\r\n.\r\n":
-                while len(buffer) < 1000:
-                    buffer += await stream.receive_some(4096)
-                await stream.send_all(said)
-            return await super()._until(stream, buffer, end)
+class Early(Peer):
+    """Answers large content before its end; then reads on, closes, or takes nothing more."""
 
-    peer = Early()
+    said = b""
+    then = ""
+
+    async def _until(self, stream: trio.abc.Stream, buffer: bytearray, end: bytes) -> bytes:
+        if end == b"\r\n.\r\n":
+            while len(buffer) < 1000:
+                buffer += await stream.receive_some(4096)
+            await stream.send_all(self.said)
+            if self.then == "closes":
+                raise Hangup
+            if self.then == "hangs":
+                await trio.sleep_forever()
+        return await super()._until(stream, buffer, end)
+
+
+@pytest.mark.parametrize("tls", [TlsMode.NONE, TlsMode.STARTTLS, TlsMode.IMPLICIT])
+@pytest.mark.parametrize("then", ["reads on", "closes", "hangs"])
+@pytest.mark.parametrize(
+    ("said", "result"),
+    [
+        (b"552 5.3.4 too large\r\n", Result.FAILED),
+        (b"552-5.3.4 too\r\n552 5.3.4 large\r\n", Result.FAILED),
+        (b"451 4.3.1 disk full\r\n", Result.DEFERRED),
+        (b"250 ok\r\n", Result.DEFERRED),
+    ],
+)
+async def test_an_answer_before_the_end_of_large_content(
+    certificate: Certificate, said: bytes, result: Result, then: str, tls: TlsMode
+) -> None:
+    peer = Early(ehlo=EHLO_TLS, tls=server_context(certificate), implicit=tls is TlsMode.IMPLICIT)
+    peer.said, peer.then = said, then
     async with listening(peer) as port:
-        [attempt] = await deliver(route_to(port, TlsMode.NONE, host="127.0.0.1"), b"x" * 70 + b"\r\n" * 400_000)
-    assert attempt.outcomes[0].result is result
+        route = route_to(port, tls, ca=certificate, host="127.0.0.1")
+        [attempt] = await deliver(route, b"x" * 70 + b"\r\n" * 400_000)
+    [outcome] = attempt.outcomes
+    assert outcome.result is result
+    assert outcome.reply is not None
+    if not said.startswith(b"2"):  # that is no answer to the dot
+        assert said.startswith(f"{outcome.reply.code}".encode())
+        assert outcome.reply.enhanced.encode() in said
     assert peer.received == []
+
+
+@pytest.mark.parametrize("tls", [TlsMode.NONE, TlsMode.STARTTLS])
+async def test_a_connection_is_of_use_after_large_content(certificate: Certificate, tls: TlsMode) -> None:
+    """Reading beside the content takes nothing away from what comes behind it."""
+    peer = Peer(ehlo=EHLO_TLS, tls=server_context(certificate))
+    bodies = [(b"%d" % n + b"x" * 69 + b"\r\n") * (8000 if n % 2 else 1) for n in range(6)]
+    async with listening(peer) as port:
+        route = replace(route_to(port, tls, ca=certificate), connections=1)
+        attempts = await deliver(route, *bodies)
+    assert [a.outcomes[0].result for a in attempts] == [Result.DELIVERED] * len(bodies)
+    assert sorted(content + b"\r\n" for content in peer.received) == sorted(bodies)
+    assert peer.connections == 1
 
 
 async def test_nobody_listens() -> None:

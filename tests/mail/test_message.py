@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hepmaild.mail.content import HEAD_LIMIT_OCTETS
+from hepmaild.mail.address import check_address
+from hepmaild.mail.content import HEAD_LIMIT_OCTETS, Content
+from hepmaild.mail.headers import MAX_AUTHORS, MAX_LISTED_ADDRESSES
 from hepmaild.mail.message import inspect, received_field, rewrite
 from hepmaild.mail.submission import Door, Kind, Mailbox, Origin
 
@@ -79,6 +81,13 @@ def test_missing_fields_are_added_behind_the_last_one() -> None:
         (b"Subject: x", b"Subject: x\r\nDate: D\r\n\r\n"),
         (b"Subject: x\r\nno field\r\n", b"Subject: x\r\nDate: D\r\n\r\nno field\r\n"),
         (b"From joe Mon Jan 1 00:00:00 2026\r\nSubject: x\r\n\r\n", b"Subject: x\r\nDate: D\r\n\r\n"),
+        (b"Subject: x\r\nBcc: a@b.c", b"Subject: x\r\nDate: D\r\n\r\n"),
+        (b"Subject: x\r\nX-Idempotency-Key: k", b"Subject: x\r\nDate: D\r\n\r\n"),
+        (b"From: " + b"x" * 150 + b" <a@b.c>", b"From: " + b"x" * 100 + b" <a@b.c>\r\nDate: D\r\n\r\n"),
+        (b"Bcc: a@b.c", b"Date: D\r\n\r\n"),
+        (b"From joe Mon Jan 1 00:00:00 2026", b"Date: D\r\n\r\n"),
+        (b'From : "A" <a@b.c>\r\nTo: x@y.z\r\n\r\n', b'From : "A" <a@b.c>\r\nTo: x@y.z\r\nDate: D\r\n\r\n'),
+        (b"From \t:a@b.c\r\n\r\n", b"From \t:a@b.c\r\nDate: D\r\n\r\n"),
         (b"Subject: x\r\n \r\n y\r\n\r\nb", b"Subject: x\r\n \r\n y\r\nDate: D\r\n\r\nb"),
     ],
 )
@@ -141,6 +150,28 @@ def test_a_header_section_without_end() -> None:
     assert inspect((b"X: y\r\n" * (HEAD_LIMIT_OCTETS // 6 + 1))[:HEAD_LIMIT_OCTETS]).problem
 
 
+@pytest.mark.parametrize("beyond", range(20))
+def test_a_header_section_that_is_cut_off_anywhere(beyond: int) -> None:
+    """What lies beyond the limit would be sent as body, the Bcc included."""
+    ending = b"Bcc: x@y.z\r\n\r\n"
+    fill = HEAD_LIMIT_OCTETS + beyond - len(ending)
+    fields = b"From: a@b.c\r\n" + b"X: y\r\n" * (fill // 6 - 10)
+    fields += b"Z: " + b"z" * (fill - len(fields) - 5) + b"\r\n"
+    section = fields + ending
+    assert len(section) == HEAD_LIMIT_OCTETS + beyond
+    seen = inspect(Content(section + b"body\r\n").head())
+    if beyond:
+        assert seen.problem
+    else:
+        assert (seen.problem, seen.bcc, seen.header_end) == (None, ("x@y.z",), HEAD_LIMIT_OCTETS)
+
+
+def test_a_large_body_is_no_header_section() -> None:
+    for header in (b"X: y\r\n\r\n", b"X: y\r\nno field\r\n", b"\r\n"):
+        message = header + b"body " * HEAD_LIMIT_OCTETS
+        assert inspect(message[:HEAD_LIMIT_OCTETS]).problem is None
+
+
 @pytest.mark.parametrize(
     "value",
     [b"x" * 150 + b" <a@b.c>", b'"' + b"x" * 150 + b'" <a@b.c>', b"=?utf-8?q?" + b"=C3=B6" * 150 + b"?= <a@b.c>",
@@ -162,6 +193,39 @@ def test_long_display_names_are_cut(value: bytes) -> None:
 def test_a_long_from_with_short_names_is_left_alone() -> None:
     message = b"From: " + b", ".join(b"a <a@b.c>" for _ in range(50)) + b"\r\n\r\n"
     assert rewritten(message) == message
+
+
+@pytest.mark.parametrize("word", ["%x@-", "%x@a..b", "%x@\u00e9.", "%x@xn--%x"])
+@pytest.mark.parametrize("fields", [1, 50])
+def test_words_that_are_no_addresses_are_not_looked_at_without_end(word: str, fields: int) -> None:
+    """Each costs the library's whole attention, and a quarter of a megabyte of them half a second."""
+    words = [(word % ((n,) * word.count("%"))).encode() for n in range(20_000)]
+    step = len(words) // fields
+    bodies = [b",\r\n ".join(words[at : at + step]) for at in range(0, len(words), step)]
+    names = [b"To", b"Cc", b"Bcc"]
+    head = b"".join(names[n % 3] + b": a@b.c, " + body + b"\r\n" for n, body in enumerate(bodies))
+    before = check_address.cache_info()
+    seen = inspect(head + b"\r\n")
+    after = check_address.cache_info()
+    assert after.hits + after.misses - before.hits - before.misses <= MAX_LISTED_ADDRESSES
+    assert (seen.problem, seen.to[0], seen.has_more) == (None, "a@b.c", True)
+
+
+def test_as_many_addresses_as_are_looked_at_are_all_found() -> None:
+    words = b",\r\n ".join(b"u%d@b.c" % n for n in range(MAX_LISTED_ADDRESSES))
+    seen = inspect(b"To: " + words + b"\r\n\r\n")
+    assert (len(seen.to), seen.has_more) == (MAX_LISTED_ADDRESSES, False)
+    assert inspect(b"To: " + words + b"\r\nCc: x@y.z\r\n\r\n").has_more
+
+
+def test_authors_are_not_counted_without_end() -> None:
+    most = b", ".join(b"u%d@b.c" % n for n in range(MAX_AUTHORS))
+    assert len(inspect(b"From: " + most + b"\r\n\r\n").from_addresses) == MAX_AUTHORS
+    before = check_address.cache_info()
+    problem = inspect(b"From: " + b", ".join(b"%x@-" % n for n in range(8000)) + b"\r\n\r\n").problem
+    after = check_address.cache_info()
+    assert problem == "The From: header field cannot be read: it has more than 100 addresses."
+    assert after.hits + after.misses - before.hits - before.misses <= MAX_AUTHORS
 
 
 def test_received() -> None:

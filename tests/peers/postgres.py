@@ -197,6 +197,31 @@ def sql(url: str, statement: str) -> str:
     return _run([program, url, "-XAtqc", statement]).strip()
 
 
+@contextlib.contextmanager
+def open_transaction(url: str, statement: str) -> Iterator[None]:
+    """A transaction of somebody else that has run one statement and keeps its locks; rolled back at the end."""
+    program = shutil.which("psql") or str(find_binaries() / "psql")
+    with subprocess.Popen(
+        [program, url, "-XAtq", "-v", "ON_ERROR_STOP=1", "-o", os.devnull],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PGOPTIONS": "-c lock_timeout=10s"},
+        cwd="/",
+    ) as psql:
+        assert psql.stdin is not None
+        assert psql.stdout is not None
+        psql.stdin.write(f"BEGIN;\n{statement};\n\\echo begun\n")
+        psql.stdin.flush()
+        try:
+            if psql.stdout.readline() != "begun\n":
+                raise PeerFailed(f"psql could not do {statement}")
+            yield
+            psql.communicate("ROLLBACK;\n", timeout=COMMAND_TIMEOUT_S)
+        finally:
+            psql.kill()
+
+
 def dump(url: str) -> str:
     """Everything in a database as statements, rows too, whoever will own it."""
     program = shutil.which("pg_dump") or str(find_binaries() / "pg_dump")

@@ -69,6 +69,7 @@ _STORAGE_USERS = [
     "receipts",
     "signing",
     "tallier",
+    "twins",
 ]
 _LOGIN = "live_pass login login_rows members people second_factor tokens".split()  # noqa: SIM905
 

@@ -11,6 +11,10 @@ import pytest
 
 from hepmaild import config, config_docs
 from hepmaild.config_load import SettingsError, find_settings_file, load, parse
+from hepmaild.directory import settings_senders
+from hepmaild.mail.address import check_address
+from hepmaild.policy import make_book, pick_sender
+from hepmaild.storage.directory import SenderRow
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "etc" / "hepmaild.toml"
@@ -62,10 +66,15 @@ def test_the_page_of_settings_is_current() -> None:
         ("[smtp]\nreplay_window = 1\n", "did you mean replay_window_s?"),
         ("smtp = 3\n", "smtp: must be a table"),
         ('[smtp]\nreply = "later"\n', 'smtp.reply: must be "after-relay" or "on-commit", not \'later\''),
-        ('[smtp]\nreplay_window_s = "600"\n', "smtp.replay_window_s: must be a whole number of at least 0, not '600'"),
+        (
+            '[smtp]\nreplay_window_s = "600"\n',
+            "smtp.replay_window_s: must be a whole number from 0 to 86400, not '600'",
+        ),
         ("[smtp]\nreplay_window_s = true\n", "must be a whole number"),
         ("[smtp]\nreplay_window_s = 1.5\n", "must be a whole number"),
-        ("[smtp]\nreplay_window_s = -1\n", "of at least 0, not -1"),
+        ("[smtp]\nreplay_window_s = -1\n", "from 0 to 86400, not -1"),
+        ("[smtp]\nreplay_window_s = 86401\n", "from 0 to 86400, not 86401"),  # words are forgotten after a day
+        (ROUTE + '[[sender]]\naddress = "a@x.example"\nroute = "up"\ndaily_cap = 2147483648\n', "to 1000000000, not"),
         ("[server]\ndrain_timeout_s = inf\n", "must be a number from 0 to 3600, not inf"),
         ("[server]\ndrain_timeout_s = nan\n", "must be a number from 0 to 3600, not nan"),
         ('[server]\nhostname = "a b"\n', "server.hostname: must be a host name"),
@@ -102,6 +111,23 @@ def test_a_mistake_names_file_key_and_what_is_allowed(text: str, said: str) -> N
     found = problems(text)
     assert any(said in line for line in found), found
     assert all(line.startswith("test.toml: ") for line in found)
+
+
+@pytest.mark.parametrize("spelling", ["info@bücher.example", "info@BÜCHER.example", "info@XN--BCHER-KVA.example"])
+def test_a_sender_is_known_by_every_spelling_of_its_domain(spelling: str) -> None:
+    """RFC 5891 §4.4: A-labels, as in what comes by either door."""
+    settings = read(f'{ROUTE}[[sender]]\naddress = "{spelling}"\nroute = "up"\n')
+    assert settings.sender[0].address == "info@xn--bcher-kva.example"
+    row = pick_sender(make_book([], settings_senders(settings.sender)), (check_address("info@bücher.example"),), None)
+    assert isinstance(row, SenderRow)
+    assert row.route == "up"
+
+
+def test_two_spellings_of_one_sender_are_a_mistake() -> None:
+    rows = "".join(
+        f'[[sender]]\naddress = "{a}"\nroute = "up"\n' for a in ("a@bücher.example", "a@xn--bcher-kva.example")
+    )
+    assert "a@xn--bcher-kva.example is there twice" in problems(ROUTE + rows)[0]
 
 
 def test_two_defaults_are_a_mistake() -> None:

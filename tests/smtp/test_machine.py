@@ -262,6 +262,28 @@ def test_a_hundred_refused_recipients_are_no_wrong_commands() -> None:
     assert driver.sent.endswith(b"250 2.0.0 OK\r\n")
 
 
+@pytest.mark.parametrize(
+    ("line", "code", "wrong"),
+    [
+        ("MAIL FROM:<jürgen@example.com>", "553 5.6.7 ", 0),
+        ("MAIL FROM:<a@b.c> SIZE=99999999", "552 5.3.4 ", 0),
+        ("MAIL FROM:<a@b.c> RET=HDRS", "555 5.5.4 ", 1),
+        ("MAIL FROM:<a@b.c> BODY=BINARYMIME", "501 5.5.4 ", 1),
+        ("MAIL FROM:<a@b.c", "501 5.1.7 ", 1),
+    ],
+)
+def test_what_is_pipelined_behind_a_refused_mail_is_no_wrong_command(line: str, code: str, wrong: int) -> None:
+    """RFC 2920: it left before the refusal came.  A RSET ends the pardon, and the next MAIL that is taken."""
+    driver = MachineDriver()
+    driver.receive(AUTHED)
+    before = len(driver.sent)
+    driver.receive(line.encode() + b"\r\n" + b"RCPT TO:<x@y.z>\r\n" * 100 + b"DATA\r\nBDAT 2 LAST\r\n\r\n")
+    assert driver.sent[before:].startswith(code.encode())
+    assert (driver.closed, driver.machine.session.wrong) == (None, wrong)
+    driver.receive(b"RSET\r\nRCPT TO:<x@y.z>\r\n")
+    assert driver.machine.session.wrong == wrong + 1
+
+
 def test_lost_content_is_answered_at_its_end() -> None:
     driver = MachineDriver()
     driver.receive(AUTHED + ENVELOPE + b"DATA\r\n")

@@ -262,8 +262,8 @@ class Play:
         expected = self._holds(attempted)
         job = attempted.job
         marked = self._marked(lambda r: (r.message_id, r.destination) == attempted.row) if expected else []
-        done = leases.forsake(self.conn, job.message_id, job.destination, job.token, self.clock.us, self.in_doubt)
-        assert done is expected
+        done = leases.forsake(self.conn, {attempted.row: job.token}, self.clock.us, self.in_doubt)
+        assert done == {attempted.row: expected}
         self._doubt(marked)
         self._gone(attempted)
         return expected

@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, create_engine, select, text
 
 from hepmaild.delivery.job import Result
+from hepmaild.mail.submission import Recipient
 from hepmaild.storage import cap_line, caps, claim, queue, schema, senders
 from hepmaild.storage import credits as money
 from hepmaild.storage.accept import Accept, Taken
 from hepmaild.storage.unit import UnitRunner
+from tests.peers import postgres
 from tests.storage.books import HOUR_US, START_US, Books, Clock, open_books
 from tests.storage.cap_play import CAP_KEY, DAY_US, Play, Step, check_at_the_end, steps_of
 from tests.storage.conftest import Opener
@@ -210,6 +212,30 @@ async def test_timers_that_went_wrong_are_set_right(books: Books) -> None:
     assert await books.store.read(cap_line.next_at_us) == START_US + NEXT_DAY_US
     row = await recipient(books, sent[2][0])
     assert row["next_attempt_at"] == START_US + NEXT_DAY_US
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("locked", ["x.test", "y.test"])
+async def test_nobody_waits_for_a_message_with_its_cap_in_hand(books: Books, database_url: str, locked: str) -> None:
+    """Who holds or cancels some of it may want the cap next: neither timers nor turns wait for him."""
+    await send(books, 2)
+    (several, _), (last, _) = [
+        *await send(
+            books, 1, recipients=(Recipient("a@x.test"), Recipient("b@y.test")), destinations=("x.test", "y.test")
+        ),
+        *await send(books, 1),
+    ]
+    await books.store.write(_break_the_line)
+    here = f"message_id = '{several.message_id}' AND destination = '{locked}'"
+    change = f"SELECT 1 FROM queue WHERE {here} FOR UPDATE; UPDATE recipient SET doubts = doubts WHERE {here}"
+    with postgres.open_transaction(database_url, change), trio.fail_after(5):
+        await books.store.write(cap_line.refresh, CAP_KEY, books.clock.us)
+        wrong_us = START_US + HOUR_US + NEXT_DAY_US
+        assert (await recipient(books, several))["next_attempt_at"] == wrong_us
+        assert (await recipient(books, last))["next_attempt_at"] == START_US + 1000 + NEXT_DAY_US
+        books.clock.us = wrong_us
+        assert await books.store.write(cap_line.let_go, books.clock.us) == 1
+    assert await claimed(books) == [last.message_id, several.message_id, several.message_id]
 
 
 def _break_the_line(conn: Connection) -> None:

@@ -287,7 +287,8 @@ async def test_who_lost_a_lease_writes_nothing(books: Books) -> None:
             assert not await books.store.submit(report_on(old, books.clock.us, Result.FAILED))
             gone = (member.message_id, where, token, books.clock.us)
             assert not await books.store.write(leases.release, *gone)
-            assert not await books.store.write(leases.forsake, *gone)
+            row = (member.message_id, where)
+            assert await books.store.write(leases.forsake, {row: token}, books.clock.us) == {row: False}
     # The token of one destination is nothing to another one.
     assert not await books.store.submit(Mark(member.message_id, "z.example", 3))
     assert await balance(books) == 98

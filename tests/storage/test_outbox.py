@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from hepmaild.delivery.job import Outcome, Result
 from hepmaild.errors import StoreUnavailable
@@ -15,6 +16,7 @@ from hepmaild.outbox import FirstAttempt, Outbox
 from hepmaild.storage import leases, queue
 from hepmaild.storage.claim import claim_and_look
 from hepmaild.storage.store import Store
+from tests.peers import postgres
 from tests.storage.books import Books, open_books
 from tests.storage.conftest import Opener
 from tests.storage.mx_books import fill, job_of, mx_accept, report_on
@@ -133,6 +135,69 @@ async def test_what_a_claim_brought_before_the_store_failed_is_kept(books: Books
     full = {("mx", "aa.example")}
     assert [job.destination for job in (await outbox.claim(5, full=full)).jobs] == ["b.example"]
     assert [job.destination for job in (await outbox.claim(5, full=full)).jobs] == ["zz.example"]
+
+
+class Watched(Flaky):
+    """A store that does something before the second unit of a claim."""
+
+    def __init__(self, store: Store, before_second: Callable[[], None]) -> None:
+        super().__init__(store)
+        self._before_second = before_second
+        self._claims = 0
+
+    async def write_soon(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._claims += fn is claim_and_look
+        if self._claims == 2:
+            self._before_second()
+        return await super().write_soon(fn, *args, **kwargs)
+
+
+async def test_a_claim_that_is_cut_keeps_no_lease(books: Books) -> None:
+    """The scheduler's time for a look ends between two units of its claim: what the first one leased is due again."""
+    with trio.CancelScope() as scope:
+        outbox = outbox_of(books, Watched(books.store, scope.cancel))
+        await books.store.write(fill, "up", {"": 100}, books.clock.us)
+        await outbox.claim(100)
+    assert scope.cancelled_caught
+    books.clock.us += 1
+    jobs, _ = await outbox.claim(100)
+    assert len(jobs) == 100
+    assert sorted({job.token for job in jobs}) == [2, 4]  # never leased before, or taken back
+
+
+async def test_a_claim_that_takes_long_brings_what_it_has(books: Books, mock_clock: MockClock) -> None:
+    outbox = outbox_of(books, Watched(books.store, lambda: mock_clock.jump(5)))
+    await books.store.write(fill, "up", {"": 100}, books.clock.us)
+    jobs, again_at_us = await outbox.claim(100)
+    assert len(jobs) == 64
+    assert again_at_us is not None
+    assert again_at_us <= outbox._claimed_at_us
+    jobs, _ = await outbox.claim(100)
+    assert len(jobs) == 36
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_forsaken_lease_that_is_locked_is_not_forgotten(books: Books, database_url: str) -> None:
+    """Any report on another destination of its message locks the row.  (SQLite has no locks of rows.)"""
+    outbox = outbox_of(books)
+    member, other = mx_accept(books, "a@x.example"), mx_accept(books, "b@y.example")
+    for m in (member, other):
+        await books.store.submit(m)
+    outbox.forsake(job_of(member, "x.example"))
+    outbox.forsake(job_of(other, "y.example", token=7))  # lost long ago
+    lock = f"SELECT 1 FROM queue WHERE message_id = '{member.message_id}' FOR UPDATE"
+    with postgres.open_transaction(database_url, lock):
+        jobs, again_at_us = await outbox.claim(10)
+        assert not jobs
+        assert again_at_us is not None
+        assert again_at_us <= books.clock.us  # it is looked for at once
+    (job,) = (await outbox.claim(10)).jobs
+    assert (job.message_id, job.token) == (member.message_id, 3)
+    assert await outbox.mark_in_doubt(job)
+    jobs, again_at_us = await outbox.claim(10)
+    assert not jobs
+    assert again_at_us is not None
+    assert again_at_us > books.clock.us  # nothing forsaken is left
 
 
 async def test_an_accept_whose_answer_was_lost_leaves_soon(books: Books) -> None:

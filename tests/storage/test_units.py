@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,10 +14,13 @@ from sqlalchemy import Connection, func, select, text, update
 from hepmaild.delivery.job import Result
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail.submission import RateState
-from hepmaild.storage import claim, leases, log, queue, schema, stats
+from hepmaild.outbox import USES_UNIT, Outbox
+from hepmaild.storage import claim, keys, leases, log, queue, schema, stats
 from hepmaild.storage import credits as money
 from hepmaild.storage.accept import Taken, Twin
-from hepmaild.storage.unit import Answer, Answers, CallAndAccept, Mark
+from hepmaild.storage.store import Store
+from hepmaild.storage.unit import Answer, Answers, CallAndAccept, Mark, UnitRunner, Used
+from tests.peers import postgres
 from tests.storage.books import HOUR_US, START_US, Books, open_books
 from tests.storage.conftest import Opener
 
@@ -323,6 +327,79 @@ async def test_retry_makes_it_due_now(books: Books) -> None:
     await books.store.submit(books.report(member, Result.DEFERRED))
     await books.store.write(queue.retry, member.message_id, books.clock.us)
     assert len((await books.store.write(claim.claim, "me", books.clock.us, 10, 0)).jobs) == 1
+
+
+# Uses of keys
+
+
+class Counted:
+    """Runs units, and counts how often: a unit that lost against another one runs again."""
+
+    def __init__(self, books: Books) -> None:
+        self._run = UnitRunner(books.clock.now_us)
+        self.runs = 0
+
+    def __call__(self, conn: Connection, members: list[Any]) -> list[Any]:
+        self.runs += 1
+        return self._run(conn, members)
+
+
+async def until_waiting(url: str, sessions: int) -> None:
+    """Until so many sessions of the database wait for a lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    while int(await trio.to_thread.run_sync(postgres.sql, url, query)) < sessions:
+        pass
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_uses_of_keys_are_no_deadlock_between_processes(books: Books, opener: Opener, database_url: str) -> None:
+    """Each process has calls of one key and notes the use of the other one."""
+    await books.store.write(mint, books, "key-2")
+    calls = {key_id: replace(books.call(recipients=1), key_id=key_id) for key_id in ("key-1", "key-2")}
+    runners = Counted(books), Counted(books)
+
+    async def unit(store: Store, called: str, used: str) -> None:
+        use = Used(used, books.clock.us, "192.0.2.1", "smtp")
+        result, _ = await together(replace(books, store=store), [calls[called], Answers((), (use,))])
+        assert isinstance(result, RateState)
+
+    async with opener(runners[0], exclusive=False) as one, opener(runners[1], exclusive=False) as two:
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                # Whoever has its keys waits here, until both have what they can get.
+                with postgres.open_transaction(database_url, "SELECT 1 FROM account FOR UPDATE"):
+                    nursery.start_soon(unit, one, "key-1", "key-2")
+                    nursery.start_soon(unit, two, "key-2", "key-1")
+                    await until_waiting(database_url, 2)
+        used = await one.read(lambda conn: conn.execute(select(schema.api_key.c.last_used_at_us)).scalars().all())
+    assert [runner.runs for runner in runners] == [1, 1]
+    assert used == [books.clock.us] * 2
+
+
+async def test_many_uses_are_written_a_part_at_a_time(books: Books) -> None:
+    outbox = Outbox(books.store, owner="me", now_us=books.clock.now_us, lease_s=60, body_days=0, spool_dir=None)
+    for n in range(USES_UNIT):
+        outbox.used(Used(f"gone-{n}", books.clock.us, "192.0.2.1", "smtp"))
+    outbox.used(Used("key-1", books.clock.us, "192.0.2.1", "smtp"))
+    await outbox.flush()
+    used = await books.store.read(lambda conn: conn.execute(select(schema.api_key.c.last_used_at_us)).scalars().all())
+    assert used == [books.clock.us]
+
+
+def mint(conn: Connection, books: Books, key_id: str) -> None:
+    keys.mint(
+        conn,
+        account_id=books.account_id,
+        key_id=key_id,
+        name=key_id,
+        secret=keys.new_secret(),
+        limit=15,
+        permissions=None,
+        senders=None,
+        addresses=None,
+        expires_at_us=None,
+        now_us=books.clock.us,
+    )
 
 
 # The ledger

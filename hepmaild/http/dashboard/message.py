@@ -25,7 +25,7 @@ from hepmaild.storage import live as live_rows
 from hepmaild.storage import message_page as rows
 
 TABS = ("html", "text", "headers", "attachments")
-IN_THREAD_OCTETS = 64 << 10
+IN_LOOP_OCTETS = 8 << 10
 # The HTML of a message: a document of its own that may show itself and pictures it brought, and do nothing.
 FRAME_POLICY = (
     "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'; "
@@ -90,14 +90,14 @@ async def _content(visit: Visit, message_id: str) -> Content:
 async def _parts(dashboard: Dashboard, visit: Visit, message_id: str) -> Parts:
     """Taken apart; in a thread when that takes long.  Cancelled, the thread ends by itself and is not waited for."""
     content = await _content(visit, message_id)
-    if not content.is_spooled and content.size <= IN_THREAD_OCTETS:
+    if not content.is_spooled and content.size <= IN_LOOP_OCTETS:
         return take_apart(content.data)
 
     def work() -> Parts:
         return take_apart(b"".join(content.chunks()))
 
     return await trio.to_thread.run_sync(
-        work, abandon_on_cancel=True, limiter=dashboard.extras.get("files") or trio.CapacityLimiter(1)
+        work, abandon_on_cancel=True, limiter=dashboard.extras.get("reading") or trio.CapacityLimiter(1)
     )
 
 

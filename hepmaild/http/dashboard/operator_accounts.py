@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from quart.wrappers import Response
 
-from hepmaild.config import STANDARD_PLAN, Settings
+from hepmaild.config import MAX_CAP, STANDARD_PLAN, Settings
 from hepmaild.http.dashboard.audit import ACTIONS
 from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
 from hepmaild.http.dashboard.words import no_address
@@ -169,7 +169,7 @@ def _plan(settings: Settings, form: Form) -> str:
     return plan
 
 
-def _number(name: str, form: Form, *, least: int) -> int:
+def _number(name: str, form: Form, *, least: int, most: int = MAX_AMOUNT) -> int:
     text = form.get(name, "").strip().replace("\u202f", "").replace(" ", "").replace(",", "")
     digits = text.removeprefix("-").removeprefix("\u2212")
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 16):
@@ -177,9 +177,13 @@ def _number(name: str, form: Form, *, least: int) -> int:
     value = int(digits) * (1 if text == digits else -1)
     if value < least:
         raise Typed(name, f"The least is {least:,}.")
-    if abs(value) > MAX_AMOUNT:
-        raise Typed(name, f"The most is {MAX_AMOUNT:,}.")
+    if abs(value) > most:
+        raise Typed(name, f"The most is {most:,}.")
     return value
+
+
+def _daily_cap(form: Form) -> int:
+    return _number("daily_cap", form, least=0, most=MAX_CAP) if form.get("daily_cap", "").strip() else 0
 
 
 def _seq(text: str) -> int:
@@ -304,7 +308,7 @@ def _mount_senders(group: Pages) -> None:
                 account_id,
                 address=address,
                 route=route,
-                daily_cap=_number("daily_cap", form, least=0) if form.get("daily_cap", "").strip() else 0,
+                daily_cap=_daily_cap(form),
                 is_default=bool(form.get("default")),
                 now_us=dashboard.now_us(),
             )

@@ -5,22 +5,29 @@ from __future__ import annotations
 
 import base64
 import email
-import email.header
 import email.policy
 import re
 import unicodedata
 from dataclasses import dataclass, field
 from email.message import Message
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
+
+from hepmaild.mail.charsets import decode
+from hepmaild.mail.headers import decode_words
 
 MAX_BOUNDARIES = 60  # parts within parts cost the parser time without end
 MAX_PARTS = 200
+MAX_FIELD_WORK = 3 * 10**7  # of squared lengths of fields with parameters: so long does the parser take for them
 MAX_SHOWN = 200_000  # characters of a text on a page
 MAX_HTML = 2_000_000
-MAX_PICTURES = 2_000_000  # octets that are put into the HTML
+MAX_PICTURES = 2_700_000  # characters that are put into the HTML for pictures
+_FIELD = re.compile(
+    rb"(?:^|[\r\n])content-(?:type|disposition)[ \t]*:[^\r\n]*(?:[\r\n]{1,2}[ \t][^\r\n]*)*", re.IGNORECASE
+)
 _PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 # What the standard library's parser and decoders let out for mail that is wrong in ways they do not know.
+_PICTURE_PLACE = re.compile(r"(?<=[\"'=(])cid:([^\s\"'<>()]{1,250})", re.IGNORECASE)  # RFC 2392
 BROKEN = (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)
 
 
@@ -56,14 +63,18 @@ def head_of(data: bytes) -> str:
 def take_apart(data: bytes) -> Parts:
     """The parts of a message.  Never raises; takes time with large ones: call it in a thread."""
     parts = Parts(headers=head_of(data))
-    if data.count(b"boundary") > MAX_BOUNDARIES:
-        parts.problem = "This message is nested too deeply to be taken apart here; download it to look at it."
+    if data.count(b"boundary") > MAX_BOUNDARIES or not _is_soon_read(data):
+        parts.problem = "This message is too intricate to be taken apart here; download it to look at it."
         return parts
     try:
         _walk(email.message_from_bytes(data, policy=email.policy.compat32), parts)
     except BROKEN:
         parts.problem = "This message is not well-formed: not all of it can be shown. Download it to look at it."
     return parts
+
+
+def _is_soon_read(data: bytes) -> bool:
+    return sum((match.end() - match.start()) ** 2 for match in _FIELD.finditer(data)) <= MAX_FIELD_WORK
 
 
 def _walk(root: Message[Any, Any], parts: Parts) -> None:
@@ -86,7 +97,7 @@ def _walk(root: Message[Any, Any], parts: Parts) -> None:
             parts.html = _decoded(part, octets)[:MAX_HTML]
         else:
             parts.attachments.append(Attachment(n, safe_name(name, n, kind), kind, len(octets), octets))
-            cid = str(part.get("Content-ID", "")).strip().strip("<>")
+            cid = str(part.get("Content-ID", "")).strip().removeprefix("<").removesuffix(">")
             if cid and kind in _PICTURES:
                 pictures[cid] = (kind, octets)
     if parts.html and pictures:
@@ -94,17 +105,21 @@ def _walk(root: Message[Any, Any], parts: Parts) -> None:
 
 
 def _decoded(part: Message[Any, Any], octets: bytes) -> str:
-    charset = part.get_content_charset() or "utf-8"
+    charset = part.get_param("charset", "utf-8")
     try:
-        return octets.decode(charset, "replace")
+        return decode(octets, str(charset[2] if isinstance(charset, tuple) else charset))
     except LookupError:
-        return octets.decode("utf-8", "replace")
+        return decode(octets, "utf-8")
 
 
 def _file_name(part: Message[Any, Any]) -> str:
+    """By RFC 2231, or by RFC 2047, which many use although it is not for parameters."""
     try:
-        name = part.get_filename() or ""
-        return str(email.header.make_header(email.header.decode_header(name)))
+        name = part.get_param("filename", header="content-disposition") or part.get_param("name") or ""
+        if isinstance(name, tuple):
+            charset, _, text = name
+            return decode(text.encode("latin-1", "replace"), charset or "utf-8")
+        return decode_words(str(name))
     except BROKEN:
         return "attachment"
 
@@ -127,11 +142,18 @@ def disposition(name: str) -> str:
 
 
 def _with_pictures(html: str, pictures: dict[str, tuple[str, bytes]]) -> str:
-    """Pictures that came with the message, in place of where it names them: nothing is fetched from anywhere."""
+    """Pictures that came with the message, in place of where it names them: nothing is fetched from anywhere.
+
+    A picture may stand in many places, and takes room in each.
+    """
     room = MAX_PICTURES
-    for cid, (kind, octets) in pictures.items():
-        if len(octets) > room:
-            continue
-        room -= len(octets)
-        html = html.replace(f"cid:{cid}", f"data:{kind};base64,{base64.b64encode(octets).decode('ascii')}")
-    return html
+
+    def put(place: re.Match[str]) -> str:
+        nonlocal room
+        kind, octets = pictures.get(unquote(place[1]), ("", b""))
+        if not octets or (size := len(octets) * 4 // 3 + 40) > room:
+            return place[0]
+        room -= size
+        return f"data:{kind};base64,{base64.b64encode(octets).decode('ascii')}"
+
+    return _PICTURE_PLACE.sub(put, html)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Idempotency words beside the unit that accepts: whether a call may be one that was made before, and freeing one."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, bindparam, delete, exists, select
+
+from hepmaild.storage.bulk import Query
+from hepmaild.storage.schema import idempotency, message, recipient
+
+DAY_US = 86_400_000_000
+BY_CALLER = "w:"  # before a word of the caller's; others are fingerprints of what came by SMTP
+LATEST = 100  # messages of an account that are looked at: without credits, or over its day, it gets no newer ones
+
+_latest = (
+    select(message.c.id, message.c.recipients)
+    .where(message.c.account_id == bindparam("account"))
+    .order_by(message.c.accepted_at_us.desc(), message.c.id.desc())
+    .limit(LATEST)
+    .subquery()
+)
+_WORDS = Query(
+    select(idempotency.c.word, idempotency.c.at_us, _latest.c.recipients)
+    .join(_latest, _latest.c.id == idempotency.c.message_id)
+    .where(idempotency.c.key_id == bindparam("the_key"))
+)
+
+
+def may_be_again(
+    conn: Connection, account_id: str, key_id: str, recipients: int, replay_window_us: int, now_us: int
+) -> bool:
+    """Whether the account's latest messages include one that this key would be told of again, and not pay for again.
+
+    recipients: as many as it must have; 0: not known.
+    """
+    return any(
+        at_us > now_us - (DAY_US if word.startswith(BY_CALLER) else replay_window_us) and recipients in (0, of_message)
+        for word, at_us, of_message in _WORDS.ask(conn, account=account_id, the_key=key_id)
+    )
+
+
+def free_if_refused(conn: Connection, message_id: str) -> bool:
+    """Free the word of a message whose first attempt everybody was refused in, as the end of its call would have done;
+    whether it did.  What was tried again, cancelled, or expired was queued as far as its caller would have heard."""
+    lasts = exists().where(
+        recipient.c.message_id == message_id, (recipient.c.state != "failed") | (recipient.c.attempts > 1)
+    )
+    freed = conn.execute(delete(idempotency).where(idempotency.c.message_id == message_id, ~lasts))
+    return freed.rowcount > 0
