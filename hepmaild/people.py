@@ -162,6 +162,14 @@ class People:
         """Whether a form that came carries what `csrf_token` made for this session, in any process."""
         return self._tokens.is_guard(session_id, token)
 
+    def visitor_token(self, visitor: str) -> str:
+        """What the sign-in form of this visitor carries; worth nothing for a session, even one of the same name."""
+        return self._tokens.guard_visitor(visitor)
+
+    def check_visitor(self, visitor: str, token: str) -> bool:
+        """Whether a sign-in form carries what `visitor_token` made for this visitor, in any process."""
+        return self._tokens.is_visitor_guard(visitor, token)
+
     # -- logging in
 
     async def password_grant(

@@ -140,16 +140,28 @@ class Tokens:
 
     def guard(self, session_id: str) -> str:
         """What a form of this session carries, so that no other site can send it."""
-        key = self._key()
-        return f"{key.id}.{_text(key.private.sign(_guarded(session_id)))}"
+        return self._guard(_guarded(session_id))
 
     def is_guard(self, session_id: str, given: str) -> bool:
         """Whether `guard` made this for the session, in any process, within the last days."""
+        return self._is_guard(_guarded(session_id), given)
+
+    def guard_visitor(self, visitor: str) -> str:
+        """As `guard`, for who has no session yet.  A visitor's name is the browser's word: it guards no session."""
+        return self._guard(_visited(visitor))
+
+    def is_visitor_guard(self, visitor: str, given: str) -> bool:
+        """As `is_guard`, for what `guard_visitor` made."""
+        return self._is_guard(_visited(visitor), given)
+
+    def _guard(self, octets: bytes) -> str:
+        key = self._key()
+        return f"{key.id}.{_text(key.private.sign(octets))}"
+
+    def _is_guard(self, octets: bytes, given: str) -> bool:
         key_id, _, signature = given[:200].partition(".")
         key = self._public_key(key_id)
-        if key is None:
-            return False
-        return _is_signed(key, signature, _guarded(session_id))
+        return key is not None and _is_signed(key, signature, octets)
 
     def ticket(self, visitor: str, user_id: str, state: bytes) -> str:
         """What whoever gave the right password a moment ago comes back with, for `TICKET_S`.
@@ -181,6 +193,10 @@ class Tokens:
 def _guarded(session_id: str) -> bytes:
     """Never the beginning of a JWT, so that neither signature can stand for the other."""
     return b"hepmaild form\0" + session_id.encode("utf-8", "surrogatepass")
+
+
+def _visited(visitor: str) -> bytes:
+    return b"hepmaild visitor\0" + visitor.encode("utf-8", "surrogatepass")
 
 
 def _ticketed(visitor: str, body: str) -> bytes:

@@ -27,7 +27,7 @@ from hepmaild.http.answers import Healthy, Ready
 from hepmaild.http.body import too_large
 from hepmaild.http.call import Call, comes_by_tls, open_call
 from hepmaild.http.compat import HttpConnection, Request
-from hepmaild.http.dashboard.frame import Dashboard, plain_page
+from hepmaild.http.dashboard.frame import Dashboard, keep_tokens, plain_page
 from hepmaild.http.dashboard.mount import mount
 from hepmaild.http.docs_page import docs_blueprint
 from hepmaild.http.errors import finish, json_response, refuse
@@ -102,6 +102,8 @@ class App(QuartTrio):
         structlog.contextvars.bind_contextvars(request_id=call.request_id)
         response = await self._answer(request, call, dispatch)
         finish(response, call, closes=self._closes(request, call))
+        if call.renewed is not None:
+            keep_tokens(response, call.renewed)
         if self._lasting_tls and call.is_https:
             response.headers["Strict-Transport-Security"] = self._lasting_tls
         self.surroundings.meter.responded(response.status_code, call.code)

@@ -12,6 +12,7 @@ from quart.wrappers import Request
 
 from hepmaild.http.limits import Address, TrustedProxies, client_of
 from hepmaild.http.quick import QuickRequest
+from hepmaild.login import TokenSet
 from hepmaild.mail.submission import RateState
 
 API_PREFIXES = ("/api/", "/v1/", "/oauth/")
@@ -53,7 +54,8 @@ class Call:
     client_ip: after trusted proxies.  is_https: all the way from the client.  is_api: answered in JSON.  rate: set once
     the key is valid.  by_proxy: the connection is a proxy's, so the request counts as its client's connection.
     code: the API code of a refusal, for the log.  is_login: refusals have numbers (login-api.md); is_own_smtp: they are
-    those of own-smtp-api.md.
+    those of own-smtp-api.md.  renewed: tokens for the cookies of whatever is answered, an error too: the browser's own
+    were used up by this request.
     """
 
     request_id: str
@@ -68,6 +70,7 @@ class Call:
     closes: bool = field(default=False)
     is_login: bool = False
     is_own_smtp: bool = False
+    renewed: TokenSet | None = None
 
     @property
     def client(self) -> str:

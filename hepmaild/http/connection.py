@@ -75,7 +75,10 @@ class _NoTask:
 
 
 class Connection(TCPServer):
-    """One connection: counted, contained, and never stuck.  quickly: answers a plain send request."""
+    """One connection: counted, contained, and never stuck.  quickly: answers a plain send request.
+
+    max_request: octets of a body that nobody is asked to send more than.
+    """
 
     def __init__(
         self,
@@ -89,6 +92,7 @@ class Connection(TCPServer):
         timeouts: Timeouts,
         peers: set[Connection],
         quickly: AnswerQuickly,
+        max_request: int,
     ) -> None:
         super().__init__(app, config, context, {}, stream)
         self.idle_task: Any = _NoTask()
@@ -97,6 +101,7 @@ class Connection(TCPServer):
         self._timeouts = timeouts
         self._peers = peers
         self._quickly = quickly
+        self._max_request = max_request
         self._reader = trio.CancelScope()
         self._held: list[bytes] = []
         self._is_tls = isinstance(stream, TlsStream)
@@ -115,6 +120,8 @@ class Connection(TCPServer):
         else:
             protocol._check_protocol = _offer_no_upgrade  # noqa: SLF001
             protocol._send_error_response = partial(self._refuse_malformed, protocol)  # noqa: SLF001
+            send = protocol._send_h11_event  # noqa: SLF001
+            protocol._send_h11_event = partial(self._send_h11, protocol, send)  # noqa: SLF001
         self._protocol = wrapper
 
     async def run(self) -> None:
@@ -284,6 +291,16 @@ class Connection(TCPServer):
                 await protocol._send_h11_event(event)  # noqa: SLF001
         finally:
             self._facts.is_corked = False
+
+    async def _send_h11(self, protocol: Any, send: Callable[[Any], Awaitable[None]], event: Any) -> None:
+        """As the library does, but who waits to send a body that is refused unread is not told to go on (RFC 9110
+        §10.1.1): the refusal comes at once, instead."""
+        is_go_on = isinstance(event, h11.InformationalResponse) and event.status_code == 100
+        if is_go_on and protocol.stream is not None:
+            lengths = (value for name, value in protocol.stream.scope["headers"] if name == b"content-length")
+            if int(next(lengths, b"0")) > self._max_request:
+                return
+        await send(event)
 
     def _is_at_work(self) -> bool:
         protocol = self.protocol.protocol

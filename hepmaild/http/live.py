@@ -150,9 +150,10 @@ class LiveDoor:
             item: Batch | Resync | None = None
             with trio.move_on_after(BEAT_S) as waiting:
                 item = await feed.take()
-            if (feed.must_recheck or waiting.cancelled_caught) and not await self._may_read(view):
+            is_due = feed.must_recheck or waiting.cancelled_caught
+            feed.must_recheck = False  # before the question: what changes while it is answered is asked about again
+            if is_due and not await self._may_read(view):
                 return SIGNED_OUT
-            feed.must_recheck = False
             if item is None:
                 frame: str | None = _json({"beat": True}) if waiting.cancelled_caught else None
             elif isinstance(item, Resync):

@@ -171,6 +171,7 @@ class HttpDoor:
             timeouts=self._timeouts,
             peers=peers,
             quickly=partial(built.handle_quickly, desk=self._desk),
+            max_request=self._settings.max_request_bytes,
         )
         listeners: list[Any] = [_TlsListener(each, self._ssl_context) for each in secure]
         listeners += [trio.SocketListener(trio.socket.from_stdlib_socket(each)) for each in plain]

@@ -111,7 +111,7 @@ class UploadDesk:
             text = f"Nobody is asked whether a page of ours sent this: its {CSRF_HEADER} is missing or old."
             raise RefusedError(Refusal(ErrorKind.CHANNEL_NOT_ALLOWED, text))
         _check_role(visit)
-        return finish(visit, answer_of(await self._read(request, visit.account_id)))
+        return finish(answer_of(await self._read(request, visit.account_id)))
 
     async def _read(self, request: Request, account_id: str) -> Upload:
         length = request.content_length

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import Connection, exists, select
 
 from hepmaild.mail.content import Content
 from hepmaild.own_routes import is_own, server_of
-from hepmaild.storage import audit, messages
+from hepmaild.storage import audit, keys, messages
 from hepmaild.storage import queue as queue_rows
 from hepmaild.storage.audit import Actor
 from hepmaild.storage.schema import body, event, ledger, message, pause, queue, recipient
@@ -58,10 +59,18 @@ def page(conn: Connection, account_id: str, message_id: str) -> dict[str, Any] |
         "has_body": conn.execute(select(exists().where(body.c.message_id == message_id))).scalar_one(),
         "is_under_way": any(w.owner is not None for w in waits),
         "waits": bool(waits),
+        "has_key": keys.of_account(conn, account_id, head.key_id) is not None,
         "server_name": _server_name(conn, head.route),
         "pause_note": _pause_note(conn, head.route) if waits else None,
         "due_at_us": min(dues, default=None),
     }
+
+
+def still_there(conn: Connection, account_id: str, message_ids: Collection[str]) -> set[str]:
+    """Which of these the account's log still has: ledger and suppressions outlive it."""
+    wanted = sorted(set(message_ids))
+    theirs = select(message.c.id).where(message.c.id.in_(wanted), message.c.account_id == account_id)
+    return set(conn.execute(theirs).scalars()) if wanted else set()
 
 
 def _server_name(conn: Connection, route: str) -> str | None:

@@ -91,8 +91,14 @@ def one(conn: Connection, account_id: str, now_us: int) -> dict[str, Any] | None
         "users": users.list_of(conn, account_id),
         "senders": senders_of(conn, account_id, now_us),
         "grants": grants,
+        "last_grant": _newest(grants),
         "audit": audit.history(conn, account_id, limit=GRANTS),
     }
+
+
+def _newest(grants: list[dict[str, Any]]) -> int:
+    """Which row of the ledger is the newest grant; 0: there is none yet."""
+    return int(grants[0]["seq"]) if grants else 0
 
 
 def senders_of(conn: Connection, account_id: str, now_us: int) -> list[dict[str, Any]]:
@@ -163,9 +169,19 @@ def set_plan(conn: Connection, actor: Actor, account_id: str, plan: str, now_us:
     _note(conn, account_id, actor, "account.plan", before["email"], {"from": before["plan"], "to": plan}, now_us)
 
 
-def grant(conn: Connection, actor: Actor, account_id: str, amount: int, note: str, now_us: int) -> int:
-    """Credits given (or, below zero, taken back); the new balance."""
+def grant(conn: Connection, actor: Actor, account_id: str, amount: int, note: str, last_grant: int, now_us: int) -> int:
+    """Credits given (or, below zero, taken back); the new balance.
+
+    last_grant: as `one` said it to whoever gives them.  Another one since says no, so that a form that comes twice
+    gives once; mail that was paid for meanwhile does not.
+    """
     email = _email(conn, account_id)
+    money.lock(conn, [account_id])  # before the look: of two at once the second sees the first
+    if last_grant != _newest(money.history(conn, account_id, limit=1, reason="grant")):
+        raise ValueError(
+            "nothing was done: this account was granted credits, or some were taken back, after this page was loaded. "
+            "The latest grants stand below; send this again if it is to come on top of them"
+        )
     balance = money.grant(conn, account_id, amount, granted_by=actor.email, note=note or None, now_us=now_us)
     data = {"amount": amount, "note": note or None, "balance": balance}
     _note(conn, account_id, actor, "credits.grant", email, data, now_us)

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from tests.dashboard.visitor import PASSWORD, Visitor, csrf_of, link_of, open_client, sign_in, words
+from tests.dashboard.visitor import PASSWORD, Visitor, csrf_of, hidden_of, link_of, open_client, sign_in, words
 from tests.peers.daemon import ACCOUNT, SENDER, Daemon, open_daemon, open_smtp, post
 from tests.peers.hostile_hop import hostile_hop
 from tests.peers.processes import wait_until
@@ -134,8 +134,9 @@ def _fill(daemon: Daemon, key: str, owner: Visitor, operator: Visitor, canary: s
     added = owner.post("/smtp-servers", server, page="/smtp-servers/new")
     assert added.status_code == 303, words(added.text)
     account_id = daemon.json("account", "show", ACCOUNT)["id"]
-    note = {"amount": "5", "note": SOURCES["note"]}
-    operator.follow(f"/operator/accounts/{account_id}/credits", note, page="/operator/queue")
+    account_page = f"/operator/accounts/{account_id}"
+    note = {"amount": "5", "note": SOURCES["note"], "last_grant": hidden_of(operator.get(account_page), "last_grant")}
+    operator.follow(f"{account_page}/credits", note, page=account_page)
     operator.follow("/operator/queue/pause", {"route": "direct", "note": SOURCES["pause"]}, page="/operator/queue")
     _sign_in_with(daemon, SOURCES["agent"])
     secret = evil_key[0]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import jwt
 import pytest
 import trio
 
@@ -74,6 +75,18 @@ def test_a_session_planted_whole_ends_with_the_sign_in(ground: Ground) -> None:
             assert answer.status_code == 303
         assert victim.get("/security").status_code == 303, "the former session lives"
         assert victim.post("/sign-out", data={"csrf": csrf_of(page)}).status_code == 303
+
+
+def test_a_visitor_who_is_called_as_a_session_gets_no_token_for_its_forms(ground: Ground) -> None:
+    """The id of a session is no secret: who manages an account's users sees theirs."""
+    session_id = jwt.decode(ground.victim.client.cookies[ACCESS], options={"verify_signature": False})["sid"]
+    with open_client(ground.daemon, cookies={VISITOR: session_id}) as mallory:
+        page = mallory.get("/sign-in")
+    token = csrf_of(page.text)
+    answer = ground.victim.post("/suppressions", {"address": "forged@example.net"}, token=token)
+    assert answer.status_code == 403
+    assert "forged@example.net" not in ground.victim.get("/suppressions")
+    assert page.cookies[VISITOR] != session_id, "no name that we gave"
 
 
 def forgeries(token: str) -> dict[str, str]:

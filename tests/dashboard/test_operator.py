@@ -7,13 +7,15 @@ import re
 import socketserver
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.dashboard.visitor import Visitor, csrf_of, link_of, sign_in, words
+from tests.dashboard.visitor import Visitor, csrf_of, hidden_of, link_of, open_client, sign_in, words
 from tests.peers import postgres
 from tests.peers.daemon import ACCOUNT, SENDER, Daemon, open_daemon, post
 from tests.peers.processes import free_port, wait_until
@@ -72,6 +74,15 @@ class Desk:
 
     def page(self, email: str = ACCOUNT) -> str:
         return f"/operator/accounts/{self.account_id(email)}"
+
+    def grant(self, fields: dict[str, str], page: str = "", *, by: Visitor | None = None) -> httpx.Response:
+        """Send the form for credits.  page: on which it stands."""
+        page = page or self.operator.get(self.page())
+        state = {"last_grant": hidden_of(page, "last_grant")}
+        account_id = re.search(r'data-page-id="([^"]+)"', page)
+        assert account_id is not None
+        path = f"/operator/accounts/{account_id[1]}/credits"
+        return (by or self.operator).post(path, {**state, **fields}, token=csrf_of(page))
 
     def send(self, sender: str, to: str, subject: str = "Hi") -> str:
         """The id of a message that was accepted."""
@@ -210,21 +221,48 @@ def test_accounts_are_found(desk: Desk) -> None:
 
 
 def test_credits_are_granted_with_a_note_and_taken_back(desk: Desk) -> None:
-    page = desk.page()
     before = desk.daemon.json("credits", "show", ACCOUNT)["balance"]
     note = f"invoice 17 {SCRIPT}"
-    shown = desk.operator.follow(f"{page}/credits", {"amount": "1 500", "note": note}, page=page)
+    shown = desk.operator.get(desk.grant({"amount": "1 500", "note": note}).headers["Location"])
     assert f"{before + 1500:,} " in words(shown).replace(".", " ")
     assert SCRIPT not in shown
     newest = desk.daemon.json("credits", "history", ACCOUNT)[0]
     assert (newest["amount"], newest["granted_by"], newest["note"]) == (1500, OPERATOR, note)
     assert SCRIPT not in desk.owner.get("/credits")
-    desk.operator.follow(f"{page}/credits", {"amount": "-1500"}, page=page)
+    assert desk.grant({"amount": "-1500"}).status_code == 303
     assert desk.daemon.json("credits", "show", ACCOUNT)["balance"] == before
-    too_many = desk.operator.post(f"{page}/credits", {"amount": "-99000000"}, page=page)
+    too_many = desk.grant({"amount": "-99000000"})
     assert too_many.status_code == 422
     assert "cannot go below zero" in words(too_many.text)
     assert desk.actions().count("credits.grant") == 2
+    desk.daemon.cli("credits", "verify")
+
+
+def test_a_second_click_grants_nothing(desk: Desk) -> None:
+    """A form is for what was granted before it: sent twice at once it gives once.  Mail that is paid for is none."""
+    before = desk.daemon.json("credits", "show", ACCOUNT)["balance"]
+    page = desk.operator.get(desk.page())
+    assert post(desk.daemon, {"to": "joe@example.com", "subject": "Hi", "text": "x"}, desk.key)[0] == 200
+    fields = {"amount": "700", "note": "one click too many"}
+    with open_client(desk.daemon, cookies=dict(desk.operator.client.cookies)) as second_tab:
+        clicks = [desk.operator, Visitor(second_tab)]
+        with ThreadPoolExecutor(2) as hands:
+            answers = list(hands.map(lambda visitor: desk.grant(fields, page, by=visitor), clicks))
+    assert sorted(answer.status_code for answer in answers) == [303, 422]
+    late = desk.grant(fields, page)
+    for refused in (max(answers, key=lambda answer: answer.status_code), late):
+        assert refused.status_code == 422
+        said = words(refused.text)
+        assert "Nothing was done" in said
+        assert "+700" in said
+        assert 'value="700"' in refused.text
+        assert 'value="one click too many"' in refused.text
+    assert desk.daemon.json("credits", "show", ACCOUNT)["balance"] == before + 700 - 1
+    # Who reads that and means it sends the page that says so.
+    assert desk.grant(fields, late.text).status_code == 303
+    assert desk.daemon.json("credits", "show", ACCOUNT)["balance"] == before + 1400 - 1
+    for nothing in ({"last_grant": ""}, {"last_grant": "x"}, {"last_grant": "9" * 40}):
+        assert desk.grant({**fields, **nothing}, page).status_code == 422
     desk.daemon.cli("credits", "verify")
 
 

@@ -53,6 +53,13 @@ def csrf_of(page: str) -> str:
     return found[1]
 
 
+def hidden_of(page: str, name: str) -> str:
+    """What a hidden field of the page's forms holds."""
+    found = re.search(rf'<input type="hidden" name="{name}" value="([^"]*)"', page)
+    assert found is not None, words(page)[:500]
+    return html.unescape(found[1])
+
+
 def words(page: str) -> str:
     """What a page says, without its tags."""
     body = page[page.find("<main") :]

@@ -15,6 +15,7 @@ import trio
 
 from hepmaild.config import HttpSettings, LimitSettings
 from hepmaild.errors import ErrorKind, Refusal
+from hepmaild.http.dashboard.frame import Dashboard
 from hepmaild.http.limits import Timeouts
 from hepmaild.http.server import BoundHttp, HttpDoor
 from hepmaild.intake import Intake
@@ -140,6 +141,7 @@ async def open_door(
     people: People | None = None,
     materials: Materials | None = None,
     own_servers: OwnServers | None = None,
+    dashboard: Dashboard | None = None,
 ) -> AsyncIterator[Running]:
     """A door on a free loopback port; it is drained at the end, which must not take long."""
     certificate = make_certificate(folder)
@@ -170,6 +172,7 @@ async def open_door(
         people=people,
         own_servers=own_servers,
         materials=materials,
+        dashboard=dashboard,
     )
     stopped = trio.Event()
 

@@ -256,6 +256,22 @@ async def test_the_answer_is_seen_by_a_client_that_still_sends(quick: Running) -
     assert b"Connection: close" in got or b"connection: close" in got
 
 
+@pytest.mark.parametrize(("length", "first"), [(30_000_000, b"HTTP/1.1 413"), (1000, b"HTTP/1.1 100")])
+async def test_who_asks_before_sending_is_told_at_once(quick: Running, length: int, first: bytes) -> None:
+    """RFC 9110 §10.1.1: a final status may come in place of 100, and nobody sends 30 MB for nothing."""
+    head = HEAD + b"Content-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % length
+    stream = await quick.connect()
+    await stream.send_all(head)
+    if length > 1000:
+        got = await read_all(stream)
+        assert b"REQUEST_TOO_LARGE" in got
+    else:
+        with trio.fail_after(15):
+            got = await stream.receive_some(65536)
+    await trio.aclose_forcefully(stream)
+    assert got.startswith(first)
+
+
 async def test_more_connections_than_are_told(quick: Running) -> None:
     streams = [await trio.open_tcp_stream("127.0.0.1", quick.port) for _ in range(20 + 20 + 15)]
     await until(lambda: quick.door.connections == 40)

@@ -178,6 +178,17 @@ async def test_a_forms_guard_is_of_one_session(world: World) -> None:
         assert not people.check_csrf(f"{head}.{body}", each), each
 
 
+async def test_a_visitors_guard_is_of_no_session(world: World) -> None:
+    """Whoever asks may call himself what he likes."""
+    people = world.people
+    session_id = (await world.tokens(kind="browser")).session_id
+    guard = people.visitor_token(session_id)
+    assert people.check_visitor(session_id, guard)
+    assert not people.check_visitor("another", guard)
+    assert not people.check_csrf(session_id, guard)
+    assert not people.check_visitor(session_id, people.csrf_token(session_id))
+
+
 @given(st.text(max_size=200), st.text(max_size=200))
 def test_a_wrapped_token_opens_with_its_predecessor_only(one: str, two: str) -> None:
     successor = tokens.new_refresh_token()

@@ -12,6 +12,7 @@ from quart.wrappers import Response
 from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
 from hepmaild.storage import credits as ledger
 from hepmaild.storage.credits import Checked, Fault
+from hepmaild.storage.message_page import still_there
 
 ROWS = 50
 REASONS = {"": "All", "debit": "Debits", "refund": "Refunds", "grant": "Grants"}
@@ -50,9 +51,11 @@ async def _page(visit: Visit, verified: Checked | Fault | None) -> Response:
     before = int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
     rows = await visit.store.read(ledger.history, visit.account_id, limit=ROWS + 1, before_seq=before, reason=reason)
     shown = rows[:ROWS]
+    logged = await visit.store.read(still_there, visit.account_id, {row["message_id"] for row in shown} - {None})
     return await visit.render(
         "credits/list.html",
         rows=shown,
+        logged=logged,
         reason=reason,
         reasons=REASONS,
         first="" if before is None else _link(reason),

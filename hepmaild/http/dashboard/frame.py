@@ -91,7 +91,6 @@ class Visit:
     dashboard: Dashboard
     viewer: Viewer
     call: Call
-    fresh: TokenSet | None = None  # tokens that were renewed on the way, for the cookies
 
     @property
     def store(self) -> Store:
@@ -171,7 +170,7 @@ class Pages:
                 visit = await self._visit(needs)
                 if isinstance(visit, Response):
                     return visit
-                return finish(visit, await handler(visit, **parameters))
+                return finish(await handler(visit, **parameters))
 
             self.blueprint.add_url_rule(rule, f"get {handler.__name__}", serve, methods=["GET"])
             return handler
@@ -191,7 +190,7 @@ class Pages:
                     visit.viewer.session_id, form.get("csrf", "")
                 ):
                     raise Forbidden("This form is too old, or did not come from here: load the page again.")
-                return finish(visit, await handler(visit, form, **parameters))
+                return finish(await handler(visit, form, **parameters))
 
             self.blueprint.add_url_rule(rule, f"post {handler.__name__}", serve, methods=["POST"])
             return handler
@@ -211,7 +210,11 @@ class Pages:
 
 
 async def open_visit(dashboard: Dashboard) -> Visit | None:
-    """Who asks, by the cookies; None: nobody who is signed in.  Tokens that have run out are renewed on the way."""
+    """Who asks, by the cookies; None: nobody who is signed in.  Tokens that have run out are renewed on the way.
+
+    The new ones are the call's at once: whatever this ends with, the answer has to bring them to the browser, whose own
+    would be a thief's the next time.
+    """
     asked: Any = request
     call: Call = asked.call
     access = request.cookies.get(ACCESS_COOKIE, "")
@@ -222,8 +225,12 @@ async def open_visit(dashboard: Dashboard) -> Visit | None:
     tokens = await dashboard.people.refresh(refresh, ip=str(call.client_ip)) if refresh else None
     if tokens is None or isinstance(tokens, LoginRefusal):
         return None
+    call.renewed = tokens
     viewer = await dashboard.people.viewer_of(tokens.access_token)
-    return None if viewer is None else Visit(dashboard, viewer, call, tokens)
+    if viewer is None:
+        call.renewed = None
+        return None
+    return Visit(dashboard, viewer, call)
 
 
 async def read_form() -> Form:
@@ -267,12 +274,10 @@ def see(path: str) -> Response:
     return response
 
 
-def finish(visit: Visit, response: Response) -> Response:
-    """Renewed tokens go into the cookies of whatever is answered; headers that a handler did not set are ours."""
+def finish(response: Response) -> Response:
+    """Headers that a handler did not set are ours."""
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
-    if visit.fresh is not None:
-        keep_tokens(response, visit.fresh)
     return response
 
 

@@ -186,6 +186,11 @@ def _daily_cap(form: Form) -> int:
     return _number("daily_cap", form, least=0, most=MAX_CAP) if form.get("daily_cap", "").strip() else 0
 
 
+def _seq(text: str) -> int:
+    """A number of a row that a form was made for; -1: none that there could be."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else -1
+
+
 # One account
 
 
@@ -249,7 +254,9 @@ def _mount_account(group: Pages) -> None:
             amount = _number("amount", form, least=-MAX_AMOUNT)
             if len(note) > MAX_NOTE or not note.isprintable():
                 raise Typed("note", f"At most {MAX_NOTE} printable characters.")
-            balance = await change(visit, KEYS, rows.grant, visit.actor, account_id, amount, note, dashboard.now_us())
+            seen = _seq(form.get("last_grant", ""))
+            now_us = dashboard.now_us()
+            balance = await change(visit, KEYS, rows.grant, visit.actor, account_id, amount, note, seen, now_us)
         except Typed as error:
             return await account_page(visit, account_id, typed=form, errors={error.field: str(error)})
         except ValueError as error:

@@ -60,7 +60,7 @@ def _mount_password(group: Pages) -> None:
         if isinstance(result, LoginRefusal):
             where = {_WRONG_PASSWORD: "old", _BAD_PASSWORD: "new"}.get(result.code, "password")
             return _wait(await _page(visit, {where: result.message + "."}, status=_status(result)), result)
-        visit.fresh = None  # tokens of a session that has just ended
+        visit.call.renewed = None  # tokens of a session that has just ended
         return keep_tokens(
             visit.redirect("/security", "The password is changed. All other sessions have ended."), result
         )
@@ -74,7 +74,7 @@ def _mount_sessions(group: Pages) -> None:
             return visit.not_found()
         if session_id == visit.viewer.session_id:
             await group.dashboard.people.members.end_session(visit.viewer, visit.actor, session_id)
-            visit.fresh = None
+            visit.call.renewed = None
             return clear_tokens(see("/sign-in"))
         back = "/security" if user_id == visit.viewer.user_id else f"/security/users/{user_id}"
         if user_id != visit.viewer.user_id:

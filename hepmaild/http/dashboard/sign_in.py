@@ -8,6 +8,7 @@ password was right: the page carries a ticket that says so to this visitor for s
 
 from __future__ import annotations
 
+import re
 import secrets
 from typing import Any
 
@@ -38,6 +39,8 @@ from hepmaild.people import LoginRefusal
 
 VISITOR_COOKIE = "__Host-hepmaild-visitor"
 NEEDS_OTP = 40103
+_VISITOR_OCTETS = 24
+_VISITOR = re.compile(r"[A-Za-z0-9_-]{32}")  # what so many random octets look like
 
 
 def pages(dashboard: Dashboard) -> Blueprint:
@@ -49,7 +52,7 @@ def pages(dashboard: Dashboard) -> Blueprint:
     @group.post("/sign-out", needs="read_only")
     async def sign_out(visit: Visit, _form: Any) -> Response:
         await dashboard.people.sign_out(visit.viewer.session_id)
-        visit.fresh = None
+        visit.call.renewed = None
         return clear_tokens(see("/sign-in"))
 
     return group.blueprint
@@ -65,8 +68,8 @@ def _mount_form(blueprint: Blueprint, dashboard: Dashboard) -> None:
     @blueprint.post("/sign-in")
     async def sign_in() -> Response:
         form = await read_form()
-        visitor = request.cookies.get(VISITOR_COOKIE, "")
-        if not visitor or not same_origin(dashboard) or not dashboard.people.check_csrf(visitor, form.get("csrf", "")):
+        visitor, token = _visitor(), form.get("csrf", "")
+        if not visitor or not same_origin(dashboard) or not dashboard.people.check_visitor(visitor, token):
             error = "The form was too old: try once more."
             return _sign_in_page(dashboard, error=error, back=form.get("next", "/"), status=400)
         otp, ticket = form.get("otp", "").strip() or None, form.get("ticket", "")
@@ -161,7 +164,7 @@ def _sign_in_page(
     back: str = "/",
     status: int = 200,
 ) -> Response:
-    visitor = request.cookies.get(VISITOR_COOKIE, "") or secrets.token_urlsafe(24)
+    visitor = _visitor() or secrets.token_urlsafe(_VISITOR_OCTETS)
     response = plain_page(
         dashboard,
         "sign_in.html",
@@ -171,10 +174,16 @@ def _sign_in_page(
         email=email,
         ticket=ticket,
         next=local_path(back),
-        csrf=dashboard.people.csrf_token(visitor),
+        csrf=dashboard.people.visitor_token(visitor),
     )
     set_cookie(response, VISITOR_COOKIE, visitor, max_age=86_400)
     return response
+
+
+def _visitor() -> str:
+    """What this browser is known by; "": nothing that we could have given it."""
+    found = request.cookies.get(VISITOR_COOKIE, "")
+    return found if _VISITOR.fullmatch(found) else ""
 
 
 def _dead_link(dashboard: Dashboard) -> Response:

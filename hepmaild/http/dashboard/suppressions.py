@@ -14,6 +14,7 @@ from hepmaild.http.dashboard.words import no_address
 from hepmaild.mail.address import check_address
 from hepmaild.storage import audit, suppress
 from hepmaild.storage.audit import Actor
+from hepmaild.storage.message_page import still_there
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -86,10 +87,12 @@ async def _page(visit: Visit, typed: dict[str, str], errors: dict[str, str]) -> 
     )
     shown = rows[:ROWS]
     last = shown[-1] if len(rows) > ROWS else None
+    logged = await visit.store.read(still_there, visit.account_id, {row["message_id"] for row in shown} - {None})
     return await visit.render(
         "suppressions/list.html",
         status=422 if errors else 200,
         rows=shown,
+        logged=logged,
         words=words,
         first="" if behind is None else _link(words),
         older="" if last is None else _link(words, behind=f"{last['refused_at']}:{last['key']}"),

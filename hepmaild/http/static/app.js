@@ -88,6 +88,16 @@ document.addEventListener("submit", (event) => {
   if (question && !confirm(question)) event.preventDefault();
 });
 
+// A second click does not send a form again while its answer is under way: that may show a secret, and only once.
+const ANSWER_MS = 3000;
+const sent = new WeakMap();
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (event.defaultPrevented || form.target || event.submitter?.formTarget) return;
+  if (Date.now() - (sent.get(form) ?? -Infinity) < ANSWER_MS) event.preventDefault();
+  else sent.set(form, Date.now());
+});
+
 // A page that must not be left unread: <body data-leave="…">, until something with data-leave-ok is used.
 let guard = document.querySelector("[data-leave]") !== null;
 document.addEventListener("click", (event) => { if (event.target.closest("[data-leave-ok]")) guard = false; });
