@@ -8,6 +8,7 @@ from collections import Counter
 
 from hepmaild.config import RouteKind, RouteSettings, Settings, TlsMode, parse_address
 from hepmaild.config_read import Reader
+from hepmaild.mail.address import key_of
 
 
 def check(settings: Settings, reader: Reader) -> None:
@@ -65,9 +66,9 @@ def _check_senders(settings: Settings, reader: Reader) -> None:
         if sender.route not in routes:
             known = ", ".join(sorted(routes)) or "none"
             reader.report(f"{key}.route", f"there is no route {sender.route!r}; there are: {known}")
-        if sender.address.casefold() in seen:
+        if key_of(sender.address) in seen:
             reader.report(f"{key}.address", f"{sender.address} is there twice")
-        seen.add(sender.address.casefold())
+        seen.add(key_of(sender.address))
     defaults = [sender.address for sender in settings.sender if sender.default]
     if len(defaults) > 1:
         reader.report("sender", f"at most one may be the default; {', '.join(defaults)} all are")

@@ -8,6 +8,7 @@ key → rate → limits → sender → recipients → idempotency → one commit
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -54,7 +55,7 @@ from hepmaild.receipts import (
     first_receipt,
     outcome_of_attempt,
 )
-from hepmaild.storage import keys, messages
+from hepmaild.storage import keys, messages, words
 from hepmaild.storage.accept import Accept, Taken, Twin, destinations_of
 from hepmaild.storage.caps import cap_key_of
 from hepmaild.storage.directory import KeyRow
@@ -203,24 +204,26 @@ class Intake:
             return None
         return Refusal(ErrorKind.BACKLOG_FULL, "too many messages wait already: try again later", retry_after_s=60)
 
-    async def take_call(self, key: KeyIdentity, *, recipients: int = 0) -> RateState | Refusal:
+    async def take_call(self, key: KeyIdentity, *, recipients: int = 0, word: str | None = None) -> RateState | Refusal:
         """Count one call in the shared window, durably (committed when this returns).
 
-        HTTP: once per send request with a valid key, before the body is read (recipients=0).  SMTP: when the content
-        is about to be asked for, with the number of distinct recipients, so that missing credits show early.
+        HTTP: once per send request with a valid key, before the body is read (recipients=0), with the caller's word:
+        what was sent before is not refused for the day.  SMTP: when the content is about to be asked for, with the
+        number of distinct recipients, so that missing credits show early.
         Refusals: RATE_LIMITED, DAILY_LIMIT_REACHED (retry_after_s), INSUFFICIENT_CREDITS (extra: required, balance).
         Cancelled before its unit begins it counts nothing.
         """
         state: RateState | Refusal = await self._counted(
-            Door.SMTP if recipients else Door.HTTP, self._store.submit(self._call(key, recipients))
+            Door.SMTP if recipients else Door.HTTP, self._store.submit(self._call(key, recipients, word))
         )
         return state
 
-    def _call(self, key: KeyIdentity, recipients: int = 0) -> Call:
+    def _call(self, key: KeyIdentity, recipients: int = 0, word: str | None = None) -> Call:
         plan = policy.plan_of(self.settings.plans, key.plan)
         paid = 0 if key.chaos else recipients
         window_us = self.settings.smtp.replay_window_s * 1_000_000
-        return Call(key.key_id, key.account_id, plan.calls_per_minute, plan.messages_per_day, paid, window_us)
+        word = None if word is None else BY_CALLER + word
+        return Call(key.key_id, key.account_id, plan.calls_per_minute, plan.messages_per_day, paid, window_us, word)
 
     async def accept(self, submission: Submission) -> Receipt | Refusal:
         """Everything after the call was counted, up to the receipt; one that was not counted yet is counted with it.
@@ -236,8 +239,10 @@ class Intake:
         return answer
 
     async def _accept(self, submission: Submission) -> Receipt | Refusal:
-        prepared = self.check_backlog() or await self._prepare(submission)
-        call = None if submission.is_counted else self._call(submission.key)
+        prepared = await self._prepare(submission)
+        if isinstance(prepared, Prepared) and (full := self.check_backlog()) is not None:
+            prepared = await self._unless_again(submission, prepared, full)
+        call = None if submission.is_counted else self._call(submission.key, word=submission.idempotency_word)
         if isinstance(prepared, Prepared) and prepared.content.size <= PIECE_OCTETS:
             return await self._commit(submission, prepared, call)
         state: RateState | Refusal | None = await self._store.submit(call) if call is not None else None
@@ -249,6 +254,15 @@ class Intake:
             return _with_rate(prepared, state)
         await self._stage(prepared)
         return _with_rate(await self._commit(submission, prepared, None), state)
+
+    async def _unless_again(self, submission: Submission, prepared: Prepared, full: Refusal) -> Prepared | Refusal:
+        """There is no room for one more message; one that was accepted before needs none."""
+        word, life_us = self._word(submission, prepared, self._fingerprint(submission, prepared))
+        since_us = self._now_us() - life_us
+        if word is not None and await self._store.read(words.is_stored, submission.key.key_id, word, since_us):
+            return prepared
+        prepared.content.close()
+        return full
 
     async def _prepare(self, submission: Submission) -> Prepared | Refusal:
         book = await self._directory.book(submission.key.account_id)
@@ -302,7 +316,8 @@ class Intake:
         sender, kind = prepared.sender, submission.key.chaos
         route = chaos.route_of(kind) if kind else sender.route
         life_s = self.settings.delivery.expire_after_s
-        word, life_us = self._word(submission, prepared)
+        fingerprint = self._fingerprint(submission, prepared)
+        word, life_us = self._word(submission, prepared, fingerprint)
         destinations = self._destinations(route, prepared.recipients)
         left = self._left(route, destinations)
         tell = answer_on_commit if self._answers_on_commit(submission) else answer_meanwhile
@@ -327,7 +342,7 @@ class Intake:
             answer="",
             word=word,
             word_life_us=life_us,
-            fingerprint=prepared.fingerprint,
+            fingerprint=fingerprint,
             owner=self._outbox.owner,
             destinations=destinations,
             left=left,
@@ -357,13 +372,20 @@ class Intake:
         """Whether nobody is to work on any of it now, as far as this process knows."""
         return all(self._outbox.is_paused(member.route, where) for where in destinations_of(member, taken))
 
-    def _word(self, submission: Submission, prepared: Prepared) -> tuple[str | None, int]:
+    def _fingerprint(self, submission: Submission, prepared: Prepared) -> bytes:
+        """Of a message by SMTP also by the reverse-path, as it would leave: most routes do not use the client's."""
+        if submission.origin.door is not Door.SMTP:
+            return prepared.fingerprint
+        path = self._reverse_path(submission, prepared, prepared.sender.route)
+        return hashlib.sha256(prepared.fingerprint + path.encode()).digest()
+
+    def _word(self, submission: Submission, prepared: Prepared, fingerprint: bytes) -> tuple[str | None, int]:
         """The idempotency word with its namespace, and how long it lives."""
         if prepared.word is not None:
             return BY_CALLER + prepared.word, WORD_LIFE_US
         window_us = self.settings.smtp.replay_window_s * 1_000_000
         if submission.origin.door is Door.SMTP and window_us and prepared.has_own_message_id:
-            return f"r:{prepared.fingerprint.hex()}", window_us
+            return f"r:{fingerprint.hex()}", window_us
         return None, 0
 
     def _reverse_path(self, submission: Submission, prepared: Prepared, route: str) -> str:

@@ -34,7 +34,7 @@ class Found:
     """A draft with what it names, not put in yet.
 
     octets: what that comes to at most, 0 when there is nothing to do.  note: for the message's record, "" without a
-    template.
+    template.  keeps_text: the draft's own text stays as it is beside a template.
     """
 
     draft: Draft
@@ -43,6 +43,7 @@ class Found:
     wording: Wording | None = None
     values: Mapping[str, str] = field(default_factory=dict)
     uploads: Mapping[str, Upload] = field(default_factory=dict)
+    keeps_text: bool = False
 
 
 class Materials:
@@ -83,9 +84,9 @@ class Materials:
         check_sizes(draft, {each.upload_id: each.size for each in files.values()})
         octets = sum(files[each.upload_id].size for each in draft.attachments if each.upload_id)
         wording = None
+        keeps_text = bool(found is not None and draft.text and ask.values is None)
         if found is not None:
-            own_text = draft.text or found.wording.text
-            wording = replace(found.wording, text=own_text)
+            wording = replace(found.wording, text=None if keeps_text else draft.text or found.wording.text)
         elif ask.values is not None:
             wording = Wording(draft.subject, draft.html, draft.text)
         if wording is not None:
@@ -97,6 +98,7 @@ class Materials:
             wording=wording,
             values=ask.values or {},
             uploads=files,
+            keeps_text=keeps_text,
         )
 
     async def complete(self, found: Found) -> Draft:
@@ -110,6 +112,8 @@ class Materials:
             return draft
         if found.wording is not None:
             filled = await self._fill(found.wording, found.values)
+            if found.keeps_text:
+                filled = replace(filled, text=draft.text)
             if not filled.html and not filled.text:
                 raise _refused(ErrorKind.NO_BODY, "The template has no content once it is filled in.", "variables")
             draft = replace(draft, subject=filled.subject, html=filled.html or None, text=filled.text or None)

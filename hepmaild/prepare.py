@@ -16,7 +16,7 @@ import trio
 from hepmaild.config import LimitSettings, RecipientsFrom, SmtpSettings
 from hepmaild.errors import ErrorKind, Refusal, SecretsUnavailable, StoreUnavailable
 from hepmaild.mail import compose, dkim, ids
-from hepmaild.mail.address import domain_of
+from hepmaild.mail.address import domain_of, key_of
 from hepmaild.mail.content import Content, ContentBuilder
 from hepmaild.mail.dkim import Signer
 from hepmaild.mail.headers import format_date, normalised
@@ -185,7 +185,7 @@ class Preparer:
         )
         if signers:
             head = _signatures(head, source, found.header_end, signers, at_us) + head
-        fingerprint = _fingerprint(submission, source, recipients)  # before `_join`, which closes a spooled source
+        fingerprint = _fingerprint(source, recipients)  # before `_join`, which closes a spooled source
         return Prepared(
             message_id=message_id,
             header_message_id=header_id,
@@ -275,10 +275,10 @@ def _recipients(submission: Submission, found: Inspected, settings: PrepareSetti
     return recipients
 
 
-def _fingerprint(submission: Submission, source: Content, recipients: tuple[Recipient, ...]) -> bytes:
-    """Equal for the same content, reverse-path and recipients, whichever order these are in."""
-    envelope = sorted(r.address.casefold() for r in recipients)
-    digest = hashlib.sha256("\n".join(["smtp", submission.reverse_path or "", *envelope, ""]).encode())
+def _fingerprint(source: Content, recipients: tuple[Recipient, ...]) -> bytes:
+    """Equal for the same content and recipients, whichever order these are in."""
+    envelope = sorted(key_of(r.address) for r in recipients)
+    digest = hashlib.sha256("\n".join(["smtp", *envelope, ""]).encode())
     if source.is_spooled:
         for piece in source.chunks():
             digest.update(piece)

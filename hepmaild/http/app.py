@@ -29,6 +29,7 @@ from hepmaild.http.call import Call, comes_by_tls, open_call
 from hepmaild.http.compat import HttpConnection, Request
 from hepmaild.http.dashboard.frame import Dashboard, keep_tokens, plain_page
 from hepmaild.http.dashboard.mount import mount
+from hepmaild.http.docs_page import PATH as DOCS_PATH
 from hepmaild.http.docs_page import docs_blueprint
 from hepmaild.http.errors import finish, json_response, refuse
 from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies
@@ -197,7 +198,8 @@ class App(QuartTrio):
 
     def _to_https(self, request: QuartRequest | QuickRequest, call: Call) -> Any:
         base = self.surroundings.public_url or _named_by(request.headers.get("Host", ""), self.surroundings.https_port)
-        if call.is_api or not base.startswith("https://"):
+        is_page = not call.is_api or (request.path == DOCS_PATH and request.method in {"GET", "HEAD"})
+        if not is_page or not base.startswith("https://"):
             return refuse(Refusal(ErrorKind.HTTPS_REQUIRED, "Use https:// instead of http://."), call)
         target = base + quote(request.path, safe="/~!$&'()*+,;=:@-._")
         if request.query_string:

@@ -44,18 +44,16 @@ def check_readable(authorization: str | None) -> None:
 
 
 async def identify(
-    intake: Intake, call: Call, authorization: str | None, needs: Permission | None = None
+    intake: Intake, call: Call, authorization: str | None, needs: Permission | None = None, word: str | None = None
 ) -> KeyIdentity:
     """Whose request this is, counted in the shared window.
 
-    needs: which permission the key must have instead of `http`.
-
-    needs: which permission the key must have instead of `http`.
+    needs: which permission the key must have instead of `http`.  word: the caller's idempotency word.
 
     Raises RefusedError (401, 403 or 429) and StoreUnavailable (503).  Cancelled before the count, nothing is counted.
     """
     key = await recognise(intake, call, authorization, needs)
-    await count(intake, call, key)
+    await count(intake, call, key, word)
     return key
 
 
@@ -79,12 +77,12 @@ async def recognise(
     return key
 
 
-async def count(intake: Intake, call: Call, key: KeyIdentity) -> None:
+async def count(intake: Intake, call: Call, key: KeyIdentity, word: str | None = None) -> None:
     """Count the request in the shared window.
 
     Raises RefusedError (429) and StoreUnavailable (503).  Cancelled before the count, nothing is counted.
     """
-    taken = await intake.take_call(key)
+    taken = await intake.take_call(key, word=word)
     if isinstance(taken, Refusal):
         raise RefusedError(taken)
     call.rate = taken

@@ -78,6 +78,7 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         Kind.INVALID_IDEMPOTENCY_KEY,
         "Idempotency-Key must be 1 to 256 printable characters, and stand there once.",
+        field="Idempotency-Key",
     ),
     Refusal(
         Kind.UNKNOWN_UPLOAD,

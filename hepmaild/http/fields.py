@@ -102,7 +102,8 @@ def check_fields(request: SendRequest, max_recipients: int) -> Wanted:
             _read_attachment(item, f"attachments[{index}]") for index, item in enumerate(request.attachments or ())
         ),
     )
-    if not any(each.upload_id for each in draft.attachments):
+    # What is only named is looked up first: a name that is none is told before anything is too large.
+    if not any(each.upload_id for each in draft.attachments) and not ask.names_template:
         check_sizes(draft)
     return Wanted(draft, tuple(recipients.values()), ask)
 
@@ -253,5 +254,5 @@ def read_idempotency_word(values: list[str]) -> str | None:
         word = word.encode("latin-1").decode("utf-8")
     if len(set(values)) > 1 or not 1 <= len(word) <= 256 or not word.isprintable():
         text = "Idempotency-Key must be 1 to 256 printable characters, and stand there once."
-        raise RefusedError(Refusal(ErrorKind.INVALID_IDEMPOTENCY_KEY, text))
+        raise RefusedError(Refusal(ErrorKind.INVALID_IDEMPOTENCY_KEY, text, field="Idempotency-Key"))
     return word

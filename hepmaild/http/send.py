@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from hepmaild.http.limits import MemoryGate, Timeouts
 from hepmaild.http.quick import QuickRequest
 from hepmaild.intake import Intake
 from hepmaild.mail.content import Content
-from hepmaild.mail.sizes import MAX_TOTAL_OCTETS
+from hepmaild.mail.sizes import MAX_TOTAL_OCTETS, SIZE_KINDS
 from hepmaild.mail.submission import (
     Door,
     Draft,
@@ -107,14 +108,14 @@ class SendDesk:
         authorization = request.headers.get("Authorization")
         if endpoint.unreadable_is_missing:
             check_readable(authorization)
-        key = await identify(self.intake, call, authorization, endpoint.needs)
+        key = await identify(self.intake, call, authorization, endpoint.needs, _word_for_count(request))
         check_length(request, self.max_request)
         body = await read_body(request, self.max_request, self.timeouts, self.spool_dir, self.files)
         try:
             check_media_type(request)
             read = await endpoint.reader(key)
             if body.content.size <= THREAD_OCTETS:
-                wanted = read(body.content, self.max_recipients)
+                wanted = _judged(request, partial(read, body.content, self.max_recipients))
                 found = await self.materials.find(key, wanted.draft, wanted.ask)
                 if found.octets <= THREAD_OCTETS:
                     return await self._accept(request, call, key, body, wanted.recipients, found, endpoint)
@@ -122,7 +123,8 @@ class SendDesk:
                 async with self.gate.admit(min(found.octets, MAX_TOTAL_OCTETS)):
                     return await self._accept(request, call, key, body, wanted.recipients, found, endpoint)
             async with self.gate.admit(body.content.size):
-                wanted = await trio.to_thread.run_sync(read, body.content, self.max_recipients, limiter=self.threads)
+                reading = partial(_judged, request, partial(read, body.content, self.max_recipients))
+                wanted = await trio.to_thread.run_sync(reading, limiter=self.threads)
                 found = await self.materials.find(key, wanted.draft, wanted.ask)
                 return await self._accept(request, call, key, body, wanted.recipients, found, endpoint)
         finally:
@@ -140,17 +142,17 @@ class SendDesk:
             check_length(request, self.max_request)
             check_media_type(request)
             read = await endpoint.reader(key)
-            wanted = read(body.content, self.max_recipients)
+            wanted = _judged(request, partial(read, body.content, self.max_recipients))
             found = await self.materials.find(key, wanted.draft, wanted.ask)
             # A few words may name megabytes; those wait for room in memory.
             is_small = found.octets <= THREAD_OCTETS
             ready = await self._complete(request, wanted.recipients, found) if is_small else None
         except RefusedError:
-            await count(self.intake, call, key)
+            await count(self.intake, call, key, _word_for_count(request))
             raise
         if ready is not None:
             return await self._submit(request, call, key, body, ready, endpoint, is_counted=False)
-        await count(self.intake, call, key)
+        await count(self.intake, call, key, _word_for_count(request))
         async with self.gate.admit(min(found.octets, MAX_TOTAL_OCTETS)):
             return await self._accept(request, call, key, body, wanted.recipients, found, endpoint)
 
@@ -171,7 +173,7 @@ class SendDesk:
         self, request: Request | QuickRequest, recipients: tuple[Recipient, ...], found: Found
     ) -> _Ready:
         draft = await self.materials.complete(found)
-        return _Ready(recipients, draft, found.note, read_idempotency_word(request.headers.getlist("Idempotency-Key")))
+        return _Ready(recipients, draft, found.note, _word_of(request))
 
     async def _submit(
         self,
@@ -200,6 +202,29 @@ class SendDesk:
             raise RefusedError(answer)
         call.rate = answer.rate or call.rate
         return endpoint.respond(answer)
+
+
+def _word_of(request: Request | QuickRequest) -> str | None:
+    return read_idempotency_word(request.headers.getlist("Idempotency-Key"))
+
+
+def _word_for_count(request: Request | QuickRequest) -> str | None:
+    """As it stands there: what is wrong with it is told in its turn."""
+    with suppress(RefusedError):
+        return _word_of(request)
+    return None
+
+
+def _judged(request: Request | QuickRequest, read: Callable[[], Wanted]) -> Wanted:
+    """What `read` gives; a bad idempotency word is told before anything is too large."""
+    try:
+        wanted = read()
+    except RefusedError as error:
+        if error.refusal.kind in SIZE_KINDS:
+            _word_of(request)
+        raise
+    _word_of(request)
+    return wanted
 
 
 def _steps(request: Request | QuickRequest, body: Received, key: KeyIdentity, tls: str, note: str) -> tuple[Step, ...]:

@@ -62,7 +62,7 @@ def check_address(address: str) -> str:
 
 def key_of(address: str) -> str:
     """What two spellings of the same address have in common: compare and count by this."""
-    return address.casefold()
+    return address.lower()
 
 
 def domain_of(address: str) -> str:

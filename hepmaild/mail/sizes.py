@@ -12,6 +12,7 @@ MAX_BODY_OCTETS = 10 << 20
 MAX_ATTACHMENTS = 10
 MAX_ATTACHMENT_OCTETS = 15 << 20
 MAX_TOTAL_OCTETS = 18 << 20
+SIZE_KINDS = frozenset({ErrorKind.BODY_TOO_LARGE, ErrorKind.TOO_MANY_ATTACHMENTS, ErrorKind.ATTACHMENT_TOO_LARGE})
 
 
 def check_sizes(draft: Draft, uploaded: Mapping[str, int] | None = None) -> None:

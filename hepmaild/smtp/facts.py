@@ -50,8 +50,8 @@ class SessionFacts:
 class TransactionFacts:
     """From MAIL until the message is answered.
 
-    recipients: distinct, as normalised, by their casefolded form.  refused_recipient: a RCPT was refused, so that a
-    pipelined DATA behind it is no wrong command.  content_lost: it could not be kept.
+    recipients: distinct, as normalised, by their `key_of`.  refused_recipient: a RCPT was refused, so that a pipelined
+    DATA behind it is no wrong command.  content_lost: it could not be kept.
     """
 
     reverse_path: str

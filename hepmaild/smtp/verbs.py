@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
+from hepmaild.mail.address import key_of
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.wire import ChunkDecoder
 from hepmaild.smtp import commands, replies
@@ -119,7 +120,7 @@ class VerbLayer(ContentLayer):
             transaction.refused_recipient = True
             self._say(replies.line(Reply(501, "5.1.3", str(problem))))
             return
-        key = address.casefold()
+        key = key_of(address)
         if key not in transaction.recipients:
             if len(transaction.recipients) >= self._max_recipients:
                 text = f"Too many recipients, {self._max_recipients} at most; send the rest in another message"

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
+from hepmaild.mail.address import key_of
 from hepmaild.own_routes import is_own, server_of
 from hepmaild.storage import caps
 from hepmaild.storage.directory import bump
@@ -20,7 +21,7 @@ def put(
 
     Another cap is obeyed at once, also by what waits.
     """
-    key = address.casefold()
+    key = key_of(address)
     same = (sender.c.account_id == account_id) & (sender.c.address_key == key)
     _refuse_own(conn, account_id, key)
     if is_default:
@@ -35,9 +36,9 @@ def put(
 
 def remove(conn: Connection, *, address: str, account_id: str) -> None:
     """Take a sender away; raises ValueError when there is none."""
-    _refuse_own(conn, account_id, address.casefold())
+    _refuse_own(conn, account_id, key_of(address))
     gone = conn.execute(
-        delete(sender).where(sender.c.account_id == account_id, sender.c.address_key == address.casefold())
+        delete(sender).where(sender.c.account_id == account_id, sender.c.address_key == key_of(address))
     )
     if not gone.rowcount:
         raise ValueError(f"there is no sender {address} there; `hepmaild sender list` shows all")

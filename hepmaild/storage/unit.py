@@ -33,8 +33,8 @@ DAY_US = 86_400_000_000
 class Call:
     """One call of a key, to be let through or not.  recipients > 0: refuse already what the balance cannot pay.
 
-    Unless it may be a call that was made before (within `replay_window_us`, or by its word): that costs nothing, which
-    only its content shows.
+    Unless it may be a call that was made before: that costs nothing, which only its content shows.  word: the caller's
+    own, with its namespace, where it is known by now.  replay_window_us: for how long SMTP's calls may come again.
     Result: `RateState` or `Refusal` (RATE_LIMITED, DAILY_LIMIT_REACHED, INSUFFICIENT_CREDITS).
     """
 
@@ -44,6 +44,7 @@ class Call:
     messages_per_day: int
     recipients: int
     replay_window_us: int = 0
+    word: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,12 +219,17 @@ def _decide_call(
             # Some of them may be suppressed, and cost nothing: then the content is waited for.
             accept.check_balance(purse, call.recipients) if call.recipients and not purse.suppresses else None
         )
-        if refusal is not None and not words.may_be_again(
-            conn, call.account_id, call.key_id, call.recipients, call.replay_window_us, now_us
-        ):
+        if refusal is not None and not _may_be_again(conn, call, now_us):
             return dataclasses.replace(refusal, rate=window.state(limit))
     window.take(limit)
     return window.state(limit)
+
+
+def _may_be_again(conn: Connection, call: Call, now_us: int) -> bool:
+    if call.recipients:
+        args = (call.account_id, call.key_id, call.recipients, call.replay_window_us, now_us)
+        return words.may_be_again(conn, *args)
+    return call.word is not None and words.is_stored(conn, call.key_id, call.word, now_us - words.DAY_US)
 
 
 def _write_answers(conn: Connection, answered: list[Answer]) -> None:

@@ -31,12 +31,19 @@ def may_be_again(
 ) -> bool:
     """Whether the account's latest messages include one that this key would be told of again, and not pay for again.
 
-    recipients: as many as it must have; 0: not known.
+    By SMTP, where the word is not known yet.  recipients: as many as it must have.
     """
     return any(
-        at_us > now_us - (DAY_US if word.startswith(BY_CALLER) else replay_window_us) and recipients in (0, of_message)
+        at_us > now_us - (DAY_US if word.startswith(BY_CALLER) else replay_window_us) and recipients == of_message
         for word, at_us, of_message in _WORDS.ask(conn, account=account_id, the_key=key_id)
     )
+
+
+def is_stored(conn: Connection, key_id: str, word: str, since_us: int) -> bool:
+    """Whether this key used the word for a message that was accepted after `since_us`."""
+    found = select(idempotency.c.at_us).where(idempotency.c.key_id == key_id, idempotency.c.word == word)
+    at_us = conn.execute(found).scalar()
+    return at_us is not None and at_us > since_us
 
 
 def free_if_refused(conn: Connection, message_id: str) -> bool:

@@ -248,7 +248,8 @@ def test_another_media_type(daemon: Daemon, key: str) -> None:
 
 
 def test_idempotency(daemon: Daemon, key: str, sink: CaptureSink) -> None:
-    check(post(daemon, GOOD, key, headers={"Idempotency-Key": "x" * 257}), 400, "INVALID_IDEMPOTENCY_KEY")
+    too_long = post(daemon, GOOD, key, headers={"Idempotency-Key": "x" * 257})
+    check(too_long, 400, "INVALID_IDEMPOTENCY_KEY", "Idempotency-Key")
     first = post(daemon, GOOD, key, headers={"Idempotency-Key": "order 1"})
     again = post(daemon, GOOD, key, headers={"Idempotency-Key": "order 1"})
     assert (again[0], again[1]) == (first[0], first[1])

@@ -46,6 +46,7 @@ class ScriptedIntake(Intake):
         self.peers: list[str] = []
         self.needed: list[Permission | None] = []
         self.calls = 0
+        self.words: list[str | None] = []
         self.submissions: list[Submission] = []
 
     async def authenticate(
@@ -58,7 +59,8 @@ class ScriptedIntake(Intake):
             return Refusal(ErrorKind.INVALID_KEY, "this is not a valid API key")
         return _told(self.verdict)  # type: ignore[no-any-return]
 
-    async def take_call(self, key: KeyIdentity, *, recipients: int = 0) -> RateState | Refusal:
+    async def take_call(self, key: KeyIdentity, *, recipients: int = 0, word: str | None = None) -> RateState | Refusal:
+        self.words.append(word)
         assert key is IDENTITY
         assert recipients == 0
         self.calls += 1
@@ -67,7 +69,7 @@ class ScriptedIntake(Intake):
     async def accept(self, submission: Submission) -> Receipt | Refusal:
         state: RateState | Refusal | None = None
         if not submission.is_counted:
-            state = await self.take_call(submission.key)
+            state = await self.take_call(submission.key, word=submission.idempotency_word)
             if isinstance(state, Refusal):
                 return state
         self.submissions.append(submission)

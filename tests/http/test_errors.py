@@ -39,6 +39,9 @@ async def test_plain_http(door: Running) -> None:
         assert (await client.get("/v1/emails")).json()["code"] == "https_required"
         page = await client.get("/log?a=b%20c")
         assert (page.status_code, page.headers["location"]) == (308, "https://hep.gg/log?a=b%20c")
+        page = await client.get("/api/docs")
+        assert (page.status_code, page.headers["location"]) == (308, "https://hep.gg/api/docs")
+        assert code_of(await client.post("/api/docs"), 403) == "HTTPS_REQUIRED"
     assert door.intake.calls == 0
 
 
@@ -201,7 +204,25 @@ async def test_fields(door: Running, change: dict[str, Any], code: str, field: s
 
 @pytest.mark.parametrize("word", ["", "x" * 257, "a\tb"])
 async def test_idempotency_words(door: Running, word: str) -> None:
-    assert code_of(await door.post(headers={"Idempotency-Key": word}), 400) == "INVALID_IDEMPOTENCY_KEY"
+    answer = await door.post(headers={"Idempotency-Key": word})
+    assert code_of(answer, 400) == "INVALID_IDEMPOTENCY_KEY"
+    assert answer.json()["field"] == "Idempotency-Key"
+    assert door.intake.calls == 1
+
+
+@pytest.mark.parametrize("is_large", [False, True], ids=["at once", "read in pieces"])
+async def test_the_word_is_judged_before_what_is_too_large_and_known_when_the_call_is_counted(
+    door: Running, is_large: bool
+) -> None:
+    files = [{"filename": "a", "content": "A" * (40_000 if is_large else 4)}] * 11
+    too_many = {**GOOD, "attachments": files}
+    bad = await door.post(too_many, headers={"Idempotency-Key": "x" * 257})
+    assert code_of(bad, 400) == "INVALID_IDEMPOTENCY_KEY"
+    good = await door.post(too_many, headers={"Idempotency-Key": "order-1"})
+    assert code_of(good, 413) == "TOO_MANY_ATTACHMENTS"
+    unknown = await door.post({**too_many, "templateKey": "nope", "subject": None})
+    assert code_of(unknown, 400) == "UNKNOWN_TEMPLATE"
+    assert door.intake.words == [None, "order-1", None]
 
 
 MB = 1 << 20

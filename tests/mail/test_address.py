@@ -87,6 +87,8 @@ def test_bad_mailboxes(bad: str) -> None:
 
 def test_keys_and_domains() -> None:
     assert key_of("A@B.c") == key_of("a@b.C")
+    assert key_of("\u00dcl\u00df@b.c") == key_of("\u00fcl\u00df@b.c")
+    assert key_of("stra\u00dfe@b.c") != key_of("strasse@b.c"), "another letter is another mailbox"
     assert domain_of("a@b.c") == "b.c"
 
 

@@ -82,6 +82,9 @@ async def test_a_template_by_id_by_key_and_by_both(materials: Materials, books: 
     assert (draft.subject, draft.html, draft.text) == ("Hi ", "<p></p>", "Hi .")
     draft, _ = await make(materials, books, replace(DRAFT, text="Mine, {{name}}"), Ask(T1, None, {"name": "Bo"}))
     assert (draft.html, draft.text) == ("<p>Bo</p>", "Mine, Bo")
+    # Without `variables` one's own words stay as they are.
+    draft, _ = await make(materials, books, replace(DRAFT, text="Mine, {{name}}"), Ask(T1))
+    assert (draft.subject, draft.html, draft.text) == ("Hi ", "<p></p>", "Mine, {{name}}")
 
 
 async def test_unknown_templates_are_refused(materials: Materials, books: Books) -> None:
