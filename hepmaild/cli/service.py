@@ -133,7 +133,10 @@ def db_check(settings: Settings, as_json: bool) -> None:
 @json_option
 @with_settings
 def db_backup(settings: Settings, file: Path, as_json: bool) -> None:
-    """Copy a SQLite database to FILE, also while the daemon runs; FILE is replaced at the end."""
+    """Copy a SQLite database to FILE, also while the daemon runs.
+
+    FILE is replaced at the end, if it is an older copy, or empty.
+    """
     _check_source(settings)
 
     async def copy(store: Store) -> None:

@@ -40,6 +40,8 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 READERS = 4
+LOCK_NAME = "hepmaild.lock"  # of the daemon, in the state directory
+_HEADER = b"SQLite format 3\0"  # https://www.sqlite.org/fileformat.html
 LATE_SYNC_S = 0.2
 CHECKPOINT_ROWS = 4_000  # changed rows after which the write-ahead log is copied back
 LONG_LOG_PAGES = 16_000  # of 4 KiB; a log of so many starts anew at its beginning
@@ -441,7 +443,7 @@ class SqliteBackend:
         """Copy the database, as it is at one moment, to `target` (replaced at the end, mode 0600), while it is used.
 
         progress: called in a thread with (pages left, pages in all).  Cancelled, it leaves no file.  Raises OSError,
-        `StoreUnavailable`, ValueError when `target` is the database itself.
+        `StoreUnavailable`, ValueError when `target` is the database itself, or there and no copy of one.
         """
         gone = False
 
@@ -465,6 +467,14 @@ class SqliteBackend:
             is_own = os.path.realpath(target) == os.path.realpath(own)
             if is_own or (target.exists() and own.exists() and target.samefile(own)):
                 raise ValueError(f"{target} is the database itself ({own}): name another file for the copy")
+        if not target.exists():
+            return
+        with target.open("rb") as file:
+            begin = file.read(len(_HEADER))
+        if target.name == LOCK_NAME or (begin and begin != _HEADER):  # a slip of the fingers, onto secrets.key
+            raise ValueError(
+                f"{target} is there and is no copy of a database: name another file, or take it away first"
+            )
 
     def _backup(self, target: Path, tick: Callable[[int, int, int], None]) -> None:
         self._check_target(target)

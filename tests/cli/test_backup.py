@@ -34,6 +34,21 @@ def test_the_database_is_no_place_for_its_copy(cli: Any, tmp_path: Path, name: s
     assert [row["email"] for row in cli.json("account", "list")] == [ME]
 
 
+@pytest.mark.parametrize("name", ["secrets.key", "hepmaild.lock", "../notes.txt"])
+def test_only_copies_are_replaced(cli: Any, tmp_path: Path, name: str) -> None:
+    cli.ok("account", "add", ME)
+    target = tmp_path / "state" / name
+    target.write_text("" if name == "hepmaild.lock" else "precious")
+    said = cli.refused("db", "backup", str(target))
+    assert "is no copy of a database" in said
+    assert target.read_text() in ("", "precious")
+    copy = tmp_path / "copy.db"
+    copy.touch()  # as mktemp leaves it
+    for _ in range(2):
+        cli.ok("db", "backup", str(copy))
+    assert copy.stat().st_size > 0
+
+
 def test_without_a_database_there_is_no_copy(cli: Any, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     said = cli.refused("db", "backup", str(copy))

@@ -391,7 +391,7 @@ async def test_deleted_content_gives_its_disk_back(opener: Opener, tmp_path: Pat
 async def test_an_online_copy(opener: Opener, tmp_path: Path) -> None:
     target = tmp_path / "copies" / "copy.db"
     target.parent.mkdir()
-    target.write_text("an older copy")
+    target.write_bytes(b"SQLite format 3\0 of an older copy")
     ticks: list[tuple[int, int]] = []
     stop = False
     with trio.fail_after(DEADLINE_S):
