@@ -40,7 +40,6 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 READERS = 4
-LOCK_NAME = "hepmaild.lock"  # of the daemon, in the state directory
 _HEADER = b"SQLite format 3\0"  # https://www.sqlite.org/fileformat.html
 LATE_SYNC_S = 0.2
 CHECKPOINT_ROWS = 4_000  # changed rows after which the write-ahead log is copied back
@@ -471,10 +470,8 @@ class SqliteBackend:
             return
         with target.open("rb") as file:
             begin = file.read(len(_HEADER))
-        if target.name == LOCK_NAME or (begin and begin != _HEADER):  # a slip of the fingers, onto secrets.key
-            raise ValueError(
-                f"{target} is there and is no copy of a database: name another file, or take it away first"
-            )
+        if begin and begin != _HEADER:  # a slip of the fingers, onto secrets.key
+            raise ValueError(f"{target} is no copy of a database: name another file, or take it away first")
 
     def _backup(self, target: Path, tick: Callable[[int, int, int], None]) -> None:
         self._check_target(target)
