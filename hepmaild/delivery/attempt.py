@@ -173,7 +173,7 @@ class Runner:
         content = await self._content(flight.job)
         try:
             if route.kind is RouteKind.SMTP:
-                return await self._attempt_smtp(flight, flight.track.hosts, content)
+                return await self._attempt_smtp(flight, flight.track.hosts_of(flight.route), content)
             verdicts = await self._attempt_sandbox(flight, route, content, route.misbehave, route.misbehave_s)
         finally:
             content.close()
@@ -296,7 +296,9 @@ class Runner:
         verdicts = self._verdicts(flight, failure)
         connection, flight.connection = flight.connection, None
         assert connection is not None
-        keep = connection.machine.usable and connection.sent < flight.route.messages_per_connection
+        keep = (
+            connection.machine.usable and connection.sent < flight.route.messages_per_connection and flight.is_current
+        )
         if keep:
             connection.idle_since = trio.current_time()
             flight.place.kept.append(connection)  # somebody else may use it while the report is written

@@ -103,7 +103,7 @@ class Courier:
             if failure is None or connection.machine.transaction is not None:
                 place.host_works(host)
                 return failure
-            if len(hosts) > 1:
+            if len(hosts) > 1 and flight.is_current:
                 place.host_failed(host, self._time())
             if n == len(order) or self._time() > flight.lease_ends - self.margin_s:
                 break
@@ -123,9 +123,9 @@ class Courier:
             if failure is None or failure.stage is not Stage.TLS or number == len(ways):
                 return failure
             self.note(flight, failure)
-            if is_strict:
+            if is_strict and flight.is_current:
                 flight.place.go_lax(host, self._time())
-            else:
+            elif flight.is_current:
                 flight.place.go_plain(host, self._time())
             await flight.connection.discard()
         raise AssertionError("there is always a way")
@@ -138,13 +138,13 @@ class Courier:
         enforced, so that the transcript says what would have been, then as if there were none.
         """
         place, now = flight.place, trio.current_time()
-        may_be_plain = host.tls is TlsMode.OPPORTUNISTIC
+        may_be_plain = host.tls is TlsMode.OPPORTUNISTIC and not flight.route.credentials
         if may_be_plain and now < place.plain_until.get(host.address, 0.0):
             return [(TlsMode.NONE, False)]
         ways = [(host.tls, False)]
         if host.policy is not None and host.policy.testing and now >= place.lax_until.get(host.address, 0.0):
             ways.insert(0, (host.tls, True))
-        if may_be_plain and not flight.route.credentials:
+        if may_be_plain:
             ways.append((TlsMode.NONE, False))
         return ways
 
@@ -165,8 +165,9 @@ class Courier:
             if connection.stage is Stage.CONNECT:
                 context, host = None, connection.host
                 if host.tls is not TlsMode.NONE:
+                    verified = host.is_verified or connection.is_strict
                     try:
-                        context = flight.track.tls_context(verified=host.is_verified or connection.is_strict)
+                        context = flight.track.tls_context(flight.route, verified=verified)
                     except OSError as error:  # ssl.SSLError is one
                         text = f"tls_ca {flight.route.tls_ca!r} cannot be used: {error}"
                         return Failed(Stage.CONNECT, None, text)
@@ -273,7 +274,12 @@ def make_envelope(flight: Flight, content: Content) -> Envelope:
 
 
 async def take_kept(flight: Flight, hosts: Sequence[Host]) -> Connection | None:
-    """The kept connection that was used last, if it still lives and will do; dead ones are closed."""
+    """The kept connection that was used last, if it still lives and will do; dead ones are closed.
+
+    A flight whose route was replaced takes none: they are the new one's.
+    """
+    if not flight.is_current:
+        return None
     kept = flight.place.kept
     if flight.route.kind is RouteKind.SMTP:
         while kept:

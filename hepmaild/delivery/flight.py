@@ -53,6 +53,9 @@ class Flight:
     bounds: of what is waited for now, so that a drain can cut it short.  chosen: which recipients take
     part, None: all.  is_refused: the store took no report, since the lease was lost.  is_given_back: no attempt was
     made, since somebody paused what it was for.
+
+    route: all that the attempt goes by (hosts, TLS, credentials) is this one's.  The track's may be another by now, and
+    then what belongs together would come from two: an old password would go to a new host.
     """
 
     job: Job
@@ -74,3 +77,8 @@ class Flight:
     is_refused: bool = False
     is_given_back: bool = False
     is_stalled: bool = False
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the track still has the flight's route: otherwise nothing it keeps fits, and it learns nothing."""
+        return self.route is self.track.route

@@ -9,7 +9,6 @@ forgotten once there are many.
 
 from __future__ import annotations
 
-import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, ValuesView
 
@@ -18,7 +17,7 @@ import trio
 from hepmaild.delivery.connections import Connection
 from hepmaild.delivery.hops import Resolve
 from hepmaild.delivery.route import OwnWays, Route, chaos_route, missing_route
-from hepmaild.delivery.track import Track
+from hepmaild.delivery.track import Contexts, Track
 from hepmaild.mail.chaos import is_chaos
 from hepmaild.own_routes import is_own, label_of
 
@@ -46,7 +45,7 @@ class Tracks:
         self._own_busy = 0  # workers that own servers hold
         self._own_stalled = 0
         self._held: deque[Track] = deque()  # own ones that wait for others of their kind; they stay `listed`
-        self._contexts: dict[bool, ssl.SSLContext] = {}  # one for all own servers: it holds every authority there is
+        self._contexts: Contexts = {}  # of all own servers: each holds every authority there is
 
     def __len__(self) -> int:
         return len(self._by_name)

@@ -30,7 +30,10 @@ class Waiting:
 
 
 class MemoryQueue:
-    """See the module's page.  `attempts` and `outcomes` are the record; `changed` is set at each report and release."""
+    """See the module's page.  `attempts` and `outcomes` are the record; `changed` is set at each report and release.
+
+    load_s: how long a content takes to be read.
+    """
 
     def __init__(self, now_us: Callable[[], int]) -> None:
         self.now_us = now_us
@@ -44,6 +47,7 @@ class MemoryQueue:
         self.claims = 0
         self.patient_claims = 0
         self.is_down = False
+        self.load_s = 0.0
         self.refuse_mark = False
         self.on_mark: Callable[[Job], None] | None = None
         self.changed = trio.Event()
@@ -124,6 +128,7 @@ class MemoryQueue:
 
     async def load(self, job: Job) -> Content:
         await self._unit()
+        await trio.sleep(self.load_s)
         return Content(self.messages[job.message_id].body)
 
     def _mine(self, job: Job) -> Waiting | None:
