@@ -440,6 +440,13 @@ def _tls_reason(error: BaseException) -> str:
     return "the connection was lost during the handshake"
 
 
+async def discard_all(connections: Sequence[Connection]) -> None:
+    """Close all of them without a word.  Closed also when cancelled."""
+    async with trio.open_nursery() as nursery:
+        for connection in connections:
+            nursery.start_soon(connection.discard)
+
+
 async def close_all(connections: Sequence[Connection], now_us: Callable[[], int]) -> None:
     """Say QUIT on all of them, at once: each takes a few seconds at most."""
     async with trio.open_nursery() as nursery:

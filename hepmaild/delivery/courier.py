@@ -18,7 +18,7 @@ import trio
 from hepmaild.config import RouteKind, TlsMode
 from hepmaild.delivery.capabilities import Envelope
 from hepmaild.delivery.client import Do, Failed, Stage
-from hepmaild.delivery.connections import Connect, Connection, Patience
+from hepmaild.delivery.connections import Connect, Connection, Patience, discard_all
 from hepmaild.delivery.flight import Flight, LeaseLost
 from hepmaild.delivery.job import Queue
 from hepmaild.delivery.public import connect_public
@@ -73,9 +73,11 @@ class Courier:
 
         `flight.connection` is the one that was used last; it is the caller's to keep or to close.
         """
-        kept = await take_kept(flight, hosts)
+        kept, dead = take_kept(flight, hosts)
+        flight.connection = kept
+        if dead:
+            await discard_all(dead)
         if kept is not None:
-            flight.connection = kept
             kept.machine.transcript = flight.transcript
             kept.machine.transaction = None
             text = f"kept connection to {kept.label}, message {kept.sent + 1}"
@@ -273,28 +275,23 @@ def make_envelope(flight: Flight, content: Content) -> Envelope:
     )
 
 
-async def take_kept(flight: Flight, hosts: Sequence[Host]) -> Connection | None:
-    """The kept connection that was used last, if it still lives and will do; dead ones are closed.
+def take_kept(flight: Flight, hosts: Sequence[Host]) -> tuple[Connection | None, list[Connection]]:
+    """The kept connection that was used last, if it still lives and will do; and those that the caller is to close.
 
+    Without a pause: while somebody waits others change what the place keeps, and two attempts would have the same one.
     A flight whose route was replaced takes none: they are the new one's.
     """
+    dead: list[Connection] = []
     if not flight.is_current:
-        return None
-    kept = flight.place.kept
-    if flight.route.kind is RouteKind.SMTP:
-        while kept:
-            connection = kept.pop()
-            if connection.route is flight.route and connection.is_alive():
-                return connection
-            await connection.discard()
-        return None
+        return None, dead
+    kept, is_alone = flight.place.kept, flight.route.kind is RouteKind.SMTP
     for n in range(len(kept) - 1, -1, -1):
-        if n < len(kept) and (kept[n].route is not flight.route or _will_do(kept[n], hosts)):
+        if is_alone or kept[n].route is not flight.route or _will_do(kept[n], hosts):
             connection = kept.pop(n)
             if connection.route is flight.route and connection.is_alive():
-                return connection
-            await connection.discard()
-    return None
+                return connection, dead
+            dead.append(connection)
+    return None, dead
 
 
 def _will_do(kept: Connection, hosts: Sequence[Host]) -> bool:
