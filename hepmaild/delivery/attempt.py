@@ -81,7 +81,7 @@ class Runner:
     ) -> None:
         self._own = own
         self.flights: dict[Flight, None] = {}  # the longest under way first
-        self.report_until = float("inf")  # a drain sets it
+        self.report_until = float("inf")  # `end_by` sets it
         self._queue = queue
         self._courier = Courier(queue, hostname, connect=connect, now_us=now_us, timers=timers, own=own)
         self._sandbox = sandbox
@@ -98,6 +98,15 @@ class Runner:
         courier.attempt_timeout_s = settings.attempt_timeout_s
         courier.margin_s = min(LEASE_MARGIN_S, settings.attempt_timeout_s / 10)
         courier.dot_timeout_s = min(settings.final_dot_timeout_s, settings.attempt_timeout_s - courier.margin_s)
+
+    def end_by(self, cut_at: float, report_until: float) -> None:
+        """The daemon ends.  What still waits past its dot at `cut_at` is in doubt, and has until then to say so."""
+        self.report_until = min(self.report_until, report_until)
+        self._courier.cut_at = min(self._courier.cut_at, cut_at)
+        for flight in self.flights:
+            if flight.bounds is not None:
+                until = cut_at if flight.verdicts is None else report_until
+                flight.bounds.deadline = min(flight.bounds.deadline, until)
 
     async def attempt(self, flight: Flight) -> End:
         """Make one attempt and report it.
@@ -225,9 +234,9 @@ class Runner:
             return part.refusals
         with trio.CancelScope() as scope:
             if part.doubts is not None:
-                await self._courier.mark(flight, scope)
                 flight.bounds = scope
-                scope.deadline = trio.current_time() + self._courier.dot_timeout_s
+                await self._courier.mark(flight, scope)
+                scope.deadline = self._courier.dot_until()
                 await trio.sleep(part.wait_s)
             try:
                 kept = await self._keep(route, job, content)

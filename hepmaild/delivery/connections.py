@@ -375,10 +375,10 @@ class Connection:
         action = await self.pump(None, patience, now_us)
         return action if isinstance(action, Failed) else self.machine.eof()
 
-    async def send_dot(self, data: bytes, timeout_s: float, bounds: Bounds, now_us: Callable[[], int]) -> Do | Failed:
-        """Send the end of the content and wait for the answer, both together at most `timeout_s`."""
+    async def send_dot(self, data: bytes, until: float, bounds: Bounds, now_us: Callable[[], int]) -> Do | Failed:
+        """Send the end of the content and wait for the answer, both `until` then at most (Trio's clock)."""
         assert self._stream is not None
-        until = bounds.deadline = trio.current_time() + timeout_s
+        bounds.deadline = until
         self.machine.dot_sent(now_us())
         try:
             await self._send(self._stream, data)

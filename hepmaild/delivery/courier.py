@@ -60,6 +60,7 @@ class Courier:
         self.margin_s = 0.0
         self.dot_timeout_s = 0.0
         self.attempt_timeout_s = 0.0
+        self.cut_at = inf  # the daemon ends: nothing is waited for beyond, not even the answer to a dot
         self._queue = queue
         self._hostname = hostname
         self._connect = connect
@@ -196,7 +197,8 @@ class Courier:
         if end is Do.WANT_CONTENT:
             end = await self._send_message(flight, connection, content, patience)
         elif end is Do.SEND_LONE_DOT:
-            end = await connection.send_dot(b".\r\n", LONE_DOT_S, patience.bounds, self._now_us)
+            until = min(self._time() + LONE_DOT_S, self.cut_at)
+            end = await connection.send_dot(b".\r\n", until, patience.bounds, self._now_us)
         return end if isinstance(end, Failed) else None
 
     async def _send_message(
@@ -223,12 +225,16 @@ class Courier:
         # its reply, would be doubt that a drain made.
         await self.mark(flight, patience.bounds)
         machine.content_note(f"(content, {content.size} octets)", self._now_us())
-        return await connection.send_dot(last, self.dot_timeout_s, patience.bounds, self._now_us)
+        return await connection.send_dot(last, self.dot_until(), patience.bounds, self._now_us)
+
+    def dot_until(self) -> float:
+        """Until when the answer to a final dot that leaves now is waited for."""
+        return min(self._time() + self.dot_timeout_s, self.cut_at)
 
     async def mark(self, flight: Flight, bounds: Bounds) -> None:
         """Commit the in-doubt mark; from here on the scope is shielded.  Raises `LeaseLost`, `StoreUnavailable`."""
         bounds.shield = True
-        bounds.deadline = self._time() + MARK_TIMEOUT_S
+        bounds.deadline = min(self._time() + MARK_TIMEOUT_S, self.cut_at)
         if not await self._queue.mark_in_doubt(flight.job):
             raise LeaseLost
         flight.lease_ends = self._time() + self.attempt_timeout_s

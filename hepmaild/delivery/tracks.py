@@ -113,6 +113,17 @@ class Tracks:
                 is_more = is_more or bool(place.kept)
         return old, is_more
 
+    def take_all(self) -> list[Connection]:
+        """Every connection that is not in use."""
+        found: list[Connection] = []
+        for track in self._by_name.values():
+            found += track.lost
+            track.lost = []
+            for place in track.places.values():
+                found += place.kept
+                place.kept = []
+        return found
+
     # Own servers
 
     def spare(self) -> int:

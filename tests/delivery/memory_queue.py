@@ -32,7 +32,7 @@ class Waiting:
 class MemoryQueue:
     """See the module's page.  `attempts` and `outcomes` are the record; `changed` is set at each report and release.
 
-    load_s: how long a content takes to be read.
+    load_s: how long a content takes to be read, mark_s: a mark to be written.
     """
 
     def __init__(self, now_us: Callable[[], int]) -> None:
@@ -48,6 +48,7 @@ class MemoryQueue:
         self.patient_claims = 0
         self.is_down = False
         self.load_s = 0.0
+        self.mark_s = 0.0
         self.refuse_mark = False
         self.on_mark: Callable[[Job], None] | None = None
         self.changed = trio.Event()
@@ -128,7 +129,8 @@ class MemoryQueue:
 
     async def load(self, job: Job) -> Content:
         await self._unit()
-        await trio.sleep(self.load_s)
+        if self.load_s:
+            await trio.sleep(self.load_s)
         return Content(self.messages[job.message_id].body)
 
     def _mine(self, job: Job) -> Waiting | None:
@@ -137,6 +139,8 @@ class MemoryQueue:
 
     async def mark_in_doubt(self, job: Job) -> bool:
         await self._unit()
+        if self.mark_s:
+            await trio.sleep(self.mark_s)
         waiting = self._mine(job)
         if waiting is None or self.refuse_mark:
             return False
