@@ -361,6 +361,12 @@ class Outbox:
         self._tell_nobody_works(job)
         await self._store.write(leases.release, job.message_id, job.destination, job.token, self._now_us())
 
+    async def put_off(self, job: Job, until_us: int, why: str) -> None:
+        """See `Queue.put_off`.  A caller that waits is told "queued"."""
+        self._tell_nobody_works(job)
+        where = (job.message_id, job.destination, job.token)
+        await self._store.write(leases.put_off, *where, min(until_us, job.expires_at_us), why, self._now_us())
+
     def forsake(self, job: Job) -> None:
         """See `Queue.forsake`.  A caller that waits is told "queued"."""
         self._tell_nobody_works(job)

@@ -26,7 +26,7 @@ from hepmaild.delivery.job import Attempt, Job, Outcome, Queue, Result
 from hepmaild.delivery.outcome import SOON_S, Verdict, deferred, judge
 from hepmaild.delivery.route import Away, Host, OwnWays, Route, host_of
 from hepmaild.delivery.sandbox import Sandbox, play
-from hepmaild.delivery.track import job_destination
+from hepmaild.delivery.track import MISSING_S, job_destination
 from hepmaild.errors import SecretsUnavailable, StoreUnavailable
 from hepmaild.events import Who
 from hepmaild.mail.address import destination_of
@@ -175,10 +175,8 @@ class Runner:
         route = flight.route
         if route.kind is RouteKind.MX:
             return await self._attempt_mx(flight)
-        if route.kind is RouteKind.SMTP and not route.host:
-            failure = Failed(Stage.LOCAL, None, f"there is no route {route.name!r} in the settings")
-            await self._report(flight, (deferred(failure),) * len(flight.job.recipients))
-            return End.NEITHER
+        if route.is_missing:
+            return await self._put_off(flight)
         content = await self._content(flight.job)
         try:
             if route.kind is RouteKind.SMTP:
@@ -187,6 +185,16 @@ class Runner:
         finally:
             content.close()
         await self._report(flight, verdicts)
+        return End.NEITHER
+
+    async def _put_off(self, flight: Flight) -> End:
+        """This process does not know the route: another may, or this one soon, so it is no attempt, and no mail waits
+        longer each time.  Meanwhile nothing more is claimed for it: it is left to those that know it."""
+        job = flight.job
+        flight.track.closed_until = trio.current_time() + MISSING_S
+        why = deferred(Failed(Stage.LOCAL, None, f"there is no route {job.route!r} in the settings of this process"))
+        flight.put_off_until_us = self._now_us() + int(MISSING_S * 1_000_000)
+        await self._queue.put_off(job, flight.put_off_until_us, str(why.reply))
         return End.NEITHER
 
     # Servers of accounts

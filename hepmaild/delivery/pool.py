@@ -331,6 +331,8 @@ class DeliveryPool:
             self._scheduler.wake()
             return End.NEITHER
         end = await self._runner.attempt(flight)
+        if flight.put_off_until_us is not None:
+            self._scheduler.note_due(flight.put_off_until_us)
         if end is End.STORE_DOWN:
             self._scheduler.store_failed()
         if end is End.STORE_DOWN or flight.is_given_back:

@@ -29,6 +29,7 @@ READY_OWN = 50  # instead, for an account's own server: there may be a thousand 
 READY_LANE = 32  # kind mx: in one lane
 READY_MX = 2000  # kind mx: in all lanes that can be worked on
 STUCK_MX = 512  # kind mx: in lanes whose place pauses
+MISSING_S = 60.0  # so long is put off what waits for a route that this process does not know
 FIRST_AT_ONCE = 2  # kind mx: a new place begins with so many
 MAX_IDLE_PLACES = 1000
 MAX_HOMES = 20_000
@@ -40,7 +41,8 @@ Contexts = dict[tuple[str, bool], ssl.SSLContext]
 class Track:
     """cap: how many workers it may hold.  ready: jobs that stand here.  line: places that may have something to start.
 
-    is_behind: the store may hold due work that was not claimed.  resolve: who finds the hosts of a destination.
+    is_behind: the store may hold due work that was not claimed.  closed_until: nothing more is claimed before that.
+    resolve: who finds the hosts of a destination.
 
     contexts: for TLS; those of tracks that trust the same authorities may be shared.
 
@@ -60,6 +62,7 @@ class Track:
         self.listed = False
         self.resumes_at = 0.0  # the pace: nothing begins before that
         self.is_behind = False
+        self.closed_until = 0.0
         self.resolve: Resolve | None = None
         self.lost: list[Connection] = []
         self.lanes: dict[str, Lane] = {}
@@ -106,7 +109,7 @@ class Track:
         if changed:
             self._hosts = route.hosts
             self.pace = Pace(route.messages_per_second) if route.messages_per_second else None
-            self.resumes_at = 0.0
+            self.resumes_at = self.closed_until = 0.0
             self.homes.clear()
         for place in self.places.values():
             place_cap = min(cap, route.connections)
@@ -388,7 +391,7 @@ class Track:
         return max(0, self._paced(READY_MX) - (self.ready - stuck)), full
 
     def _room_of_only(self, lane: Lane, now: float) -> int:
-        if now < lane.place.paused_until:
+        if now < lane.place.paused_until or now < self.closed_until:
             return 0
         return max(0, self._paced(READY_FACTOR * lane.place.allowed + self._extra) - len(lane.ready))
 

@@ -17,7 +17,7 @@ import trio
 from hepmaild.delivery.connections import Connection
 from hepmaild.delivery.hops import Resolve
 from hepmaild.delivery.route import OwnWays, Route, chaos_route, missing_route
-from hepmaild.delivery.track import Contexts, Track
+from hepmaild.delivery.track import MISSING_S, Contexts, Track
 from hepmaild.mail.chaos import is_chaos
 from hepmaild.own_routes import is_own, label_of
 
@@ -64,10 +64,13 @@ class Tracks:
         return track
 
     def get_or_missing(self, name: str) -> Track:
-        """The track of a route; of one that is not (or no longer) known one that defers."""
+        """The track of a route that something was claimed for; of one that is not (or no longer) known one that puts
+        it off, for which no more is claimed then."""
         track = self.get(name)
         if track is None:
             track = self._by_name[name] = Track(missing_route(name), 1)
+        if track.route.is_missing and not is_own(name):
+            track.closed_until = trio.current_time() + MISSING_S
         return track
 
     def replace_routes(self, routes: Iterable[Route]) -> None:

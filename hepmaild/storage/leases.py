@@ -57,6 +57,30 @@ def release(conn: Connection, message_id: str, destination: str, token: int, now
     return bool(gone.rowcount)
 
 
+def put_off(
+    conn: Connection, message_id: str, destination: str, token: int, due_at_us: int, why: str, now_us: int
+) -> bool:
+    """Give a leased row back untried; due then, and why is shown.  False: the lease was lost."""
+    gone = conn.execute(
+        update(queue)
+        .where(_leased(message_id, destination, token))
+        .values(due_at_us=due_at_us, owner=null(), marked=False)
+    )
+    if not gone.rowcount:
+        return False
+    conn.execute(
+        update(recipient)
+        .where(
+            recipient.c.message_id == message_id,
+            recipient.c.destination == destination,
+            recipient.c.due_at_us < due_at_us,
+            or_(recipient.c.state == "queued", recipient.c.state == "deferred"),
+        )
+        .values(due_at_us=due_at_us, last_reply=why, changed_at_us=now_us)
+    )
+    return True
+
+
 def forsake(
     conn: Connection, wanted: Mapping[tuple[str, str], int], now_us: int, in_doubt: InDoubt = InDoubt.RETRY
 ) -> dict[tuple[str, str], bool]:

@@ -41,6 +41,7 @@ class MemoryQueue:
         self.attempts: list[Attempt] = []
         self.outcomes: dict[str, list[Outcome]] = {}
         self.released: list[str] = []
+        self.put_offs: list[tuple[str, str]] = []
         self.forsaken: list[str] = []
         self.expired: list[str] = []
         self.most_full = 0
@@ -178,6 +179,15 @@ class MemoryQueue:
         if waiting is not None:
             waiting.leased = waiting.marked = False
             self.released.append(job.message_id)
+        self._notify()
+
+    async def put_off(self, job: Job, until_us: int, why: str) -> None:
+        await self._unit()
+        waiting = self._mine(job)
+        if waiting is not None:
+            waiting.leased = waiting.marked = False
+            waiting.due_us = min(until_us, job.expires_at_us)
+            self.put_offs.append((job.message_id, why))
         self._notify()
 
     def forsake(self, job: Job) -> None:

@@ -13,7 +13,8 @@ from trio.testing import MockClock
 from hepmaild.delivery.job import Outcome, Result
 from hepmaild.errors import StoreUnavailable
 from hepmaild.outbox import FirstAttempt, Outbox
-from hepmaild.storage import leases, queue
+from hepmaild.storage import credits as money
+from hepmaild.storage import leases, log, queue
 from hepmaild.storage.claim import claim_and_look
 from hepmaild.storage.store import Store
 from tests.peers import postgres
@@ -65,6 +66,33 @@ async def test_a_caller_waits_for_every_destination_once() -> None:
     waiter.hear("z.example")
     assert waiter.done.is_set()
     assert [(o.recipient_id, o.result) for o in waiter.outcomes] == [(n, Result.DELIVERED) for n in range(3)]
+
+
+async def test_what_is_put_off_was_not_attempted_and_says_why_it_waits(books: Books) -> None:
+    """It is due again soon, whoever claims it then; and it expires, which is refunded."""
+    outbox = outbox_of(books)
+    member = mx_accept(books, "a@x.example", "b@y.example")
+    waiter = outbox.expect(member.message_id, member.destinations)
+    await books.store.submit(member)
+    left = await books.store.read(money.balance, books.account_id)
+    why = "451 4.3.0 there is no route"
+    for where in ("x.example", "y.example"):
+        await outbox.put_off(job_of(member, where), books.clock.us + 60_000_000, why)
+    assert waiter.done.is_set()
+    assert waiter.outcomes == ()
+    shown = (await books.store.read(log.show, member.message_id))["recipients"]
+    assert [(r["state"], r["attempts"], r["last_reply"]) for r in shown] == [("queued", 0, why)] * 2
+    assert (await outbox.claim(10)).jobs == []
+    books.clock.us += 60_000_000
+    jobs = (await outbox.claim(10)).jobs
+    assert [[r.attempts for r in job.recipients] for job in jobs] == [[0], [0]]
+    await outbox.put_off(job_of(member, "x.example"), books.clock.us, why)  # with the token of before
+    for job in jobs:
+        await outbox.put_off(job, member.expires_at_us + 1, why)
+    books.clock.us = member.expires_at_us
+    await outbox.expire()
+    assert await books.store.read(queue.count_waiting) == 0
+    assert await books.store.read(money.balance, books.account_id) == left + 2
 
 
 async def test_reports_and_releases_reach_the_caller(books: Books) -> None:
