@@ -112,7 +112,7 @@ class Outbox:
         self._body_keep_us = body_days * DAY_US
         self._spool_dir = spool_dir
         self._alone = store.is_sqlite
-        self._alive_until_us = 0
+        self._renew_at = -math.inf  # Trio's clock
         self._waiting_callers: dict[str, FirstAttempt] = {}
         self._uncertain: dict[tuple[str, str], _Uncertain] = {}
         self._uncertain_claims: list[int] = []
@@ -325,6 +325,8 @@ class Outbox:
         """See `Queue.mark_in_doubt`."""
         await self.stay_alive()
         holds: bool = await self._store.submit(Mark(job.message_id, job.destination, job.token))
+        if not holds:
+            self._renew_at = -math.inf  # others may hold us for dead: a machine that slept did not notice
         return holds
 
     async def report(self, attempt: Attempt) -> bool:
@@ -359,6 +361,12 @@ class Outbox:
         self._tell_nobody_works(job)
         await self._store.write(leases.release, job.message_id, job.destination, job.token, self._now_us())
 
+    async def put_off(self, job: Job, until_us: int, why: str) -> None:
+        """See `Queue.put_off`.  A caller that waits is told "queued"."""
+        self._tell_nobody_works(job)
+        where = (job.message_id, job.destination, job.token)
+        await self._store.write(leases.put_off, *where, min(until_us, job.expires_at_us), why, self._now_us())
+
     def forsake(self, job: Job) -> None:
         """See `Queue.forsake`.  A caller that waits is told "queued"."""
         self._tell_nobody_works(job)
@@ -379,12 +387,11 @@ class Outbox:
 
     async def stay_alive(self) -> None:
         """Renew the lease of this process when a third of it is over; without other processes there is none."""
-        now_us = self._now_us()
-        if self._alone or self._alive_until_us - now_us > self._lease_us * 2 // 3:
+        now = trio.current_time()
+        if self._alone or now < self._renew_at:
             return
-        until_us = now_us + self._lease_us
-        await self._store.write(leases.stay_alive, self.owner, until_us)
-        self._alive_until_us = until_us
+        await self._store.write(leases.stay_alive, self.owner, self._lease_us, self._now_us())
+        self._renew_at = now + self._lease_us / 3_000_000
 
     async def run_heartbeat(self, wake: Callable[[], None]) -> None:
         """Keep the lease of this process alive and take over from dead ones, until cancelled.  Alone: nothing to do.

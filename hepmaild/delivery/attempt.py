@@ -26,7 +26,7 @@ from hepmaild.delivery.job import Attempt, Job, Outcome, Queue, Result
 from hepmaild.delivery.outcome import SOON_S, Verdict, deferred, judge
 from hepmaild.delivery.route import Away, Host, OwnWays, Route, host_of
 from hepmaild.delivery.sandbox import Sandbox, play
-from hepmaild.delivery.track import job_destination
+from hepmaild.delivery.track import MISSING_S, job_destination
 from hepmaild.errors import SecretsUnavailable, StoreUnavailable
 from hepmaild.events import Who
 from hepmaild.mail.address import destination_of
@@ -81,7 +81,7 @@ class Runner:
     ) -> None:
         self._own = own
         self.flights: dict[Flight, None] = {}  # the longest under way first
-        self.report_until = float("inf")  # a drain sets it
+        self.report_until = float("inf")  # `end_by` sets it
         self._queue = queue
         self._courier = Courier(queue, hostname, connect=connect, now_us=now_us, timers=timers, own=own)
         self._sandbox = sandbox
@@ -98,6 +98,15 @@ class Runner:
         courier.attempt_timeout_s = settings.attempt_timeout_s
         courier.margin_s = min(LEASE_MARGIN_S, settings.attempt_timeout_s / 10)
         courier.dot_timeout_s = min(settings.final_dot_timeout_s, settings.attempt_timeout_s - courier.margin_s)
+
+    def end_by(self, cut_at: float, report_until: float) -> None:
+        """The daemon ends.  What still waits past its dot at `cut_at` is in doubt, and has until then to say so."""
+        self.report_until = min(self.report_until, report_until)
+        self._courier.cut_at = min(self._courier.cut_at, cut_at)
+        for flight in self.flights:
+            if flight.bounds is not None:
+                until = cut_at if flight.verdicts is None else report_until
+                flight.bounds.deadline = min(flight.bounds.deadline, until)
 
     async def attempt(self, flight: Flight) -> End:
         """Make one attempt and report it.
@@ -166,18 +175,26 @@ class Runner:
         route = flight.route
         if route.kind is RouteKind.MX:
             return await self._attempt_mx(flight)
-        if route.kind is RouteKind.SMTP and not route.host:
-            failure = Failed(Stage.LOCAL, None, f"there is no route {route.name!r} in the settings")
-            await self._report(flight, (deferred(failure),) * len(flight.job.recipients))
-            return End.NEITHER
+        if route.is_missing:
+            return await self._put_off(flight)
         content = await self._content(flight.job)
         try:
             if route.kind is RouteKind.SMTP:
-                return await self._attempt_smtp(flight, flight.track.hosts, content)
+                return await self._attempt_smtp(flight, flight.track.hosts_of(flight.route), content)
             verdicts = await self._attempt_sandbox(flight, route, content, route.misbehave, route.misbehave_s)
         finally:
             content.close()
         await self._report(flight, verdicts)
+        return End.NEITHER
+
+    async def _put_off(self, flight: Flight) -> End:
+        """This process does not know the route: another may, or this one soon, so it is no attempt, and no mail waits
+        longer each time.  Meanwhile nothing more is claimed for it: it is left to those that know it."""
+        job = flight.job
+        flight.track.closed_until = trio.current_time() + MISSING_S
+        why = deferred(Failed(Stage.LOCAL, None, f"there is no route {job.route!r} in the settings of this process"))
+        flight.put_off_until_us = self._now_us() + int(MISSING_S * 1_000_000)
+        await self._queue.put_off(job, flight.put_off_until_us, str(why.reply))
         return End.NEITHER
 
     # Servers of accounts
@@ -225,9 +242,9 @@ class Runner:
             return part.refusals
         with trio.CancelScope() as scope:
             if part.doubts is not None:
-                await self._courier.mark(flight, scope)
                 flight.bounds = scope
-                scope.deadline = trio.current_time() + self._courier.dot_timeout_s
+                await self._courier.mark(flight, scope)
+                scope.deadline = self._courier.dot_until()
                 await trio.sleep(part.wait_s)
             try:
                 kept = await self._keep(route, job, content)
@@ -296,7 +313,9 @@ class Runner:
         verdicts = self._verdicts(flight, failure)
         connection, flight.connection = flight.connection, None
         assert connection is not None
-        keep = connection.machine.usable and connection.sent < flight.route.messages_per_connection
+        keep = (
+            connection.machine.usable and connection.sent < flight.route.messages_per_connection and flight.is_current
+        )
         if keep:
             connection.idle_since = trio.current_time()
             flight.place.kept.append(connection)  # somebody else may use it while the report is written

@@ -375,10 +375,10 @@ class Connection:
         action = await self.pump(None, patience, now_us)
         return action if isinstance(action, Failed) else self.machine.eof()
 
-    async def send_dot(self, data: bytes, timeout_s: float, bounds: Bounds, now_us: Callable[[], int]) -> Do | Failed:
-        """Send the end of the content and wait for the answer, both together at most `timeout_s`."""
+    async def send_dot(self, data: bytes, until: float, bounds: Bounds, now_us: Callable[[], int]) -> Do | Failed:
+        """Send the end of the content and wait for the answer, both `until` then at most (Trio's clock)."""
         assert self._stream is not None
-        until = bounds.deadline = trio.current_time() + timeout_s
+        bounds.deadline = until
         self.machine.dot_sent(now_us())
         try:
             await self._send(self._stream, data)
@@ -438,6 +438,13 @@ def _tls_reason(error: BaseException) -> str:
     if isinstance(cause, ssl.SSLError):
         return f"TLS failed: {cause.reason or 'unknown error'}"
     return "the connection was lost during the handshake"
+
+
+async def discard_all(connections: Sequence[Connection]) -> None:
+    """Close all of them without a word.  Closed also when cancelled."""
+    async with trio.open_nursery() as nursery:
+        for connection in connections:
+            nursery.start_soon(connection.discard)
 
 
 async def close_all(connections: Sequence[Connection], now_us: Callable[[], int]) -> None:

@@ -18,7 +18,7 @@ import trio
 from hepmaild.config import RouteKind, TlsMode
 from hepmaild.delivery.capabilities import Envelope
 from hepmaild.delivery.client import Do, Failed, Stage
-from hepmaild.delivery.connections import Connect, Connection, Patience
+from hepmaild.delivery.connections import Connect, Connection, Patience, discard_all
 from hepmaild.delivery.flight import Flight, LeaseLost
 from hepmaild.delivery.job import Queue
 from hepmaild.delivery.public import connect_public
@@ -60,6 +60,7 @@ class Courier:
         self.margin_s = 0.0
         self.dot_timeout_s = 0.0
         self.attempt_timeout_s = 0.0
+        self.cut_at = inf  # the daemon ends: nothing is waited for beyond, not even the answer to a dot
         self._queue = queue
         self._hostname = hostname
         self._connect = connect
@@ -73,9 +74,11 @@ class Courier:
 
         `flight.connection` is the one that was used last; it is the caller's to keep or to close.
         """
-        kept = await take_kept(flight, hosts)
+        kept, dead = take_kept(flight, hosts)
+        flight.connection = kept
+        if dead:
+            await discard_all(dead)
         if kept is not None:
-            flight.connection = kept
             kept.machine.transcript = flight.transcript
             kept.machine.transaction = None
             text = f"kept connection to {kept.label}, message {kept.sent + 1}"
@@ -103,7 +106,7 @@ class Courier:
             if failure is None or connection.machine.transaction is not None:
                 place.host_works(host)
                 return failure
-            if len(hosts) > 1:
+            if len(hosts) > 1 and flight.is_current:
                 place.host_failed(host, self._time())
             if n == len(order) or self._time() > flight.lease_ends - self.margin_s:
                 break
@@ -123,9 +126,9 @@ class Courier:
             if failure is None or failure.stage is not Stage.TLS or number == len(ways):
                 return failure
             self.note(flight, failure)
-            if is_strict:
+            if is_strict and flight.is_current:
                 flight.place.go_lax(host, self._time())
-            else:
+            elif flight.is_current:
                 flight.place.go_plain(host, self._time())
             await flight.connection.discard()
         raise AssertionError("there is always a way")
@@ -138,13 +141,13 @@ class Courier:
         enforced, so that the transcript says what would have been, then as if there were none.
         """
         place, now = flight.place, trio.current_time()
-        may_be_plain = host.tls is TlsMode.OPPORTUNISTIC
+        may_be_plain = host.tls is TlsMode.OPPORTUNISTIC and not flight.route.credentials
         if may_be_plain and now < place.plain_until.get(host.address, 0.0):
             return [(TlsMode.NONE, False)]
         ways = [(host.tls, False)]
         if host.policy is not None and host.policy.testing and now >= place.lax_until.get(host.address, 0.0):
             ways.insert(0, (host.tls, True))
-        if may_be_plain and not flight.route.credentials:
+        if may_be_plain:
             ways.append((TlsMode.NONE, False))
         return ways
 
@@ -165,8 +168,9 @@ class Courier:
             if connection.stage is Stage.CONNECT:
                 context, host = None, connection.host
                 if host.tls is not TlsMode.NONE:
+                    verified = host.is_verified or connection.is_strict
                     try:
-                        context = flight.track.tls_context(verified=host.is_verified or connection.is_strict)
+                        context = flight.track.tls_context(flight.route, verified=verified)
                     except OSError as error:  # ssl.SSLError is one
                         text = f"tls_ca {flight.route.tls_ca!r} cannot be used: {error}"
                         return Failed(Stage.CONNECT, None, text)
@@ -193,7 +197,8 @@ class Courier:
         if end is Do.WANT_CONTENT:
             end = await self._send_message(flight, connection, content, patience)
         elif end is Do.SEND_LONE_DOT:
-            end = await connection.send_dot(b".\r\n", LONE_DOT_S, patience.bounds, self._now_us)
+            until = min(self._time() + LONE_DOT_S, self.cut_at)
+            end = await connection.send_dot(b".\r\n", until, patience.bounds, self._now_us)
         return end if isinstance(end, Failed) else None
 
     async def _send_message(
@@ -220,12 +225,16 @@ class Courier:
         # its reply, would be doubt that a drain made.
         await self.mark(flight, patience.bounds)
         machine.content_note(f"(content, {content.size} octets)", self._now_us())
-        return await connection.send_dot(last, self.dot_timeout_s, patience.bounds, self._now_us)
+        return await connection.send_dot(last, self.dot_until(), patience.bounds, self._now_us)
+
+    def dot_until(self) -> float:
+        """Until when the answer to a final dot that leaves now is waited for."""
+        return min(self._time() + self.dot_timeout_s, self.cut_at)
 
     async def mark(self, flight: Flight, bounds: Bounds) -> None:
         """Commit the in-doubt mark; from here on the scope is shielded.  Raises `LeaseLost`, `StoreUnavailable`."""
         bounds.shield = True
-        bounds.deadline = self._time() + MARK_TIMEOUT_S
+        bounds.deadline = min(self._time() + MARK_TIMEOUT_S, self.cut_at)
         if not await self._queue.mark_in_doubt(flight.job):
             raise LeaseLost
         flight.lease_ends = self._time() + self.attempt_timeout_s
@@ -272,23 +281,23 @@ def make_envelope(flight: Flight, content: Content) -> Envelope:
     )
 
 
-async def take_kept(flight: Flight, hosts: Sequence[Host]) -> Connection | None:
-    """The kept connection that was used last, if it still lives and will do; dead ones are closed."""
-    kept = flight.place.kept
-    if flight.route.kind is RouteKind.SMTP:
-        while kept:
-            connection = kept.pop()
-            if connection.route is flight.route and connection.is_alive():
-                return connection
-            await connection.discard()
-        return None
+def take_kept(flight: Flight, hosts: Sequence[Host]) -> tuple[Connection | None, list[Connection]]:
+    """The kept connection that was used last, if it still lives and will do; and those that the caller is to close.
+
+    Without a pause: while somebody waits others change what the place keeps, and two attempts would have the same one.
+    A flight whose route was replaced takes none: they are the new one's.
+    """
+    dead: list[Connection] = []
+    if not flight.is_current:
+        return None, dead
+    kept, is_alone = flight.place.kept, flight.route.kind is RouteKind.SMTP
     for n in range(len(kept) - 1, -1, -1):
-        if n < len(kept) and (kept[n].route is not flight.route or _will_do(kept[n], hosts)):
+        if is_alone or kept[n].route is not flight.route or _will_do(kept[n], hosts):
             connection = kept.pop(n)
             if connection.route is flight.route and connection.is_alive():
-                return connection
-            await connection.discard()
-    return None
+                return connection, dead
+            dead.append(connection)
+    return None, dead
 
 
 def _will_do(kept: Connection, hosts: Sequence[Host]) -> bool:

@@ -52,7 +52,10 @@ class Flight:
 
     bounds: of what is waited for now, so that a drain can cut it short.  chosen: which recipients take
     part, None: all.  is_refused: the store took no report, since the lease was lost.  is_given_back: no attempt was
-    made, since somebody paused what it was for.
+    made, since somebody paused what it was for.  put_off_until_us: nor was one, and the job is due again then.
+
+    route: all that the attempt goes by (hosts, TLS, credentials) is this one's.  The track's may be another by now, and
+    then what belongs together would come from two: an old password would go to a new host.
     """
 
     job: Job
@@ -74,3 +77,9 @@ class Flight:
     is_refused: bool = False
     is_given_back: bool = False
     is_stalled: bool = False
+    put_off_until_us: int | None = None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the track still has the flight's route: otherwise nothing it keeps fits, and it learns nothing."""
+        return self.route is self.track.route

@@ -138,6 +138,9 @@ class Queue(Protocol):
     async def release(self, job: Job) -> None:
         """Give a claimed job back untried (drain, no worker): due again at once."""
 
+    async def put_off(self, job: Job, until_us: int, why: str) -> None:
+        """Give a claimed job back untried: due again then, at its expiry at the latest.  `why` is shown with it."""
+
     def forsake(self, job: Job) -> None:
         """Nobody works on this claimed job any more, and the store could not be told how it ended.
 

@@ -42,6 +42,7 @@ READY_OCTETS = 64 << 20  # contents that stand ready in memory
 KEEP_IDLE_S = 30.0
 RELEASE_AT_ONCE = 64
 STALLED_S = 2.0
+CUT_S = 2.0  # when all is cancelled: for answers to final dots, and then for saying what came of them
 STALLED_FACTOR = 8  # attempts beside the workers, for each worker; one of several tracks may have half of them
 
 
@@ -123,8 +124,8 @@ class DeliveryPool:
 
         False: it was not taken (draining, not running, unknown route).  Then give it back with `Queue.release`.
         """
-        track = self._tracks.get(job.route)
-        if track is None or not self._running:
+        track = self._tracks.get(job.route) if self._running else None
+        if track is None:
             return False
         self._push(track, job)
         return True
@@ -134,8 +135,8 @@ class DeliveryPool:
 
         What is committed as queued instead is told with `left` after the commit.
         """
-        track = self._tracks.get(route)
-        if track is None or not self._running or self._ready_octets > READY_OCTETS:
+        track = self._tracks.get(route) if self._running else None  # which makes some
+        if track is None or self._ready_octets > READY_OCTETS:
             return 0
         now = self._time()
         if len(destinations) == 1:
@@ -148,6 +149,8 @@ class DeliveryPool:
         The store is asked for them when there is: looking at each of them would find nothing, and keep the others from
         their commits.
         """
+        if not self._running:
+            return
         track, now = self._tracks.get(route), self._time()
         if self._scheduler.is_looking or track is None or any(track.note_left(where, now) for where in destinations):
             self._scheduler.wake()
@@ -194,7 +197,7 @@ class DeliveryPool:
 
         On `lifecycle.draining`: no new claims, what stands ready is given back, attempts have until shortly before
         `drain_timeout_s`; then those before the dot are cancelled and given back, and those past it are reported as in
-        doubt.  When cancelled instead: the same at once, but attempts past the dot keep their own deadlines.
+        doubt.  When cancelled, also meanwhile: the same at once, attempts past the dot have `CUT_S`.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -209,9 +212,10 @@ class DeliveryPool:
                         for _ in range(self._settings.workers):
                             workers.start_soon(self._work)
                         nursery.start_soon(self._watch)
+                        workers.start_soon(self._cut_when_cancelled)
                         task_status.started()
                         await self._lifecycle.draining.wait()
-                        await self._drain(nursery, workers)
+                        await self._drain(workers)
                 finally:
                     self._timing.cancel()
                 nursery.cancel_scope.cancel()
@@ -220,10 +224,7 @@ class DeliveryPool:
             self._stopping = True
             with trio.CancelScope(shield=True, deadline=self._time() + 5):
                 await self._release_ready()
-                for track in self._tracks.values():
-                    for place in track.places.values():
-                        track.lost += place.kept
-                    await close_all(track.lost, self._now_us)
+                await close_all(self._tracks.take_all(), self._now_us)
 
     async def _run_timers(self) -> None:
         """Also while all is cancelled: attempts past the dot are shielded, and have their deadlines from here."""
@@ -332,6 +333,8 @@ class DeliveryPool:
             self._scheduler.wake()
             return End.NEITHER
         end = await self._runner.attempt(flight)
+        if flight.put_off_until_us is not None:
+            self._scheduler.note_due(flight.put_off_until_us)
         if end is End.STORE_DOWN:
             self._scheduler.store_failed()
         if end is End.STORE_DOWN or flight.is_given_back:
@@ -455,13 +458,12 @@ class DeliveryPool:
 
     # The end
 
-    async def _drain(self, nursery: trio.Nursery, workers: trio.Nursery) -> None:
+    async def _drain(self, workers: trio.Nursery) -> None:
         self._running = False
         begun = self._time()
         margin_s = min(6.0, self._drain_timeout_s / 3)
         end = begun + self._drain_timeout_s - margin_s / 3
-        self._runner.report_until = end
-        nursery.start_soon(self._cut, end - margin_s / 3)
+        self._runner.end_by(end - margin_s / 3, end)
         with trio.move_on_at(end - 2 * margin_s / 3):
             await self._scheduler.stop()
             self._stopping = True
@@ -473,12 +475,12 @@ class DeliveryPool:
         self._stopping = True
         workers.cancel_scope.cancel()
 
-    async def _cut(self, when: float) -> None:
-        """What still waits past the dot then is in doubt: it gets a moment to say so."""
-        await trio.sleep_until(when)
-        for flight in self._runner.flights:
-            if flight.bounds is not None:
-                flight.bounds.deadline = min(flight.bounds.deadline, when)
+    async def _cut_when_cancelled(self) -> None:
+        """What is past its dot is shielded, and would go on for ten minutes.  A drain's own end leaves it less."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._runner.end_by(self._time() + CUT_S, self._time() + 2 * CUT_S)
 
     async def _release_ready(self) -> None:
         """Give back what nobody works on; together, since the store commits in groups."""

@@ -100,6 +100,11 @@ class Route:
     public_only: bool = False
 
     @property
+    def is_missing(self) -> bool:
+        """Whether the settings of this process do not have it; see `missing_route`."""
+        return self.kind is RouteKind.SMTP and not self.host
+
+    @property
     def address(self) -> str:
         """`host:port`, for people."""
         return self.first_host.address
@@ -139,7 +144,7 @@ class OwnWays(Protocol):
 
 
 def missing_route(name: str) -> Route:
-    """Stands for a route that mail still waits for but that the settings do not have: everything is deferred."""
+    """Stands for a route that mail still waits for but that the settings do not have: everything is put off."""
     return Route(name, RouteKind.SMTP, connections=1)
 
 

@@ -19,7 +19,7 @@ from hepmaild.delivery.hops import Resolve
 from hepmaild.delivery.job import Job
 from hepmaild.delivery.lane import LONGEST_PAUSE_MX_S, LONGEST_PAUSE_S, Lane, Place, Standing
 from hepmaild.delivery.pace import Pace
-from hepmaild.delivery.route import Route
+from hepmaild.delivery.route import Host, Route
 from hepmaild.mail.address import destination_of
 from hepmaild.own_routes import is_own
 
@@ -29,15 +29,20 @@ READY_OWN = 50  # instead, for an account's own server: there may be a thousand 
 READY_LANE = 32  # kind mx: in one lane
 READY_MX = 2000  # kind mx: in all lanes that can be worked on
 STUCK_MX = 512  # kind mx: in lanes whose place pauses
+MISSING_S = 60.0  # so long is put off what waits for a route that this process does not know
 FIRST_AT_ONCE = 2  # kind mx: a new place begins with so many
 MAX_IDLE_PLACES = 1000
 MAX_HOMES = 20_000
+
+# By the authorities' file, and whether the certificate must be good.
+Contexts = dict[tuple[str, bool], ssl.SSLContext]
 
 
 class Track:
     """cap: how many workers it may hold.  ready: jobs that stand here.  line: places that may have something to start.
 
-    is_behind: the store may hold due work that was not claimed.  resolve: who finds the hosts of a destination.
+    is_behind: the store may hold due work that was not claimed.  closed_until: nothing more is claimed before that.
+    resolve: who finds the hosts of a destination.
 
     contexts: for TLS; those of tracks that trust the same authorities may be shared.
 
@@ -45,10 +50,10 @@ class Track:
     them.
     """
 
-    def __init__(self, route: Route, cap: int, *, contexts: dict[bool, ssl.SSLContext] | None = None) -> None:
+    def __init__(self, route: Route, cap: int, *, contexts: Contexts | None = None) -> None:
         self.route = route
         self.cap = cap
-        self.hosts = route.hosts
+        self._hosts = route.hosts
         self.pace = Pace(route.messages_per_second) if route.messages_per_second else None
         self.active = 0
         self.stalled = 0
@@ -57,6 +62,7 @@ class Track:
         self.listed = False
         self.resumes_at = 0.0  # the pace: nothing begins before that
         self.is_behind = False
+        self.closed_until = 0.0
         self.resolve: Resolve | None = None
         self.lost: list[Connection] = []
         self.lanes: dict[str, Lane] = {}
@@ -80,11 +86,16 @@ class Track:
         """Whether each destination goes to its own hosts."""
         return self.route.kind is RouteKind.MX
 
-    def tls_context(self, *, verified: bool) -> ssl.SSLContext:
-        """Made at first use, since it reads files.  Raises OSError on a bad `tls_ca`."""
-        context = self._contexts.get(verified)
+    def hosts_of(self, route: Route) -> tuple[Host, ...]:
+        """Those of the route that an attempt goes by, which need not be the track's any more."""
+        return self._hosts if route is self.route else route.hosts
+
+    def tls_context(self, route: Route, *, verified: bool) -> ssl.SSLContext:
+        """For a flight's route.  Made at first use, since it reads files.  Raises OSError on a bad `tls_ca`."""
+        key = (route.tls_ca, verified)
+        context = self._contexts.get(key)
         if context is None:
-            context = self._contexts[verified] = make_tls_context(self.route, verified=verified)
+            context = self._contexts[key] = make_tls_context(route, verified=verified)
         return context
 
     def replace_route(self, route: Route, cap: int) -> None:
@@ -96,9 +107,9 @@ class Track:
             self._contexts.clear()
         self.route = route
         if changed:
-            self.hosts = route.hosts
+            self._hosts = route.hosts
             self.pace = Pace(route.messages_per_second) if route.messages_per_second else None
-            self.resumes_at = 0.0
+            self.resumes_at = self.closed_until = 0.0
             self.homes.clear()
         for place in self.places.values():
             place_cap = min(cap, route.connections)
@@ -380,7 +391,7 @@ class Track:
         return max(0, self._paced(READY_MX) - (self.ready - stuck)), full
 
     def _room_of_only(self, lane: Lane, now: float) -> int:
-        if now < lane.place.paused_until:
+        if now < lane.place.paused_until or now < self.closed_until:
             return 0
         return max(0, self._paced(READY_FACTOR * lane.place.allowed + self._extra) - len(lane.ready))
 

@@ -9,7 +9,6 @@ forgotten once there are many.
 
 from __future__ import annotations
 
-import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, ValuesView
 
@@ -18,7 +17,7 @@ import trio
 from hepmaild.delivery.connections import Connection
 from hepmaild.delivery.hops import Resolve
 from hepmaild.delivery.route import OwnWays, Route, chaos_route, missing_route
-from hepmaild.delivery.track import Track
+from hepmaild.delivery.track import MISSING_S, Contexts, Track
 from hepmaild.mail.chaos import is_chaos
 from hepmaild.own_routes import is_own, label_of
 
@@ -46,7 +45,7 @@ class Tracks:
         self._own_busy = 0  # workers that own servers hold
         self._own_stalled = 0
         self._held: deque[Track] = deque()  # own ones that wait for others of their kind; they stay `listed`
-        self._contexts: dict[bool, ssl.SSLContext] = {}  # one for all own servers: it holds every authority there is
+        self._contexts: Contexts = {}  # of all own servers: each holds every authority there is
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -65,10 +64,13 @@ class Tracks:
         return track
 
     def get_or_missing(self, name: str) -> Track:
-        """The track of a route; of one that is not (or no longer) known one that defers."""
+        """The track of a route that something was claimed for; of one that is not (or no longer) known one that puts
+        it off, for which no more is claimed then."""
         track = self.get(name)
         if track is None:
             track = self._by_name[name] = Track(missing_route(name), 1)
+        if track.route.is_missing and not is_own(name):
+            track.closed_until = trio.current_time() + MISSING_S
         return track
 
     def replace_routes(self, routes: Iterable[Route]) -> None:
@@ -113,6 +115,17 @@ class Tracks:
                 track.retire(place)
                 is_more = is_more or bool(place.kept)
         return old, is_more
+
+    def take_all(self) -> list[Connection]:
+        """Every connection that is not in use."""
+        found: list[Connection] = []
+        for track in self._by_name.values():
+            found += track.lost
+            track.lost = []
+            for place in track.places.values():
+                found += place.kept
+                place.kept = []
+        return found
 
     # Own servers
 

@@ -17,6 +17,7 @@ from hepmaild.mail.content import Content
 from hepmaild.storage import cap_line, caps, messages, ring
 from hepmaild.storage import credits as money
 from hepmaild.storage.bulk import Bulk, Query
+from hepmaild.storage.leases import SERVER_CLOCK_US
 from hepmaild.storage.ring import UNLEASED, least
 from hepmaild.storage.schema import NEVER_US, message, process, queue, recipient
 from hepmaild.storage.settle import Row, end_waiting, settle
@@ -232,11 +233,18 @@ def expire(conn: Connection, now_us: int, body_keep_us: int, most: int = EXPIRE_
 # When to look again
 
 
-_ENDS = Query(
-    select(func.min(process.c.alive_until_us)).where(
-        process.c.id.in_(select(queue.c.owner).where(queue.c.owner.is_not(None)))
-    )
-)
+_HOLDS_WORK = process.c.id.in_(select(queue.c.owner).where(queue.c.owner.is_not(None)))
+_FIRST_END = Query(select(func.min(process.c.alive_until_us).label("us")).where(_HOLDS_WORK))
+_FIRST_END_IN = Query(select((func.min(process.c.alive_until_us) - SERVER_CLOCK_US).label("us")).where(_HOLDS_WORK))
+
+
+def _first_end_us(conn: Connection, now_us: int) -> int | None:
+    """When the first lease of a process that holds work ends, by the caller's clock."""
+    if conn.dialect.name != "postgresql":
+        base_us, found = 0, _FIRST_END.value(conn)
+    else:
+        base_us, found = now_us, _FIRST_END_IN.value(conn)
+    return None if found is None else base_us + int(found)
 
 
 def next_due_at_us(
@@ -247,6 +255,6 @@ def next_due_at_us(
     times = (
         ring.first_due_at_us(conn, now_us, shut),
         _FIRST_EXPIRY.value(conn),
-        _ENDS.value(conn),
+        _first_end_us(conn, now_us),
     )
     return min((int(t) for t in times if t is not None and t < NEVER_US), default=None)

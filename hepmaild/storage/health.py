@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, func, select
 
 from hepmaild.own_routes import PREFIX
+from hepmaild.storage.leases import clock_us
 from hepmaild.storage.schema import NEVER_US, account, event, process, queue, sender
 
 
@@ -38,15 +39,16 @@ def leases(conn: Connection, now_us: int, *, several: bool) -> Leases:
         select(func.count(), func.min(queue.c.due_at_us)).where(owned, queue.c.due_at_us >= NEVER_US)
     ).one()
     oldest_us = None if row[1] is None else int(row[1]) - NEVER_US
-    alive = select(process.c.id).where(process.c.alive_until_us > now_us)
+    alive = select(process.c.id).where(process.c.alive_until_us > clock_us(conn, now_us))
     lost = select(func.count()).select_from(queue).where(and_(owned, queue.c.owner.not_in(alive)))
     return Leases(int(row[0]), oldest_us, int(conn.execute(lost).scalar_one()) if several else 0)
 
 
 def processes(conn: Connection, now_us: int) -> list[dict[str, Any]]:
     """Those that said they hold work, the ones alive first; `id` begins with the process's number."""
-    rows = conn.execute(select(process).order_by(process.c.alive_until_us.desc()).limit(100))
-    return [{"id": r.id, "alive_until_us": r.alive_until_us, "is_alive": r.alive_until_us > now_us} for r in rows]
+    left_us = process.c.alive_until_us - clock_us(conn, now_us)
+    rows = conn.execute(select(process.c.id, left_us).order_by(process.c.alive_until_us.desc()).limit(100))
+    return [{"id": r[0], "alive_until_us": now_us + int(r[1]), "is_alive": r[1] > 0} for r in rows]
 
 
 def sender_routes(conn: Connection, limit: int = 2000) -> list[tuple[str, str]]:

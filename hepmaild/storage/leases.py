@@ -12,7 +12,21 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, case, delete, literal, null, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    and_,
+    bindparam,
+    case,
+    cast,
+    delete,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from hepmaild.config import InDoubt
@@ -41,6 +55,30 @@ def release(conn: Connection, message_id: str, destination: str, token: int, now
         .values(due_at_us=now_us, owner=null(), marked=False)
     )
     return bool(gone.rowcount)
+
+
+def put_off(
+    conn: Connection, message_id: str, destination: str, token: int, due_at_us: int, why: str, now_us: int
+) -> bool:
+    """Give a leased row back untried; due then, and why is shown.  False: the lease was lost."""
+    gone = conn.execute(
+        update(queue)
+        .where(_leased(message_id, destination, token))
+        .values(due_at_us=due_at_us, owner=null(), marked=False)
+    )
+    if not gone.rowcount:
+        return False
+    conn.execute(
+        update(recipient)
+        .where(
+            recipient.c.message_id == message_id,
+            recipient.c.destination == destination,
+            recipient.c.due_at_us < due_at_us,
+            or_(recipient.c.state == "queued", recipient.c.state == "deferred"),
+        )
+        .values(due_at_us=due_at_us, last_reply=why, changed_at_us=now_us)
+    )
+    return True
 
 
 def forsake(
@@ -87,8 +125,20 @@ def free_uncertain(
     return found
 
 
-def stay_alive(conn: Connection, owner: str, until_us: int) -> None:
-    """Renew the lease of this process over all it holds."""
+SERVER_CLOCK_US = cast(func.extract("epoch", func.clock_timestamp()) * 1_000_000, BigInteger)  # PostgreSQL's
+
+
+def clock_us(conn: Connection, now_us: int) -> Any:
+    """The clock by which processes live.  now_us: the caller's, which SQLite's one process goes by.
+
+    With PostgreSQL it is the server's: by the clocks of two hosts one could be dead for the other while it works.
+    """
+    return SERVER_CLOCK_US if conn.dialect.name == "postgresql" else literal(now_us)
+
+
+def stay_alive(conn: Connection, owner: str, lease_us: int, now_us: int) -> None:
+    """Renew the lease of this process over all it holds: so long from now."""
+    until_us = clock_us(conn, now_us) + lease_us
     # Its heartbeat and its claims may meet here; both engines have this statement, each its own class for it.
     make = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
     statement = make(process).values(id=owner, alive_until_us=until_us)
@@ -105,11 +155,12 @@ def say_goodbye(conn: Connection, owner: str, now_us: int, in_doubt: InDoubt = I
 
 def take_over(conn: Connection, now_us: int, *, alone: bool, in_doubt: InDoubt = InDoubt.RETRY) -> int:
     """Take back the leases of dead processes; how many.  alone: no other process can be alive (SQLite)."""
-    alive = select(process.c.id).where(process.c.alive_until_us > now_us)
+    clock = clock_us(conn, now_us)
+    alive = select(process.c.id).where(process.c.alive_until_us > clock)
     owned = queue.c.owner.is_not(None)
     taken = _take_back(conn, owned if alone else owned & queue.c.owner.not_in(alive), now_us, in_doubt)
     if not alone:
-        conn.execute(delete(process).where(process.c.alive_until_us <= now_us))
+        conn.execute(delete(process).where(process.c.alive_until_us <= clock))
     return taken
 
 

@@ -3,12 +3,14 @@
 
 Every wait ends by itself, the inner before the outer: lock, statement, the connection cut by a timer, the caller's
 deadline.  While the server is away calls fail at once, and a connection is tried again after a short, growing pause.
+Where it only gives no more connections than there are, these serve all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import secrets
 import socket
@@ -37,8 +39,10 @@ CHANNEL = "hepmaild"
 TRIES = 5  # of a unit that lost against another one
 MIN_PAUSE_S = 0.05
 MAX_PAUSE_S = 1.0
+GROW_AGAIN_S = 10.0  # after the server had no more connections
 LISTEN_PING_S = 30.0
 
+_NO_MORE_CONNECTIONS = "53300"
 _LOST_AGAINST_ANOTHER = frozenset({"40001", "40P01", "0A000"})  # serialization, deadlock, plan of an older schema
 _SICK_CLASSES = frozenset({"08", "28", "3D", "53", "57", "58", "XX"})
 _SICK_STATES = frozenset({"55P03", "25006", "25P02", "25P03", *_LOST_AGAINST_ANOTHER})
@@ -74,6 +78,65 @@ class _Progress:
     committing: bool = False
 
 
+class _Lane:
+    """The connections of one pool, and how it stands with them.
+
+    holding: units that have one just now.  most: more units than that do not begin, since the server gave no more
+    connections than these; tried again at `grow_at`.  waiting: those that wait for one of them.
+
+    down_until: calls fail at once, `because`; by itself, since another pool's connections may be good.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+        self.busy = 0
+        self.holding = 0
+        self.most = math.inf
+        self.grow_at = 0.0
+        self.waiting = trio.lowlevel.ParkingLot()
+        self.down_until = 0.0
+        self.because = ""
+        self._pause_s = 0.0
+
+    async def begin(self, until: float) -> None:
+        """A unit wants a connection.  Raises `StoreUnavailable` when there is none in time; then it has not begun."""
+        while self.busy >= self.most:
+            now = trio.current_time()
+            if now >= self.grow_at:
+                self.most = math.inf
+                break
+            if now >= until:
+                raise StoreUnavailable("PostgreSQL: every connection is in use, and it gives no more (53300)")
+            with trio.move_on_at(min(until, self.grow_at)):
+                await self.waiting.park()
+        self.busy += 1
+
+    def end(self) -> None:
+        """A unit is over; the connection that it had is another's."""
+        self.busy -= 1
+        self.waiting.unpark()
+
+    def is_full(self, error: Exception) -> bool:
+        """Whether the server refused only one more connection than there are; then nobody asks for more for a while."""
+        if sqlstate(error) != _NO_MORE_CONNECTIONS or not self.holding:
+            return False
+        self.most = min(self.most, self.holding)
+        self.grow_at = trio.current_time() + GROW_AGAIN_S
+        return True
+
+    def went_down(self, failure: StoreUnavailable) -> None:
+        """No connection can be made, and none is known to be good."""
+        if self._pause_s == 0.0:
+            log.warning("store_down", reason=str(failure))
+        self._pause_s = min(MAX_PAUSE_S, max(MIN_PAUSE_S, self._pause_s * 2))
+        self.because = str(failure)
+        self.down_until = trio.current_time() + self._pause_s * random.uniform(0.5, 1)
+
+    def works(self) -> None:
+        """A unit was done."""
+        self._pause_s = 0.0
+
+
 class PostgresBackend:
     """What the store needs of an engine, on PostgreSQL.
 
@@ -91,13 +154,11 @@ class PostgresBackend:
         self._name = secrets.token_hex(6)  # of this process, to know its own announcements
         self._url, self._connect_args = connect_arguments(url, timeout_s)
         pool = {"pool_timeout": timeout_s * 0.4, "max_overflow": 0}
-        self._writer = self._engine(poolclass=AsyncAdaptedQueuePool, pool_size=1, **pool)
-        self._pool = self._engine(poolclass=AsyncAdaptedQueuePool, pool_size=connections, **pool)
+        self._writer = _Lane(self._engine(poolclass=AsyncAdaptedQueuePool, pool_size=1, **pool))
+        self._pool = _Lane(self._engine(poolclass=AsyncAdaptedQueuePool, pool_size=connections, **pool))
         # One snapshot for all statements of a read, as on SQLite.
-        self._reader = self._pool.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        self._down_until = 0.0
-        self._pause_s = 0.0
-        self._down_because = ""
+        as_reader = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        self._reader = self._pool.engine.execution_options(**as_reader)
 
     def _engine(self, **options: Any) -> AsyncEngine:
         engine = create_async_engine(self._url, connect_args=self._connect_args, hide_parameters=True, **options)
@@ -112,48 +173,54 @@ class PostgresBackend:
             yield
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-                await self._bridge.run(self._writer.dispose)
-                await self._bridge.run(self._pool.dispose)
+                await self._bridge.run(self._writer.engine.dispose)
+                await self._bridge.run(self._pool.engine.dispose)
 
     async def unit(self, fn: Callable[..., T], *args: Any) -> T:
         """Run `fn(conn, *args)` as one transaction in the pool, committed when it returns.
 
         Raises `StoreUnavailable` when the server failed, else what `fn` raised.  Ends within the unit's time.
         """
-        return await self._run(self._pool, fn, args)
+        return await self._run(self._pool, self._pool.engine, fn, args)
 
     soon_unit = unit
 
     async def group_unit(self, fn: Callable[..., T], *args: Any) -> T:
         """As `unit`, on the group writer's own connection."""
-        return await self._run(self._writer, fn, args)
+        return await self._run(self._writer, self._writer.engine, fn, args)
 
     async def read(self, fn: Callable[..., T], *args: Any) -> T:
         """Run `fn(conn, *args)` in a read-only transaction on one snapshot.  May be cancelled at any time."""
-        return await self._run(self._reader, fn, args)
+        return await self._run(self._pool, self._reader, fn, args)
 
-    async def _run(self, engine: AsyncEngine, fn: Callable[..., T], args: tuple[Any, ...]) -> T:
+    async def _run(self, lane: _Lane, engine: AsyncEngine, fn: Callable[..., T], args: tuple[Any, ...]) -> T:
         deadline = trio.current_time() + self._timeout_s
+        wait_until = deadline - self._timeout_s * 0.6  # as for the pool
         tries = 0
         while True:
-            if trio.current_time() < self._down_until:
-                raise StoreUnavailable(self._down_because)
+            if trio.current_time() < lane.down_until:
+                raise StoreUnavailable(lane.because)
+            await lane.begin(wait_until)
             tries += 1
             progress = _Progress()
             left_s = deadline - trio.current_time()
             try:
-                result = await self._bridge.run(self._in_loop, engine, fn, args, progress, left_s * 0.9)
+                result = await self._bridge.run(self._in_loop, lane, engine, fn, args, progress, left_s * 0.9)
             except (DBAPIError, OSError, PoolTimeoutError) as error:
                 failure = store_failure(error)
                 if failure is None:
                     raise
-                if not progress.connected and not isinstance(error, PoolTimeoutError):
-                    self._went_down(failure)
-                if not self._worth_retrying(error, progress, tries, deadline):
+                is_full = not progress.connected and lane.is_full(error)
+                if not progress.connected and not is_full and not isinstance(error, PoolTimeoutError):
+                    lane.went_down(failure)
+                waits = is_full and trio.current_time() < wait_until  # for one of those that there are
+                if not waits and not self._worth_retrying(error, progress, tries, deadline):
                     raise failure from error
             else:
-                self._pause_s = 0.0
+                lane.works()
                 return result
+            finally:
+                lane.end()
             await trio.sleep(random.uniform(0, 0.01 * 2**tries))
 
     @staticmethod
@@ -166,16 +233,14 @@ class PostgresBackend:
         lost = isinstance(error, DBAPIError) and error.connection_invalidated
         return lost and tries == 1 and not progress.committing
 
-    def _went_down(self, failure: StoreUnavailable) -> None:
-        if self._pause_s == 0.0:
-            log.warning("store_down", reason=str(failure))
-        self._pause_s = min(MAX_PAUSE_S, max(MIN_PAUSE_S, self._pause_s * 2))
-        self._down_because = str(failure)
-        self._down_until = trio.current_time() + self._pause_s * random.uniform(0.5, 1)
-
     @staticmethod
     async def _in_loop(
-        engine: AsyncEngine, fn: Callable[..., T], args: tuple[Any, ...], progress: _Progress, timeout_s: float
+        lane: _Lane,
+        engine: AsyncEngine,
+        fn: Callable[..., T],
+        args: tuple[Any, ...],
+        progress: _Progress,
+        timeout_s: float,
     ) -> T:
         """The asyncio side.  A server that is silent (frozen, or behind a dead line) is cut off by the timer."""
         cut_at = asyncio.get_running_loop().time() + timeout_s
@@ -183,6 +248,7 @@ class PostgresBackend:
             progress.connected = True
             raw = (await conn.get_raw_connection()).driver_connection
             timer = asyncio.get_running_loop().call_at(cut_at, raw.terminate)  # type: ignore[union-attr]
+            lane.holding += 1
             try:
                 async with conn.begin():
                     result = await conn.run_sync(fn, *args)
@@ -190,6 +256,7 @@ class PostgresBackend:
                 return result
             finally:
                 timer.cancel()
+                lane.holding -= 1
 
     async def migrate(self, fn: Callable[[Connection], T]) -> T:
         """Run `fn` as a unit without the time limits of statements; other processes wait at an advisory lock."""
@@ -202,7 +269,7 @@ class PostgresBackend:
             return fn(conn)
 
         try:
-            return await self._bridge.run(self._in_loop, engine, unhurried, (), _Progress(), 24 * 3600)
+            return await self._bridge.run(self._in_loop, _Lane(engine), engine, unhurried, (), _Progress(), 24 * 3600)
         except (DBAPIError, OSError) as error:
             failure = store_failure(error)
             if failure is None:

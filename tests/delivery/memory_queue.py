@@ -30,7 +30,10 @@ class Waiting:
 
 
 class MemoryQueue:
-    """See the module's page.  `attempts` and `outcomes` are the record; `changed` is set at each report and release."""
+    """See the module's page.  `attempts` and `outcomes` are the record; `changed` is set at each report and release.
+
+    load_s: how long a content takes to be read, mark_s: a mark to be written.
+    """
 
     def __init__(self, now_us: Callable[[], int]) -> None:
         self.now_us = now_us
@@ -38,12 +41,15 @@ class MemoryQueue:
         self.attempts: list[Attempt] = []
         self.outcomes: dict[str, list[Outcome]] = {}
         self.released: list[str] = []
+        self.put_offs: list[tuple[str, str]] = []
         self.forsaken: list[str] = []
         self.expired: list[str] = []
         self.most_full = 0
         self.claims = 0
         self.patient_claims = 0
         self.is_down = False
+        self.load_s = 0.0
+        self.mark_s = 0.0
         self.refuse_mark = False
         self.on_mark: Callable[[Job], None] | None = None
         self.changed = trio.Event()
@@ -124,6 +130,8 @@ class MemoryQueue:
 
     async def load(self, job: Job) -> Content:
         await self._unit()
+        if self.load_s:
+            await trio.sleep(self.load_s)
         return Content(self.messages[job.message_id].body)
 
     def _mine(self, job: Job) -> Waiting | None:
@@ -132,6 +140,8 @@ class MemoryQueue:
 
     async def mark_in_doubt(self, job: Job) -> bool:
         await self._unit()
+        if self.mark_s:
+            await trio.sleep(self.mark_s)
         waiting = self._mine(job)
         if waiting is None or self.refuse_mark:
             return False
@@ -169,6 +179,15 @@ class MemoryQueue:
         if waiting is not None:
             waiting.leased = waiting.marked = False
             self.released.append(job.message_id)
+        self._notify()
+
+    async def put_off(self, job: Job, until_us: int, why: str) -> None:
+        await self._unit()
+        waiting = self._mine(job)
+        if waiting is not None:
+            waiting.leased = waiting.marked = False
+            waiting.due_us = min(until_us, job.expires_at_us)
+            self.put_offs.append((job.message_id, why))
         self._notify()
 
     def forsake(self, job: Job) -> None:

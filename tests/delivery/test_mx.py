@@ -311,8 +311,10 @@ async def test_a_route_changes_its_kind_and_goes(autojump_clock: MockClock) -> N
         w.pool.replace_routes([])
         w.queue.add("late", ["x@a.example"], route="direct", destination="a.example")
         w.pool.wake()
-        await w.queue.until(lambda: "late" in w.queue.outcomes)
-        assert "there is no route 'direct'" in str(w.queue.outcomes["late"][0].reply)
+        await w.queue.until(lambda: bool(w.queue.put_offs))
+        ((message_id, why),) = w.queue.put_offs
+        assert message_id == "late"
+        assert "there is no route 'direct'" in why
         w.pool.replace_routes([MX])
         await w.queue.until(lambda: w.queue.messages["late"].done)
         await trio.sleep(60)

@@ -544,18 +544,6 @@ async def test_a_crash_in_an_attempt_is_a_deferral(autojump_clock: MockClock, lo
         assert w.queue.results("m1")[-1] is Result.DELIVERED
 
 
-async def test_an_unknown_route_defers(autojump_clock: MockClock) -> None:
-    async with world() as w:
-        assert not w.pool.offer_nowait(w.queue.add("m0", route="gone", leased=True))
-        w.queue.add("m1", route="gone")
-        w.pool.wake()
-        await w.queue.until(lambda: bool(w.reported))
-        assert w.queue.results("m1") == [Result.DEFERRED]
-        w.pool.replace_routes([smtp("upstream"), Route("gone", RouteKind.SMTP, "upstream", 25)])
-        await w.queue.until(lambda: len(w.reported) == 2)
-        assert w.queue.results("m1")[-1] is Result.DELIVERED
-
-
 async def test_a_silent_peer_is_left_after_its_time(autojump_clock: MockClock) -> None:
     """RFC 5321 §4.5.3.2."""
     async with world() as w:

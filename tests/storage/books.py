@@ -10,10 +10,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sqlalchemy import Connection, update
+
 from hepmaild.delivery.job import Attempt, Job, JobRecipient, Outcome, Result
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.submission import KeyIdentity, Recipient
 from hepmaild.storage import accounts, keys
+from hepmaild.storage.schema import process
 from hepmaild.storage.store import Store
 from hepmaild.storage.unit import Accept, Call, Report, UnitRunner
 from tests.storage.conftest import Opener
@@ -30,6 +33,11 @@ class Clock:
 
     def now_us(self) -> int:
         return self.us
+
+
+def age_leases(conn: Connection, us: int) -> None:
+    """As if the processes had said so long ago that they live."""
+    conn.execute(update(process).values(alive_until_us=process.c.alive_until_us - us))
 
 
 @dataclass

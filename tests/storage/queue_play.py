@@ -24,7 +24,7 @@ from hepmaild.storage.accept import Accept, Taken
 from hepmaild.storage.queue import Where
 from hepmaild.storage.schema import NEVER_US
 from hepmaild.storage.unit import Mark, Report, UnitRunner
-from tests.storage.books import HOUR_US, Clock
+from tests.storage.books import HOUR_US, START_US, Clock, age_leases
 from tests.storage.mx_books import job_of, report_on
 
 ACCOUNT = "account-1"
@@ -80,6 +80,7 @@ class Play:
     doubts: Counter[tuple[str, int]] = field(default_factory=Counter)
     cursors: Any = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
+    aged_at_us: int = START_US
     _numbers: Any = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
@@ -139,10 +140,20 @@ class Play:
         (taken,) = self.unit(self.conn, [member])
         assert isinstance(taken, Taken)
         self.members[member.message_id] = member
-        leases.stay_alive(self.conn, OWNERS[step.c % 2], us + LEASE_US)
+        self._stay_alive(OWNERS[step.c % 2])
         for where in member.leased:
             self._leased(OWNERS[step.c % 2], job_of(member, where))
         return True
+
+    def _stay_alive(self, owner: str) -> None:
+        self._age()
+        leases.stay_alive(self.conn, owner, LEASE_US, self.clock.us)
+
+    def _age(self) -> None:
+        """On PostgreSQL processes live by the server's clock, and what the play's moved is told to their rows."""
+        if self.conn.dialect.name == "postgresql":
+            age_leases(self.conn, self.clock.us - self.aged_at_us)
+        self.aged_at_us = self.clock.us
 
     def _leased(self, owner: str, job: Job) -> None:
         key = (job.message_id, job.destination, job.token)
@@ -152,7 +163,7 @@ class Play:
 
     def do_claim(self, step: Step) -> bool:
         owner = OWNERS[step.a % 2]
-        leases.stay_alive(self.conn, owner, self.clock.us + LEASE_US)
+        self._stay_alive(owner)
         full = {("mx", WHERES[step.c % 3])} if step.c % 4 == 0 else set()
         exclude = ("up",) if step.c % 5 == 0 else ()
         before = {(r.message_id, r.n): r for r in self.conn.execute(select(schema.recipient))}
@@ -295,8 +306,10 @@ class Play:
     def do_take_over(self, step: Step) -> bool:
         self.clock.us += LEASE_US * (step.a % 3 == 0)
         now_us = self.clock.us
+        self._age()
+        clock_us = leases.clock_us(self.conn, now_us)
         alive = set(
-            self.conn.execute(select(schema.process.c.id).where(schema.process.c.alive_until_us > now_us)).scalars()
+            self.conn.execute(select(schema.process.c.id).where(schema.process.c.alive_until_us > clock_us)).scalars()
         )
         marked = self._marked(lambda r: r.owner not in alive)
         owned = self.conn.execute(select(schema.queue.c.owner).where(schema.queue.c.owner.is_not(None))).scalars()

@@ -13,11 +13,12 @@ from trio.testing import MockClock
 from hepmaild.delivery.job import Outcome, Result
 from hepmaild.errors import StoreUnavailable
 from hepmaild.outbox import FirstAttempt, Outbox
-from hepmaild.storage import leases, queue
+from hepmaild.storage import credits as money
+from hepmaild.storage import leases, log, queue
 from hepmaild.storage.claim import claim_and_look
 from hepmaild.storage.store import Store
 from tests.peers import postgres
-from tests.storage.books import Books, open_books
+from tests.storage.books import HOUR_US, Books, Clock, age_leases, open_books
 from tests.storage.conftest import Opener
 from tests.storage.mx_books import fill, job_of, mx_accept, report_on
 
@@ -67,6 +68,33 @@ async def test_a_caller_waits_for_every_destination_once() -> None:
     assert [(o.recipient_id, o.result) for o in waiter.outcomes] == [(n, Result.DELIVERED) for n in range(3)]
 
 
+async def test_what_is_put_off_was_not_attempted_and_says_why_it_waits(books: Books) -> None:
+    """It is due again soon, whoever claims it then; and it expires, which is refunded."""
+    outbox = outbox_of(books)
+    member = mx_accept(books, "a@x.example", "b@y.example")
+    waiter = outbox.expect(member.message_id, member.destinations)
+    await books.store.submit(member)
+    left = await books.store.read(money.balance, books.account_id)
+    why = "451 4.3.0 there is no route"
+    for where in ("x.example", "y.example"):
+        await outbox.put_off(job_of(member, where), books.clock.us + 60_000_000, why)
+    assert waiter.done.is_set()
+    assert waiter.outcomes == ()
+    shown = (await books.store.read(log.show, member.message_id))["recipients"]
+    assert [(r["state"], r["attempts"], r["last_reply"]) for r in shown] == [("queued", 0, why)] * 2
+    assert (await outbox.claim(10)).jobs == []
+    books.clock.us += 60_000_000
+    jobs = (await outbox.claim(10)).jobs
+    assert [[r.attempts for r in job.recipients] for job in jobs] == [[0], [0]]
+    await outbox.put_off(job_of(member, "x.example"), books.clock.us, why)  # with the token of before
+    for job in jobs:
+        await outbox.put_off(job, member.expires_at_us + 1, why)
+    books.clock.us = member.expires_at_us
+    await outbox.expire()
+    assert await books.store.read(queue.count_waiting) == 0
+    assert await books.store.read(money.balance, books.account_id) == left + 2
+
+
 async def test_reports_and_releases_reach_the_caller(books: Books) -> None:
     outbox = outbox_of(books)
     member = mx_accept(books, "a@x.example", "b@y.example")
@@ -94,8 +122,11 @@ async def test_one_claim_looks_at_all_destinations(books: Books) -> None:
     full = {("mx", "aa.example")}
     outbox = outbox_of(books)
     assert [job.destination for job in (await outbox.claim(5, full=full)).jobs] == ["zz.example"]
+    jobs, again_at_us = await outbox.claim(5, full=full)
+    assert jobs == []
+    # On PostgreSQL, when the lease of this process would end by the server's clock.
     lease_ends_us = later if books.store.is_sqlite else books.clock.us + 60_000_000
-    assert await outbox.claim(5, full=full) == ([], min(later, lease_ends_us))
+    assert again_at_us == pytest.approx(lease_ends_us, abs=0 if books.store.is_sqlite else 50_000_000)
 
 
 async def test_leases_of_a_claim_whose_answer_was_lost_are_found(books: Books) -> None:
@@ -229,11 +260,68 @@ async def test_a_pause_is_known_at_once(books: Books) -> None:
 async def test_several_tasks_may_say_at_once_that_the_process_lives(books: Books) -> None:
     async with trio.open_nursery() as nursery:
         for n in range(8):
-            nursery.start_soon(books.store.write, leases.stay_alive, "me", books.clock.us + n)
+            nursery.start_soon(books.store.write, leases.stay_alive, "me", HOUR_US + n, books.clock.us)
     member = mx_accept(books, "a@x.example")
     await books.store.submit(member)
-    assert await books.store.write(leases.take_over, books.clock.us - 1, alone=False) == 0
-    assert await books.store.write(leases.take_over, books.clock.us + 8, alone=False) == 1
+    assert await books.store.write(leases.take_over, books.clock.us, alone=False) == 0
+    await books.store.write(age_leases, HOUR_US + 8)
+    assert await books.store.write(leases.take_over, books.clock.us, alone=False) == 1
+
+
+SEVERAL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+
+@SEVERAL
+@pytest.mark.parametrize("behind_s", [-120, 120])
+async def test_processes_whose_clocks_differ_leave_each_other_their_leases(books: Books, behind_s: int) -> None:
+    """One machine slept for two minutes, or its clock was set: nobody takes over what it works on, and sends it too."""
+    slow = outbox_of(books, owner="slow")
+    other = Outbox(
+        books.store,
+        owner="other",
+        now_us=Clock(books.clock.us + behind_s * 1_000_000).now_us,
+        lease_s=60,
+        body_days=0,
+        spool_dir=None,
+    )
+    member = mx_accept(books, "a@x.example", owner="slow")
+    await books.store.submit(member)
+    await slow.stay_alive()
+    job = job_of(member, "x.example")
+    assert await slow.mark_in_doubt(job)
+    assert not (await other.claim(10)).jobs
+    assert await slow.report(report_on(job, books.clock.us, Result.DELIVERED).attempt)
+
+
+@SEVERAL
+async def test_a_clock_that_is_set_back_does_not_keep_a_process_from_saying_that_it_lives(
+    books: Books, mock_clock: MockClock
+) -> None:
+    outbox = outbox_of(books)
+    await outbox.stay_alive()
+    await books.store.submit(mx_accept(books, "a@x.example"))
+    mock_clock.jump(59)
+    await books.store.write(age_leases, 59_000_000)
+    others_us = books.clock.us
+    books.clock.us -= HOUR_US
+    await outbox.stay_alive()
+    await books.store.write(age_leases, 59_000_000)
+    assert await books.store.write(leases.take_over, others_us, alone=False) == 0
+
+
+@SEVERAL
+async def test_who_lost_a_lease_says_at_once_that_it_lives(books: Books) -> None:
+    """It slept without noticing: what it leases now would be taken from it, too."""
+    outbox = outbox_of(books)
+    lost, member = mx_accept(books, "a@x.example"), mx_accept(books, "a@y.example")
+    await outbox.stay_alive()
+    await books.store.submit(lost)
+    await books.store.write(age_leases, HOUR_US)
+    assert await books.store.write(leases.take_over, books.clock.us, alone=False) == 1
+    assert not await outbox.mark_in_doubt(job_of(lost, "x.example"))
+    await books.store.submit(member)
+    assert await outbox.mark_in_doubt(job_of(member, "y.example"))
+    assert await books.store.write(leases.take_over, books.clock.us, alone=False) == 0
 
 
 async def test_expiry_needs_no_claim(books: Books) -> None:

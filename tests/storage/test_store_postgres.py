@@ -193,6 +193,36 @@ async def test_a_waiting_lock_ends_before_the_caller_gives_up(opener: Opener) ->
             assert await store.write(debit, 1) == 98
 
 
+async def test_a_server_that_gives_no_more_connections_is_not_down(opener: Opener, url: str, tmp_path: Path) -> None:
+    """It refuses one more (53300): those that there are serve all, and the group writer's own is not touched."""
+    few = f"few_{url.rpartition('/')[2]}"
+    async with opener(tables=True):
+        pass
+    await trio.to_thread.run_sync(
+        postgres.sql,
+        url,
+        f"create role {few} login password 'x' connection limit 3; grant all on all tables in schema public to {few}",
+    )
+    place = url.rpartition("@")[2]
+    with trio.fail_after(DEADLINE_S):
+        async with make_opener(f"postgresql://{few}:x@{place}", tmp_path)(exclusive=False) as store:
+            await store.submit("first")
+
+            def slow(conn: Connection) -> None:
+                conn.execute(text("select pg_sleep(0.05)"))
+
+            async def read_often() -> None:
+                for _ in range(10):
+                    await store.read(slow)
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(4):  # as many as the pool would have; the server gives it two
+                    nursery.start_soon(read_often)
+                for n in range(20):
+                    assert await store.submit(f"word {n}") == ("kept", f"word {n}")
+                    await trio.sleep(0.02)
+
+
 async def test_a_wrong_password_is_unavailable_and_not_shown(cluster: postgres.Cluster, tmp_path: Path) -> None:
     url = f"postgresql://postgres:hidden-word@127.0.0.1:{cluster.port}/postgres"
     with pytest.raises(StoreUnavailable) as caught:

@@ -21,7 +21,7 @@ from hepmaild.storage.accept import Taken, Twin
 from hepmaild.storage.store import Store
 from hepmaild.storage.unit import Answer, Answers, CallAndAccept, Mark, UnitRunner, Used
 from tests.peers import postgres
-from tests.storage.books import HOUR_US, START_US, Books, open_books
+from tests.storage.books import HOUR_US, START_US, Books, age_leases, open_books
 from tests.storage.conftest import Opener
 
 
@@ -297,10 +297,12 @@ async def test_a_dead_process_leaves_doubt_only_behind_the_mark(books: Books) ->
 
 async def test_a_living_process_keeps_its_leases_and_a_silent_one_loses_them(books: Books) -> None:
     await books.store.submit(books.accept())
-    await books.store.write(leases.stay_alive, "me", books.clock.us + 1000)
+    await books.store.write(leases.stay_alive, "me", HOUR_US, books.clock.us)
     assert await books.store.write(leases.take_over, books.clock.us, alone=False) == 0
-    assert await books.store.read(claim.next_due_at_us, books.clock.us) == books.clock.us + 1000
-    assert await books.store.write(leases.take_over, books.clock.us + 1001, alone=False) == 1
+    ends_at_us = await books.store.read(claim.next_due_at_us, books.clock.us)
+    assert ends_at_us == pytest.approx(books.clock.us + HOUR_US, abs=60_000_000)  # PostgreSQL's clock goes on
+    await books.store.write(age_leases, HOUR_US)
+    assert await books.store.write(leases.take_over, books.clock.us, alone=False) == 1
 
 
 async def test_cancel_refunds_and_stops_the_attempt_before_the_dot(books: Books) -> None:
