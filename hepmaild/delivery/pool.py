@@ -149,9 +149,7 @@ class DeliveryPool:
         The store is asked for them when there is: looking at each of them would find nothing, and keep the others from
         their commits.
         """
-        if not self._running:
-            return
-        track, now = self._tracks.get(route), self._time()
+        track, now = self._tracks.get(route) if self._running else None, self._time()
         if self._scheduler.is_looking or track is None or any(track.note_left(where, now) for where in destinations):
             self._scheduler.wake()
 
