@@ -61,13 +61,12 @@ from hepmaild.storage.caps import cap_key_of
 from hepmaild.storage.directory import KeyRow
 from hepmaild.storage.store import Store
 from hepmaild.storage.unit import Answer, Answers, Call, CallAndAccept, Used
-from hepmaild.storage.words import BY_CALLER
+from hepmaild.storage.words import BY_CALLER, WORD_LIFE_US
 from hepmaild.timers import current_clock
 from hepmaild.twins import Twins
 
 T = TypeVar("T")
 
-WORD_LIFE_US = 86_400_000_000
 PIECE_OCTETS = 1 << 20
 ONE_HOP = ("",)  # the destinations of a message on a route with one next hop
 

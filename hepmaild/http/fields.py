@@ -48,12 +48,14 @@ _WHITE_SPACE = str.maketrans("", "", " \t\r\n")
 class Wanted:
     """What a send request asks for.  recipients: distinct over to, cc and bcc, in this order.
 
-    ask: the draft is not complete before it is filled in (`materials`), nor are attachments with an `upload_id`.
+    ask: the draft is not complete before it is filled in (`materials`), nor are attachments with an `upload_id`.  word:
+    the caller's idempotency word, which is not in the body.
     """
 
     draft: Draft
     recipients: tuple[Recipient, ...]
     ask: Ask = Ask()
+    word: str | None = None
 
 
 def read_request(content: Content, max_recipients: int) -> Wanted:

@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,15 +118,15 @@ class SendDesk:
                 wanted = _judged(request, partial(read, body.content, self.max_recipients))
                 found = await self.materials.find(key, wanted.draft, wanted.ask)
                 if found.octets <= THREAD_OCTETS:
-                    return await self._accept(request, call, key, body, wanted.recipients, found, endpoint)
+                    return await self._accept(request, call, key, body, wanted, found, endpoint)
                 # A few words may name megabytes.  What came large itself has room already, and names little more.
                 async with self.gate.admit(min(found.octets, MAX_TOTAL_OCTETS)):
-                    return await self._accept(request, call, key, body, wanted.recipients, found, endpoint)
+                    return await self._accept(request, call, key, body, wanted, found, endpoint)
             async with self.gate.admit(body.content.size):
                 reading = partial(_judged, request, partial(read, body.content, self.max_recipients))
                 wanted = await trio.to_thread.run_sync(reading, limiter=self.threads)
                 found = await self.materials.find(key, wanted.draft, wanted.ask)
-                return await self._accept(request, call, key, body, wanted.recipients, found, endpoint)
+                return await self._accept(request, call, key, body, wanted, found, endpoint)
         finally:
             body.content.close()
 
@@ -146,7 +146,7 @@ class SendDesk:
             found = await self.materials.find(key, wanted.draft, wanted.ask)
             # A few words may name megabytes; those wait for room in memory.
             is_small = found.octets <= THREAD_OCTETS
-            ready = await self._complete(request, wanted.recipients, found) if is_small else None
+            ready = await self._complete(wanted, found) if is_small else None
         except RefusedError:
             await count(self.intake, call, key, _word_for_count(request))
             raise
@@ -154,7 +154,7 @@ class SendDesk:
             return await self._submit(request, call, key, body, ready, endpoint, is_counted=False)
         await count(self.intake, call, key, _word_for_count(request))
         async with self.gate.admit(min(found.octets, MAX_TOTAL_OCTETS)):
-            return await self._accept(request, call, key, body, wanted.recipients, found, endpoint)
+            return await self._accept(request, call, key, body, wanted, found, endpoint)
 
     async def _accept(
         self,
@@ -162,18 +162,16 @@ class SendDesk:
         call: Call,
         key: KeyIdentity,
         body: Received,
-        recipients: tuple[Recipient, ...],
+        wanted: Wanted,
         found: Found,
         endpoint: Endpoint,
     ) -> Response:
-        ready = await self._complete(request, recipients, found)
+        ready = await self._complete(wanted, found)
         return await self._submit(request, call, key, body, ready, endpoint, is_counted=True)
 
-    async def _complete(
-        self, request: Request | QuickRequest, recipients: tuple[Recipient, ...], found: Found
-    ) -> _Ready:
+    async def _complete(self, wanted: Wanted, found: Found) -> _Ready:
         draft = await self.materials.complete(found)
-        return _Ready(recipients, draft, found.note, _word_of(request))
+        return _Ready(wanted.recipients, draft, found.note, wanted.word)
 
     async def _submit(
         self,
@@ -216,15 +214,15 @@ def _word_for_count(request: Request | QuickRequest) -> str | None:
 
 
 def _judged(request: Request | QuickRequest, read: Callable[[], Wanted]) -> Wanted:
-    """What `read` gives; a bad idempotency word is told before anything is too large."""
+    """What `read` gives, with the idempotency word; a bad one is told before anything is too large."""
     try:
         wanted = read()
     except RefusedError as error:
         if error.refusal.kind in SIZE_KINDS:
             _word_of(request)
         raise
-    _word_of(request)
-    return wanted
+    word = _word_of(request)
+    return wanted if word is None else replace(wanted, word=word)
 
 
 def _steps(request: Request | QuickRequest, body: Received, key: KeyIdentity, tls: str, note: str) -> tuple[Step, ...]:

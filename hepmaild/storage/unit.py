@@ -229,7 +229,7 @@ def _may_be_again(conn: Connection, call: Call, now_us: int) -> bool:
     if call.recipients:
         args = (call.account_id, call.key_id, call.recipients, call.replay_window_us, now_us)
         return words.may_be_again(conn, *args)
-    return call.word is not None and words.is_stored(conn, call.key_id, call.word, now_us - words.DAY_US)
+    return call.word is not None and words.is_stored(conn, call.key_id, call.word, now_us - words.WORD_LIFE_US)
 
 
 def _write_answers(conn: Connection, answered: list[Answer]) -> None:

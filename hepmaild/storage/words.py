@@ -8,7 +8,7 @@ from sqlalchemy import Connection, bindparam, delete, exists, select
 from hepmaild.storage.bulk import Query
 from hepmaild.storage.schema import idempotency, message, recipient
 
-DAY_US = 86_400_000_000
+WORD_LIFE_US = 86_400_000_000  # of a caller's own word
 BY_CALLER = "w:"  # before a word of the caller's; others are fingerprints of what came by SMTP
 LATEST = 100  # messages of an account that are looked at: without credits, or over its day, it gets no newer ones
 
@@ -34,7 +34,7 @@ def may_be_again(
     By SMTP, where the word is not known yet.  recipients: as many as it must have.
     """
     return any(
-        at_us > now_us - (DAY_US if word.startswith(BY_CALLER) else replay_window_us) and recipients == of_message
+        at_us > now_us - (WORD_LIFE_US if word.startswith(BY_CALLER) else replay_window_us) and recipients == of_message
         for word, at_us, of_message in _WORDS.ask(conn, account=account_id, the_key=key_id)
     )
 

@@ -18,7 +18,7 @@ from hepmaild.storage.suppress import Rule
 from tests.dashboard.inside import Inside, open_inside
 from tests.dashboard.visitor import words
 from tests.people.conftest import database_url, opener
-from tests.storage.books import HOUR_US, Books
+from tests.storage.books import HOUR_US, Books, mint_key
 from tests.storage.conftest import Opener
 
 __all__ = ["database_url", "opener"]
@@ -50,19 +50,7 @@ async def refuse_one(inside: Inside) -> str:
     secret = keys.new_secret()
     books = Books(store, clock)
     await store.write(money.grant, ACCOUNT_ID, 10, granted_by="a test", note=None, now_us=clock.us)
-    await store.write(
-        keys.mint,
-        account_id=ACCOUNT_ID,
-        key_id=books.identity.key_id,
-        name="app",
-        secret=secret,
-        limit=15,
-        permissions=None,
-        senders=None,
-        addresses=None,
-        expires_at_us=None,
-        now_us=clock.us,
-    )
+    await store.write(mint_key, books, books.identity.key_id, secret)
     books.identity = replace(books.identity, last_five=secret[-5:])
     member = books.accept("gone@example.net")
     await store.submit(member)

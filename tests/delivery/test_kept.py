@@ -10,6 +10,7 @@ import trio
 from trio.abc import Stream
 from trio.testing import MockClock, memory_stream_pair
 
+from hepmaild.delivery.connections import Connection
 from hepmaild.delivery.job import Result
 from hepmaild.delivery.pool import KEEP_IDLE_S
 from tests.delivery.peer import after
@@ -46,20 +47,26 @@ def keep_slow_to_close(w: World) -> None:
     w.network.pair = pair
 
 
+async def keep(w: World, count: int) -> list[Connection]:
+    """So many connections, kept after a message each; the one used last is the last."""
+    w.peer.reactions["DOT"] = after(0.1, b"250 2.0.0 ok\r\n")
+    for n in range(count):
+        w.pool.offer_nowait(w.queue.add(f"w{n}", leased=True))
+    await w.queue.until(lambda: len(w.reported) == count)
+    track = w.pool._tracks.get("upstream")
+    assert track is not None
+    kept = track.places[""].kept
+    assert len(kept) == count
+    return kept
+
+
 async def test_two_attempts_never_have_one_connection(autojump_clock: MockClock) -> None:
     """Of three that are kept the one used last has died.  Closing it yields; an attempt past its dot lost its
     connection to the next one then, which was in doubt, and its mail was sent twice."""
     async with world(smtp("upstream", connections=4)) as w:
         keep_slow_to_close(w)
-        w.peer.reactions["DOT"] = after(0.1, b"250 2.0.0 ok\r\n")
-        for n in range(3):
-            w.pool.offer_nowait(w.queue.add(f"w{n}", leased=True))
-        await w.queue.until(lambda: len(w.reported) == 3)
-        track = w.pool._tracks.get("upstream")
-        assert track is not None
-        kept = track.places[""].kept
-        assert len(kept) == 3
-        kept[-1].machine.eof()
+        (*_, dead) = await keep(w, 3)
+        dead.machine.eof()
         w.peer.reactions["DOT"] = after(0.5, b"250 2.0.0 ok\r\n")
         for n in range(4):
             w.pool.offer_nowait(w.queue.add(f"m{n}", leased=True))
@@ -74,15 +81,8 @@ async def test_two_attempts_never_have_one_connection(autojump_clock: MockClock)
 
 async def test_one_that_was_taken_is_closed_when_its_attempt_is_cancelled_meanwhile(autojump_clock: MockClock) -> None:
     async with world(smtp("upstream", connections=4)) as w:
-        w.peer.reactions["DOT"] = after(0.1, b"250 2.0.0 ok\r\n")
         keep_slow_to_close(w)
-        for n in range(2):
-            w.pool.offer_nowait(w.queue.add(f"w{n}", leased=True))
-        await w.queue.until(lambda: len(w.reported) == 2)
-        track = w.pool._tracks.get("upstream")
-        assert track is not None
-        kept = track.places[""].kept
-        dead = kept[-1]
+        (*_, dead) = await keep(w, 2)
         dead.machine.eof()
         assert isinstance(dead._stream, SlowToClose)
         assert w.pool._workers is not None

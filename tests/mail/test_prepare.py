@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import trio
@@ -17,7 +18,14 @@ from hepmaild.policy import make_book
 from hepmaild.prepare import Prepared, Preparer
 from hepmaild.storage.directory import SenderRow
 
-BOOK = make_book([SenderRow("", "me@example.com", "me@example.com", "up", 0, True)], ())
+INTERNATIONAL = "info@xn--bcher-kva.example"
+BOOK = make_book(
+    [
+        SenderRow("", "me@example.com", "me@example.com", "up", 0, True),
+        SenderRow("", INTERNATIONAL, INTERNATIONAL, "up", 0, False),
+    ],
+    (),
+)
 
 
 @dataclass
@@ -26,23 +34,27 @@ class Obeyed:
     limits: LimitSettings = field(default_factory=LimitSettings)
 
 
-async def prepare(header: bytes, recipients: RecipientsFrom, limit: int = 100) -> Prepared | Refusal:
+async def prepare(content: bytes, smtp: SmtpSettings, *, limit: int = 100, **submission: Any) -> Prepared | Refusal:
     preparer = Preparer(
         hostname="smtp.test", spool_dir=None, limiter=trio.CapacityLimiter(1), now_us=lambda: 1_800_000_000_000_000
     )
-    submission = Submission(
+    submitted = Submission(
         key=KeyIdentity("key-1", "app", "", "account-1", "", "standard", 120),
         origin=Origin(Door.SMTP, "127.0.0.1", "s"),
         recipients=(Recipient("to@example.net"),),
-        source=Content(b"From: me@example.com\r\n" + header + b"\r\nHello\r\n"),
-        reverse_path="me@example.com",
+        source=Content(content),
+        **submission,
     )
-    settings = Obeyed(SmtpSettings(recipients=recipients), LimitSettings(recipients_per_message=limit))
-    return await preparer.prepare(submission, BOOK, settings)
+    return await preparer.prepare(submitted, BOOK, Obeyed(smtp, LimitSettings(recipients_per_message=limit)))
+
+
+async def prepare_for(header: bytes, recipients: RecipientsFrom, limit: int = 100) -> Prepared | Refusal:
+    content = b"From: me@example.com\r\n" + header + b"\r\nHello\r\n"
+    return await prepare(content, SmtpSettings(recipients=recipients), limit=limit, reverse_path="me@example.com")
 
 
 async def goes_to(header: bytes, recipients: RecipientsFrom) -> list[str]:
-    prepared = await prepare(header, recipients)
+    prepared = await prepare_for(header, recipients)
     assert isinstance(prepared, Prepared)
     return [recipient.address for recipient in prepared.recipients]
 
@@ -61,29 +73,17 @@ async def test_the_header_counts_where_the_settings_say_so(to: bytes) -> None:
     "said", ["info@b\u00fccher.example", "info@XN--BCHER-KVA.example", "info@xn--bcher-kva.example"]
 )
 async def test_without_a_from_field_the_envelope_names_the_sender_however_it_is_spelt(said: str) -> None:
-    book = make_book([SenderRow("", "info@xn--bcher-kva.example", "info@xn--bcher-kva.example", "up", 0, True)], ())
-    preparer = Preparer(
-        hostname="smtp.test", spool_dir=None, limiter=trio.CapacityLimiter(1), now_us=lambda: 1_800_000_000_000_000
-    )
-    submission = Submission(
-        key=KeyIdentity("key-1", "app", "", "account-1", "", "standard", 120),
-        origin=Origin(Door.SMTP, "127.0.0.1", "s"),
-        recipients=(Recipient("to@example.net"),),
-        source=Content(b"Subject: hello\r\n\r\nHello\r\n"),
-        reverse_path=said,
-        smtputf8=True,
-    )
-    prepared = await preparer.prepare(submission, book, Obeyed(SmtpSettings()))
+    prepared = await prepare(b"Subject: hello\r\n\r\nHello\r\n", SmtpSettings(), reverse_path=said, smtputf8=True)
     assert isinstance(prepared, Prepared)
-    assert prepared.from_address == "info@xn--bcher-kva.example"
-    assert b"From: info@xn--bcher-kva.example\r\n" in prepared.content.data
+    assert prepared.from_address == INTERNATIONAL
+    assert f"From: {INTERNATIONAL}\r\n".encode() in prepared.content.data
 
 
 async def test_nobody_is_left_out_without_a_word() -> None:
     """More than are looked at, though the settings would allow them."""
     words = b",\r\n ".join(b"u%d@b.c" % n for n in range(MAX_LISTED_ADDRESSES))
     header = b"To: " + words + b"\r\nCc: cc@example.net\r\n"
-    refusal = await prepare(header, RecipientsFrom.ENVELOPE_AND_HEADERS, limit=10_000)
+    refusal = await prepare_for(header, RecipientsFrom.ENVELOPE_AND_HEADERS, limit=10_000)
     assert isinstance(refusal, Refusal)
     assert refusal.kind is ErrorKind.TOO_MANY_RECIPIENTS
-    assert isinstance(await prepare(header, RecipientsFrom.ENVELOPE), Prepared)
+    assert isinstance(await prepare_for(header, RecipientsFrom.ENVELOPE), Prepared)

@@ -105,6 +105,24 @@ class Books:
         return Report(attempt, "", member.account_id, json.dumps({"outcomes": len(outcomes)}), 0)
 
 
+def mint_key(conn: Connection, books: Books, key_id: str, secret: str = "", chaos: str | None = None) -> None:
+    """A key of the books' account without restrictions."""
+    keys.mint(
+        conn,
+        account_id=books.account_id,
+        key_id=key_id,
+        name="app" if key_id == books.identity.key_id else key_id,
+        secret=secret or keys.new_secret(),
+        limit=15,
+        permissions=None,
+        senders=None,
+        addresses=None,
+        expires_at_us=None,
+        now_us=books.clock.us,
+        chaos=chaos,
+    )
+
+
 @asynccontextmanager
 async def open_books(opener: Opener, *, credits_granted: int = 100, clock: Clock | None = None) -> AsyncIterator[Books]:
     """A migrated store with an account of `credits_granted` credits and one key."""
@@ -125,17 +143,5 @@ async def open_books(opener: Opener, *, credits_granted: int = 100, clock: Clock
             granted_by="a test",
             now_us=clock.us,
         )
-        await store.write(
-            keys.mint,
-            account_id=books.account_id,
-            key_id=books.identity.key_id,
-            name="app",
-            secret=secret,
-            limit=15,
-            permissions=None,
-            senders=None,
-            addresses=None,
-            expires_at_us=None,
-            now_us=clock.us,
-        )
+        await store.write(mint_key, books, books.identity.key_id, secret)
         yield books

@@ -19,7 +19,7 @@ from hepmaild.mail.submission import RateState
 from hepmaild.storage import claim, keys, queue, suppress
 from hepmaild.storage import credits as money
 from hepmaild.storage.accept import Accept, Taken
-from tests.storage.books import HOUR_US, Books, open_books
+from tests.storage.books import HOUR_US, Books, mint_key, open_books
 from tests.storage.conftest import Opener
 
 GRANTED = 12
@@ -173,25 +173,9 @@ async def test_a_chaos_key_stays_one(books: Books) -> None:
             chaos=chaos,
         )
 
-    def mint(chaos: str | None) -> Any:
-        return lambda conn: keys.mint(
-            conn,
-            account_id=books.account_id,
-            key_id="key-2",
-            name="key-2",
-            secret=keys.new_secret(),
-            limit=15,
-            permissions=None,
-            senders=None,
-            addresses=None,
-            expires_at_us=None,
-            now_us=books.clock.us,
-            chaos=chaos,
-        )
-
     with pytest.raises(keys.Refused, match="no chaos called 'fire'"):
-        await books.store.write(mint("fire"))
-    await books.store.write(mint("5xx"))
+        await books.store.write(mint_key, books, "key-2", chaos="fire")
+    await books.store.write(mint_key, books, "key-2", chaos="5xx")
     assert await books.store.write(change("key-2", "greylist")) == {"chaos": ["5xx", "greylist"]}
     assert await books.store.write(change("key-2", None)) == {}, "it stays what it is"
     with pytest.raises(keys.Refused, match="cannot become a chaos key"):

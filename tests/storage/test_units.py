@@ -15,13 +15,13 @@ from hepmaild.delivery.job import Result
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail.submission import RateState
 from hepmaild.outbox import USES_UNIT, Outbox
-from hepmaild.storage import claim, keys, leases, log, queue, schema, stats
+from hepmaild.storage import claim, leases, log, queue, schema, stats
 from hepmaild.storage import credits as money
 from hepmaild.storage.accept import Taken, Twin
 from hepmaild.storage.store import Store
 from hepmaild.storage.unit import Answer, Answers, CallAndAccept, Mark, UnitRunner, Used
 from tests.peers import postgres
-from tests.storage.books import HOUR_US, START_US, Books, age_leases, open_books
+from tests.storage.books import HOUR_US, START_US, Books, age_leases, mint_key, open_books
 from tests.storage.conftest import Opener
 
 
@@ -356,7 +356,7 @@ async def until_waiting(url: str, sessions: int) -> None:
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_uses_of_keys_are_no_deadlock_between_processes(books: Books, opener: Opener, database_url: str) -> None:
     """Each process has calls of one key and notes the use of the other one."""
-    await books.store.write(mint, books, "key-2")
+    await books.store.write(mint_key, books, "key-2")
     calls = {key_id: replace(books.call(recipients=1), key_id=key_id) for key_id in ("key-1", "key-2")}
     runners = Counted(books), Counted(books)
 
@@ -386,22 +386,6 @@ async def test_many_uses_are_written_a_part_at_a_time(books: Books) -> None:
     await outbox.flush()
     used = await books.store.read(lambda conn: conn.execute(select(schema.api_key.c.last_used_at_us)).scalars().all())
     assert used == [books.clock.us]
-
-
-def mint(conn: Connection, books: Books, key_id: str) -> None:
-    keys.mint(
-        conn,
-        account_id=books.account_id,
-        key_id=key_id,
-        name=key_id,
-        secret=keys.new_secret(),
-        limit=15,
-        permissions=None,
-        senders=None,
-        addresses=None,
-        expires_at_us=None,
-        now_us=books.clock.us,
-    )
 
 
 # The ledger

@@ -26,8 +26,8 @@ _FIELD = re.compile(
     rb"(?:^|[\r\n])content-(?:type|disposition)[ \t]*:[^\r\n]*(?:[\r\n]{1,2}[ \t][^\r\n]*)*", re.IGNORECASE
 )
 _PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
-# What the standard library's parser and decoders let out for mail that is wrong in ways they do not know.
 _PICTURE_PLACE = re.compile(r"(?<=[\"'=(])cid:([^\s\"'<>()]{1,250})", re.IGNORECASE)  # RFC 2392
+# What the standard library's parser and decoders let out for mail that is wrong in ways they do not know.
 BROKEN = (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)
 
 
