@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Connection, event
 
 from hepmaild.search_words import parse
-from hepmaild.storage import gauges, search, stats
+from hepmaild.storage import gauges, message_page, search, stats
 from hepmaild.storage import queue as queue_rows
 from hepmaild.storage.search import Place
 from tests.storage.conftest import make_opener
@@ -61,6 +61,14 @@ async def test_nothing_goes_through_everything(what: str, tmp_path: Path) -> Non
     assert plans
     wading = [plan for plan in plans if plan.startswith(("SCAN recipient", "SCAN message", "SCAN event"))]
     assert not wading, wading
+
+
+async def test_what_is_known_by_its_id_is_looked_up_by_it(tmp_path: Path) -> None:
+    async with make_opener("sqlite:///plans.db", tmp_path)() as store:
+        await store.upgrade()
+        plans = await store.read(plans_of, lambda conn: message_page.still_there(conn, ACCOUNT, ["b" * 16, "c" * 16]))
+        assert await store.read(message_page.still_there, ACCOUNT, []) == set()
+    assert len(plans) == 1 and plans[0].endswith("(id=?)"), plans
 
 
 def test_a_side_of_a_span_has_one_bound() -> None:
