@@ -288,6 +288,8 @@ class Intake:
                     return _with_rate(answer, state)
                 _, result = await self._submit(member, None)
             if isinstance(result, Refusal):
+                if result.kind is ErrorKind.RELAY_FAILED:
+                    self._meter.left_out(submission.origin.door, len(member.recipients))
                 return _with_rate(result, state)
             commit_s = self._time() - begun
             left_out = len(result.suppressed)

@@ -28,6 +28,7 @@ QUIET_S, BUSY_S = 0.15, 0.7  # between two looks
 BUSY_EVENTS = 100  # in one look
 ANNOUNCE_S = 0.25  # between two announcements to other processes
 RETRY_S = 1.0
+UNTOLD_S = 5.0  # after so long it is looked without a word: who dies between a commit and its word says none
 GAP_S = 15.0  # so long a number that is missing may still come; longer than a unit may take
 MAX_MISSING = 1_000
 LOOK_BACK = 500  # numbers before the newest that may have been missing when we began
@@ -173,7 +174,8 @@ class LiveHub:
             if not self._store.is_sqlite:
                 nursery.start_soon(self._announce)
             while True:
-                await self._nudged.wait()
+                with trio.move_on_after(UNTOLD_S):
+                    await self._nudged.wait()
                 self._nudged = trio.Event()
                 pause_s = QUIET_S
                 if self._feeds:
@@ -215,8 +217,11 @@ class LiveHub:
         seen = {seq for seq, _, _ in news.events}
         top = max(seen, default=self._top)
         if not self._store.is_sqlite:
-            for seq in range(max(self._top, top - MAX_MISSING) + 1, top):
-                self._missing[seq] = now
+            before = self._top
+            for seq in sorted(seen):
+                for lost in range(max(before + 1, seq - MAX_MISSING), seq):
+                    self._missing[lost] = now
+                before = max(before, seq)
             missing = {seq: at for seq, at in self._missing.items() if seq not in seen and at > now - GAP_S}
             self._missing = dict(list(missing.items())[-MAX_MISSING:])
         self._top = max(self._top, top)

@@ -265,6 +265,9 @@ class Meter:
         recipients: those it goes to; suppressed: those it does not.
         """
 
+    def left_out(self, door: Door, suppressed: int) -> None:
+        """All recipients of a message were suppressed: it was not accepted."""
+
     def answered(self, door: Door, answer: Receipt | Refusal, seconds: float) -> None:
         """A submission got its answer.  (The refusal itself is told by `refused`.)"""
 
@@ -348,6 +351,10 @@ class Metrics(Meter):
             self._suppressed.add(labels, suppressed)
         self._octets.add(labels, octets)
         self._commit_seconds.observe(commit_s)
+
+    def left_out(self, door: Door, suppressed: int) -> None:
+        """See Meter."""
+        self._suppressed.add((door.value,), suppressed)
 
     def answered(self, door: Door, answer: Receipt | Refusal, seconds: float) -> None:
         """See Meter."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import ssl
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import trio
@@ -38,7 +38,8 @@ CATCH_UP = 500
 class Follower:
     """Follows one daemon.  show: called with every new message and every change of one, in order.
 
-    tell: what to do with a line about the stream itself; None: to standard error.  is_connected: just now.
+    tell: what to do with a line about the stream itself; None: to standard error.  is_connected: just now.  seq: the
+    number up to which everything was told.
     """
 
     def __init__(
@@ -57,20 +58,20 @@ class Follower:
         self._host, self._port = _address(settings)
         tls = ServerTls(settings.tls, state_dir=settings.server.state_dir, hostname=settings.server.hostname)
         self._certificate = tls.certificate
-        self._seq = 0
+        self.seq = 0
         self._last = Place(0, "0" * 16)
+        self._known: dict[str, dict[str, Any]] = {}  # what will be told although it was so when we began
 
     async def run(self, limit: int) -> None:
         """Show the newest, then what happens, until cancelled."""
-        self._seq, found = await self._store.read(_begin, self._account_id, limit)
-        for line in found[::-1]:
-            self._take(line)
+        await self.begin(limit)
         pause_s, told = FIRST_PAUSE_S, False
         while True:
             try:
                 await self._follow()
-                pause_s, told = FIRST_PAUSE_S, False
             except (OSError, HandshakeError, ConnectionClosed, StoreUnavailable, trio.TooSlowError) as error:
+                if self.is_connected:  # meanwhile: this is another outage
+                    pause_s, told = FIRST_PAUSE_S, False
                 if not told:
                     told = True
                     self._tell(f"waiting for the daemon at {self._host}:{self._port} ({_reason(error)})")
@@ -78,8 +79,16 @@ class Follower:
             self.is_connected = False
             await trio.sleep(pause_s)
 
+    async def begin(self, limit: int) -> None:
+        """Show the newest, and keep in mind from where on to be told.  Raises `StoreUnavailable`."""
+        begun = await self._store.read(_begin, self._account_id, limit)
+        self.seq = begun.seq
+        for line in begun.lines[::-1]:
+            self._take(line)
+        self._known = {line["message_id"]: line for line in begun.known}
+
     async def _follow(self) -> None:
-        """One connection.  Returns when the daemon ends it."""
+        """One connection, until it ends: by one of the errors that `run` knows."""
         shown = await make_pass(self._store, self._account_id, backend.now_us)
         context = ssl.create_default_context(cafile=str(self._certificate))
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -89,7 +98,7 @@ class Follower:
             async with open_websocket(
                 self._host,
                 self._port,
-                f"/live?format=json&since={self._seq}",
+                f"/live?format=json&since={self.seq}",
                 use_ssl=context,
                 extra_headers=headers,
                 max_message_size=MAX_FRAME_OCTETS,
@@ -98,27 +107,48 @@ class Follower:
                 while True:
                     with trio.fail_after(SILENCE_S):
                         frame = json.loads(await socket.get_message())
-                    await self._hear(frame)
+                    await self.hear(frame)
 
-    async def _hear(self, frame: dict[str, Any]) -> None:
+    async def hear(self, frame: dict[str, Any]) -> None:
+        """Show what a frame of the stream says.  Raises `StoreUnavailable`."""
         self.is_connected = True
         if frame.get("resync"):
             self._tell("some changes were missed; what was accepted meanwhile follows")
+            await self._catch_up()
+        for line in frame.get("messages", ()):
+            if self._known.pop(line["message_id"], None) != line:
+                self._take(line)
+        if "hello" not in frame:
+            self.seq = max(self.seq, int(frame.get("seq", 0)))
+
+    async def _catch_up(self) -> None:
+        """Show all that was accepted since the newest that was shown."""
+        is_all = False
+        while not is_all:
             found = await self._store.read(rows.find, self._account_id, Search(), after=self._last, limit=CATCH_UP)
             for line in found.lines[::-1]:
                 self._take(line)
-        for line in frame.get("messages", ()):
-            self._take(line)
-        if "hello" not in frame:
-            self._seq = max(self._seq, int(frame.get("seq", 0)))
+            is_all = found.newer is None
 
     def _take(self, line: dict[str, Any]) -> None:
         self._last = max(self._last, Place(line["at"], line["message_id"]))
         self._show(line)
 
 
-def _begin(conn: Any, account_id: str | None, limit: int) -> tuple[int, list[dict[str, Any]]]:
-    return live_rows.newest(conn), rows.find(conn, account_id, Search(), limit=limit).lines
+class _Begun(NamedTuple):
+    """How it was when we began.  seq: from where on to be told; lines: the newest; known: what is told from there on
+    although it was so already, since with PostgreSQL a number may be committed after a greater one."""
+
+    seq: int
+    lines: list[dict[str, Any]]
+    known: list[dict[str, Any]]
+
+
+def _begin(conn: Any, account_id: str | None, limit: int) -> _Begun:
+    seq = live_rows.resume_point(conn)
+    told = {message_id for _, _, message_id in live_rows.news(conn, seq).events}
+    known = rows.matching(conn, account_id, Search(), told)
+    return _Begun(seq, rows.find(conn, account_id, Search(), limit=limit).lines, known)
 
 
 def _address(settings: Settings) -> tuple[str, int]:

@@ -62,7 +62,8 @@ class Frames:
         if view.message_id:
             seen = view.message_id in batch.ids
             return _json({"seq": batch.seq, "message": view.message_id}) if seen else None
-        key = (view.account_id, str(view.search), view.as_json, batch.number)
+        # The search, not its words: what `after:2h` means depends on when it was said.
+        key = (view.account_id, view.search, view.as_json, batch.number)
         async with self._lock:
             if key not in self._made:
                 self._made[key] = await (self._rows(view, batch) if view.as_json else self._lines(view, batch))
@@ -146,16 +147,20 @@ class LiveDoor:
 
     async def _tell(self, view: View, feed: Feed) -> int:
         """Send until the reader may not read any more, or does not; the code to close with."""
+        beat_at = trio.current_time() + BEAT_S
         while True:
             item: Batch | Resync | None = None
-            with trio.move_on_after(BEAT_S) as waiting:
+            with trio.move_on_at(beat_at):
                 item = await feed.take()
-            is_due = feed.must_recheck or waiting.cancelled_caught
+            is_beat = trio.current_time() >= beat_at  # also where there is always something to take
+            is_due = feed.must_recheck or is_beat
             feed.must_recheck = False  # before the question: what changes while it is answered is asked about again
             if is_due and not await self._may_read(view):
                 return SIGNED_OUT
+            if is_beat:
+                beat_at = trio.current_time() + BEAT_S
             if item is None:
-                frame: str | None = _json({"beat": True}) if waiting.cancelled_caught else None
+                frame: str | None = _json({"beat": True}) if is_beat else None
             elif isinstance(item, Resync):
                 frame = _json({"seq": item.seq, "resync": True})
             else:

@@ -7,10 +7,12 @@ destination: what goes holds its slot and waits for its turn at the next hop lik
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, case, func, null, select, update
 
+from hepmaild.storage import messages
 from hepmaild.storage.bulk import Query
 from hepmaild.storage.caps import (
     DAY_US,
@@ -26,7 +28,8 @@ from hepmaild.storage.caps import (
     turns_of,
     used,
 )
-from hepmaild.storage.schema import cap, cap_use, queue, recipient
+from hepmaild.storage.schema import cap, cap_use, message, queue, recipient
+from hepmaild.storage.settle import say_states
 
 BATCH = 200  # messages let go in one unit
 FRONT = 100  # timers that are set right with them; the reaper does the rest
@@ -115,7 +118,15 @@ def _let_go(conn: Connection, found: Cap, most: int, now_us: int) -> int:
         .values(state=state, due_at_us=bindparam("due"), last_reply=null()),
         dues,
     )
+    tell(conn, ids, "uncapped", now_us)
     return len(ids)
+
+
+def tell(conn: Connection, ids: Collection[str], kind: str, now_us: int) -> None:
+    """Have the log say of these messages that they stand in their line from now on ("capped"), or not any more."""
+    say_states(conn, ids)
+    accounts = conn.execute(select(message.c.id, message.c.account_id).where(message.c.id.in_(ids)))
+    messages.insert_events(conn, [(m, account_id, now_us, kind, "{}") for m, account_id in accounts])
 
 
 def _lock_free(conn: Connection, ids: list[str]) -> set[str]:

@@ -129,7 +129,10 @@ def claim(
         locked = _LOCK_DUE.ask(conn, ids, now=now_us)  # others may have been faster with some
         rows = [r for r in locked if (r.message_id, r.destination) in dues and r.expires_at_us > now_us]
         rows.sort(key=lambda r: dues[r.message_id, r.destination])
+        there = {r.message_id for r in rows}
         rows = caps.admit(conn, rows, now_us)
+        if refused := there.difference(r.message_id for r in rows):
+            cap_line.tell(conn, refused, "capped", now_us)
     return Claimed(_lease(conn, owner, rows, now_us), expired, ahead, is_complete, shut.paused)
 
 

@@ -290,10 +290,13 @@ class PostgresBackend:
 
     async def run_listener(self) -> None:
         """LISTEN until cancelled, over lost connections; after each new one `RESYNC` says that some may be missed."""
+        # What the listener asks goes past SQLAlchemy, so the driver's errors come as they are.
+        import asyncpg
+
         while True:
             try:
                 await self._bridge.run(self._listen)
-            except (DBAPIError, OSError, TimeoutError) as error:
+            except (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
                 log.info("listen_interrupted", reason=type(error).__name__)
             await trio.sleep(random.uniform(0.5, 1) * MAX_PAUSE_S)
 

@@ -105,12 +105,15 @@ def minute_of(at_us: int) -> int:
 def next_stretch(conn: Connection, now_us: int) -> tuple[int | None, int, int] | None:
     """What is to be counted next: the cursor as it stands, from when and until when; None: all is counted.
 
-    About `STRETCH` messages, and whole minutes always.
+    About `STRETCH` messages, and whole minutes always.  Where the clock was put back so goes the cursor, for what is
+    accepted from now on; a minute that is counted again is written anew.
     """
     cursor = conn.execute(select(counter.c.value).where(counter.c.name == CURSOR)).scalar_one_or_none()
     closed_us = minute_of(now_us - CLOSED_US)
-    if cursor is not None and cursor >= closed_us:
+    if cursor == closed_us:
         return None
+    if cursor is not None and cursor > closed_us:
+        return cursor, closed_us, closed_us
     messages = select(message.c.accepted_at_us).order_by(message.c.accepted_at_us)
     first = conn.execute(messages.where(message.c.accepted_at_us >= (cursor or 0)).limit(1)).scalar_one_or_none()
     if first is None or first >= closed_us:

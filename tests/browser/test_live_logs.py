@@ -7,7 +7,7 @@ import datetime as dt
 import re
 import zoneinfo
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import SignIn
 from tests.browser.guard import Person, wait_for_keys
@@ -147,3 +147,70 @@ def test_the_daemon_goes_away_and_comes_back(signed_in: SignIn, house: House) ->
         expect(bar).to_be_hidden()
         expect(page.locator("#live-state")).to_have_text("live")
         assert_not_reloaded(page)
+
+
+# As a page that was opened long ago: the daemon has no such number, and says that some was missed.
+LONG_AGO = """() => document.addEventListener("readystatechange", () => {
+  const log = document.getElementById("log");
+  if (log) Object.assign(log.dataset, { newest: "yes", seq: "1000000000000000" });
+}, { once: true })"""
+
+
+class Between:
+    """What stands between a page and the daemon: it fails, or asks for another page."""
+
+    def __init__(self, page: Page, path: str, *, instead: str = "") -> None:
+        self.fails = 0  # so many of the next questions
+        self._instead = instead  # of the first question's address
+        page.route(re.compile(re.escape(path) + "$"), self._answer)
+
+    def _answer(self, route: Route) -> None:
+        instead, self._instead = self._instead, ""
+        if instead:
+            route.continue_(url=instead)
+        elif self.fails:
+            self.fails -= 1
+            route.fulfill(status=503, content_type="text/plain", body="not now")
+        else:
+            route.continue_()
+
+
+def ids_of(page: Page) -> list[str]:
+    ids: list[str] = page.locator("#log-lines tr").evaluate_all("rows => rows.map((row) => row.dataset.id)")
+    return ids
+
+
+def test_a_message_is_read_again_when_it_could_not_be(signed_in: SignIn, house: House) -> None:
+    """Nothing more happens to it: what could not be read when it was told is asked for again."""
+    with signed_in(OWNER) as watcher, signed_in(OWNER) as doer:
+        watcher.expect_complaint("status of 503")
+        sent = house.send(FULL, "Bitte noch einmal lesen")
+        between = Between(watcher.page, f"/logs/{sent}")
+        watcher.go(f"/logs/{sent}")
+        expect(watcher.page.locator("#live-state")).to_have_text("live")
+        expect(watcher.page.locator(".state-large")).to_have_text("◑deferred")
+        between.fails = 1
+        doer.go(f"/logs/{sent}")
+        doer.page.once("dialog", lambda dialog: dialog.accept())
+        doer.page.get_by_role("button", name="Cancel").click()
+        expect(watcher.page.locator(".state-large")).to_have_text("✕cancelled")
+        assert between.fails == 0
+
+
+def test_a_log_that_missed_much_has_no_hole(signed_in: SignIn, house: House) -> None:
+    """It shows what is newest now, and nothing below from before; also when that could not be read at first."""
+    with signed_in(OWNER) as reader:
+        reader.expect_complaint("status of 503")
+        page = reader.page
+        reader.go("/logs")
+        newest = ids_of(page)
+        older = str(page.get_by_role("link", name="Older").get_attribute("href"))
+        reader.go(older)
+        assert not set(ids_of(page)) & set(newest)
+        between = Between(page, "/logs", instead=house.url + older)
+        between.fails = 1
+        page.add_init_script(f"({LONG_AGO})()")
+        reader.go("/logs")
+        expect(page.locator(f'tr[data-id="{newest[0]}"]')).to_be_visible()
+        assert ids_of(page) == newest
+        assert between.fails == 0

@@ -315,16 +315,21 @@ async def test_the_command_line_follows_over_a_restart() -> None:
         daemon.write_settings()  # with the ports
         before = await send(daemon, key, subject="before")
         command = [sys.executable, "-m", "hepmaild", "-c", str(daemon.config_path), "log", "tail", "--follow", "--json"]
-        process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)
+        process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
         lines = Lines(process)
         try:
             await lines.until(before, "sent")
             here = await send(daemon, key, subject="while it follows")
             await lines.until(here, "sent")
-            await trio.to_thread.run_sync(daemon.terminate)
-            await trio.to_thread.run_sync(daemon.start)
-            after = await send(daemon, key, subject="after the restart")
-            await lines.until(after, "sent")
+            for n in range(2):
+                await trio.to_thread.run_sync(daemon.terminate)
+                await trio.to_thread.run_sync(daemon.start)
+                after = await send(daemon, key, subject=f"after restart {n}")
+                await lines.until(after, "sent")
+            process.terminate()
+            assert process.stderr is not None
+            told = b"".join([piece async for piece in process.stderr]).decode()
+            assert told.count("waiting for the daemon at") == 2, told
         finally:
             process.kill()
             await process.wait()

@@ -5,16 +5,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import trio
 
 from hepmaild.config import Settings
+from hepmaild.http import live
 from hepmaild.http.dashboard.frame import Dashboard
 from hepmaild.http.live import BEAT_S, SIGNED_OUT, LiveDoor, View
 from hepmaild.lifecycle import Lifecycle
-from hepmaild.live import Feed, LiveHub
+from hepmaild.live import Batch, Feed, LiveHub
 from hepmaild.login import Viewer
 from hepmaild.people import People
 from hepmaild.search_words import Search
+from hepmaild.storage.sessions import LIFE_US
 from hepmaild.vault import Vault
 from tests.people.conftest import CHEAP, World, database_url, opener, world
 
@@ -59,4 +62,30 @@ async def test_a_sign_out_while_another_change_is_looked_into(world: World, tmp_
             await world.people.sign_out(viewer.session_id)
             feed.recheck()
             people.arrived.set()
+    assert codes == [SIGNED_OUT]
+
+
+async def test_a_session_ends_by_the_clock_also_where_always_something_happens(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing in the database changes then: only the question with the beat finds it."""
+    monkeypatch.setattr(live, "BEAT_S", 0.5)
+    viewer = await world.viewer()
+    dashboard = Dashboard(world.store, world.people, Settings, world.clock.now_us, lambda: "")
+    door = LiveDoor(dashboard, LiveHub(world.store), Lifecycle())
+    feed = Feed(viewer.account_id)
+    view = View(viewer.account_id, viewer.session_id, Search(), message_id="0" * 16)
+    world.clock.us += LIFE_US
+    codes: list[int] = []
+
+    async def tell() -> None:
+        codes.append(await door._tell(view, feed))
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tell)
+            while not codes:
+                if not feed._batches:
+                    feed.put(Batch(1, 1, ("f" * 16,)))
+                await trio.lowlevel.checkpoint()
     assert codes == [SIGNED_OUT]

@@ -20,7 +20,7 @@ from hepmaild import metrics
 from tests.e2e.conftest import UNLIMITED
 from tests.e2e.hygiene import assert_secret_is_nowhere, leaves_nothing, still_works
 from tests.peers import postgres
-from tests.peers.daemon import ROOT, SENDER, Daemon, merge, open_daemon, open_smtp, post
+from tests.peers.daemon import ACCOUNT, ROOT, SENDER, Daemon, merge, open_daemon, open_smtp, post
 from tests.peers.messages import new_id, plain_message
 from tests.peers.processes import wait_until
 from tests.peers.sink import CaptureSink
@@ -186,6 +186,20 @@ def check_the_rest(found: Samples) -> None:
     assert found["process_open_fds",] > 5
     assert found["process_resident_memory_bytes",] > 1 << 20
     assert any(key[0] == "hepmaild_build_info" for key in found)
+
+
+def test_whom_a_suppression_leaves_out_is_counted_also_where_it_is_everybody(sink: CaptureSink) -> None:
+    with open_daemon(sink_port=sink.port, start=False, changes=PATIENT) as daemon:
+        key = daemon.setup(plan=UNLIMITED)
+        daemon.cli("suppression", "add", ACCOUNT, "gone@example.net")
+        daemon.start()
+        assert send_http(daemon, key, "gone@example.net", "here@example.net") == ""
+        assert send_http(daemon, key, "gone@example.net") == "RELAY_FAILED"
+        send_smtp(daemon, key, "gone@example.net")
+        found = sample_of(daemon, ("hepmaild_suppressed_recipients_total", "http"), 2)
+        assert found["hepmaild_suppressed_recipients_total", "smtp"] == 1
+        assert found["hepmaild_accepted_messages_total", "http"] == 1
+        assert found["hepmaild_accepted_messages_total", "smtp"] == 0
 
 
 def test_every_family_is_on_the_page_and_no_other(daemon: Daemon) -> None:

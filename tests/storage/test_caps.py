@@ -17,7 +17,7 @@ from sqlalchemy import Connection, create_engine, select, text
 
 from hepmaild.delivery.job import Result
 from hepmaild.mail.submission import Recipient
-from hepmaild.storage import cap_line, caps, claim, queue, schema, senders
+from hepmaild.storage import cap_line, caps, claim, log, queue, schema, senders
 from hepmaild.storage import credits as money
 from hepmaild.storage.accept import Accept, Taken
 from hepmaild.storage.unit import UnitRunner
@@ -274,6 +274,26 @@ async def test_what_is_held_leaves_the_line_and_comes_back(books: Books) -> None
     assert (await recipient(books, third))["state"] == "capped"
     books.clock.us += 2 * DAY_US
     assert await claimed(books) == [third.message_id, fourth.message_id]
+
+
+async def test_the_log_says_who_stands_in_line_and_who_does_not(books: Books) -> None:
+    """The message, not only its recipients; and whoever looks is told."""
+
+    async def said(member: Accept) -> tuple[str, list[str]]:
+        shown = await books.store.read(log.show, member.message_id)
+        return shown["state"], [each["kind"] for each in shown["events"]]
+
+    (_, _), (_, _), (third, _), (fourth, _) = await send(books, 4)
+    assert await said(third) == ("capped", ["accepted"])
+    await books.store.write(queue.hold, third.message_id, books.clock.us)
+    await books.store.write(queue.release, third.message_id, books.clock.us)
+    assert (await said(third))[0] == "queued"
+    assert await claimed(books) == []
+    assert await said(third) == ("capped", ["accepted", "held", "released", "capped"])
+    books.clock.us += 2 * DAY_US
+    assert await books.store.write(cap_line.let_go, books.clock.us) == 2
+    assert await said(third) == ("queued", ["accepted", "held", "released", "capped", "uncapped"])
+    assert await said(fourth) == ("queued", ["accepted", "uncapped"])
 
 
 # Whatever happens

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from hepmaild.errors import StoreUnavailable
 from hepmaild.storage import announce
+from hepmaild.storage import postgres as storage_postgres
 from hepmaild.storage.store import Store
 from tests.peers import postgres
 from tests.storage.conftest import Opener, debit, keep, make_opener, words
@@ -95,6 +97,65 @@ async def test_stopped_and_started_again(opener: Opener, cluster: postgres.Clust
                     await other.announce("keys")
                     with trio.move_on_after(0.2):
                         topic = await anext(heard)
+
+
+class Cutter:
+    """A way to the server that breaks in the middle of a question, as one whose host came back without its memory."""
+
+    def __init__(self, port: int, listener: trio.SocketListener) -> None:
+        self.port = listener.socket.getsockname()[1]
+        self._server = port
+        self._listener = listener
+        self.at = b""  # what a connection that listens must not say
+        self.cut = trio.Event()
+
+    async def run(self) -> None:
+        await trio.serve_listeners(self._pass_on, [self._listener])
+
+    async def _pass_on(self, client: trio.SocketStream) -> None:
+        server = await trio.open_tcp_stream("127.0.0.1", self._server)
+        async with client, server, trio.open_nursery() as nursery:
+            nursery.start_soon(self._answer, server, client, nursery.cancel_scope)
+            said = b""
+            with suppress(trio.BrokenResourceError):
+                async for octets in client:
+                    said += octets
+                    if self.at and self.at in octets and b"LISTEN" in said:
+                        self.at = b""
+                        self.cut.set()
+                        break
+                    await server.send_all(octets)
+            nursery.cancel_scope.cancel()
+
+    @staticmethod
+    async def _answer(server: trio.SocketStream, client: trio.SocketStream, whole: trio.CancelScope) -> None:
+        with suppress(trio.BrokenResourceError):
+            async for octets in server:
+                await client.send_all(octets)
+        whole.cancel()
+
+
+@pytest.mark.parametrize("word", [b"LISTEN", b"SELECT 1"])
+async def test_the_listener_outlives_a_connection_that_breaks_while_it_asks(
+    cluster: postgres.Cluster, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: bytes
+) -> None:
+    monkeypatch.setattr(storage_postgres, "LISTEN_PING_S", 0.05)
+    async with trio.open_nursery() as nursery:
+        (socket,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        cutter = Cutter(cluster.port, socket)
+        nursery.start_soon(cutter.run)
+        cutter.at = word
+        with trio.fail_after(DEADLINE_S):
+            by_cutter = url.replace(f":{cluster.port}/", f":{cutter.port}/")
+            async with make_opener(by_cutter, tmp_path)(tables=True) as store, store.announcements() as heard:
+                await cutter.cut.wait()
+                topic = ""
+                while topic != "keys":
+                    async with make_opener(url, tmp_path)(exclusive=False) as other:
+                        await other.announce("keys")
+                    with trio.move_on_after(0.2):
+                        topic = await anext(heard)
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_frozen_server_is_cut_off_in_time(opener: Opener, cluster: postgres.Cluster) -> None:

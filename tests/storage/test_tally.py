@@ -164,3 +164,20 @@ async def test_a_large_account_reads_a_bounded_number(opener: Opener, monkeypatc
         assert found.since_us == NOW_US - 9 * MINUTE_US  # and it says so
         await Tallier(store).round(NOW_US + MINUTE_US)
         await check(store, "a", NOW_US - DAY_US)
+
+
+async def test_a_clock_that_was_put_back_hides_nothing(opener: Opener) -> None:
+    """A machine that began in the wrong year: what it accepts once that is set right is counted as ever."""
+    wrong_us = NOW_US + 3600 * DAY_US
+    async with opener() as store:
+        await store.upgrade()
+        await store.write(put, [message_row(1, "a", wrong_us - 5 * MINUTE_US, "sent")])
+        await Tallier(store).round(wrong_us)
+        await store.write(put, [message_row(n, "a", NOW_US + n * MINUTE_US, "sent") for n in range(2, 60)])
+        await Tallier(store).round(NOW_US)
+        for now_us in (NOW_US + 30 * MINUTE_US, NOW_US + 65 * MINUTE_US, NOW_US + 65 * MINUTE_US):
+            found = await store.read(tally.counts, "a", NOW_US)
+            assert summed(part for part in found.parts if part.at_us <= NOW_US + HOUR_US).sent == 58
+            await Tallier(store).round(now_us)
+        found = await store.read(tally.counts, "a", NOW_US)
+        assert summed(part for part in found.parts if part.at_us <= NOW_US + HOUR_US).sent == 58

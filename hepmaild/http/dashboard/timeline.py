@@ -34,6 +34,8 @@ _EVENTS = {
     "recovered": "The process that worked on it ended; another took over",
     "held": "Held until somebody releases it",
     "released": "Released",
+    "capped": "It waits: the daily cap of its sender is used up",
+    "uncapped": "The daily cap of its sender has room: it is due now",
     "suppressed": "Nothing was sent: every recipient is suppressed",
 }
 IN_DOUBT = (

@@ -5,6 +5,7 @@ const dot = document.getElementById("live-state");
 const bar = document.getElementById("offline");
 const WORDS = { on: "live", wait: "connecting", off: "not live", out: "signed out" };
 const SILENCE_MS = 45_000; // the server says something every 20 seconds
+export const READ_MS = 30_000; // in which a page is read anew, or is not
 
 let barTimer = 0;
 
@@ -23,9 +24,11 @@ function show(state) {
   }, lost ? 2500 : 0);
 }
 
-// query: what to look at.  seq: from where.  onFrame(frame), onResync().
+// query: what to look at.  seq: from where.  onFrame(frame), onResync(): false, or a promise of it, says that it could
+// not be shown; then it is asked for again.
 export function connect({ query, seq, onFrame, onResync }) {
   let socket = null;
+  let turn = Promise.resolve(); // frames are taken one after the other, also where a page is read anew for one
   let tries = 0;
   let watchdog = 0;
   let timer = 0;
@@ -40,18 +43,29 @@ export function connect({ query, seq, onFrame, onResync }) {
     show("wait");
     const asked = new URLSearchParams({ ...query, since: String(seq) });
     let opened = false;
+    let isBehind = false; // a frame could not be shown: the next connection begins with it
     socket = new WebSocket(`${location.origin.replace(/^http/, "ws")}/live?${asked}`);
-    socket.addEventListener("open", () => { opened = true; tries = 0; show("on"); listen(); });
-    socket.addEventListener("message", async (event) => {
+    const mine = socket;
+    socket.addEventListener("open", () => { opened = true; show("on"); listen(); });
+    socket.addEventListener("message", (event) => {
       listen();
       const frame = JSON.parse(event.data);
-      if (frame.resync) {
-        if (!await onResync()) return;
-      } else if (!frame.beat && !frame.hello) {
-        onFrame(frame);
-      }
-      if (frame.seq !== undefined && !frame.hello) seq = Math.max(seq, frame.seq);
+      if (!frame.hello) turn = turn.catch(() => {}).then(() => take(frame));
     });
+
+    async function take(frame) {
+      if (isBehind) return;
+      if (!frame.beat) {
+        if (await (frame.resync ? onResync() : onFrame(frame)) === false) {
+          isBehind = true;
+          mine.close();
+          return;
+        }
+        seq = Math.max(seq, frame.seq);
+      }
+      tries = 0;
+    }
+
     socket.addEventListener("close", (event) => {
       clearTimeout(watchdog);
       if (!opened || event.code === 4401) renew();

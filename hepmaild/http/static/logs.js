@@ -2,7 +2,7 @@
 // The log, live: new lines slide in where the reader is at the top, and wait behind a pill where not.
 
 import { localise } from "./app.js";
-import { connect } from "./live.js";
+import { READ_MS, connect } from "./live.js";
 
 const log = document.getElementById("log");
 const body = document.getElementById("log-lines");
@@ -109,7 +109,11 @@ function closeGap(frame) {
     showPill();
     return;
   }
-  const last = rowOf(frame.lines.at(-1).id);
+  endWith(frame.lines.at(-1).id);
+}
+
+function endWith(id) {
+  const last = rowOf(id);
   while (last?.nextElementSibling) last.nextElementSibling.remove();
 }
 
@@ -122,11 +126,18 @@ function onResync() {
 async function refresh() {
   log.setAttribute("aria-busy", "true");
   try {
-    const answer = await fetch(location.href, { cache: "no-store" });
+    const answer = await fetch(location.href, { cache: "no-store", signal: AbortSignal.timeout(READ_MS) });
     if (!answer.ok || answer.redirected) return false;
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     const rows = [...page.querySelectorAll("#log-lines > tr")];
+    const ids = rows.map((row) => row.dataset.id);
+    const isApart = body.rows.length > 0 && ids.length > 0 && !ids.some((id) => rowOf(id) ?? held.get(id));
     rows.reverse().forEach((row) => take({ id: row.dataset.id, html: row.outerHTML }));
+    // Between these and what was here some is missing; and what is older may be no more what it was.
+    if (isNewest && ids.length > 0) {
+      if (held.size === 0 && missed === 0 && !isReading()) endWith(ids.at(-1));
+      else if (isApart) { missed += 1; showPill(); }
+    }
     return true;
   } catch {
     return false;

@@ -2,7 +2,7 @@
 // The page of a message, live: read anew whenever something happened to it.
 
 import { localise, tellTime } from "./app.js";
-import { connect } from "./live.js";
+import { READ_MS, connect } from "./live.js";
 
 const page = document.getElementById("message");
 const PARTS = ["message-do", "message-story", "message-facts"];
@@ -26,7 +26,7 @@ function refresh() {
 
 async function read() {
   try {
-    const answer = await fetch(location.href, { cache: "no-store" });
+    const answer = await fetch(location.href, { cache: "no-store", signal: AbortSignal.timeout(READ_MS) });
     if (!answer.ok || answer.redirected) return false;
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
     for (const id of PARTS) {
