@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import asyncpg
 import structlog
 import trio
 from sqlalchemy import URL, Connection, event, text
@@ -293,7 +294,7 @@ class PostgresBackend:
         while True:
             try:
                 await self._bridge.run(self._listen)
-            except (DBAPIError, OSError, TimeoutError) as error:
+            except (DBAPIError, OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
                 log.info("listen_interrupted", reason=type(error).__name__)
             await trio.sleep(random.uniform(0.5, 1) * MAX_PAUSE_S)
 

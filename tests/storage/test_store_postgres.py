@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from hepmaild.errors import StoreUnavailable
 from hepmaild.storage import announce
+from hepmaild.storage import postgres as backend
 from hepmaild.storage.store import Store
 from tests.peers import postgres
 from tests.storage.conftest import Opener, debit, keep, make_opener, words
@@ -95,6 +97,60 @@ async def test_stopped_and_started_again(opener: Opener, cluster: postgres.Clust
                     await other.announce("keys")
                     with trio.move_on_after(0.2):
                         topic = await anext(heard)
+
+
+def is_unread(server: int, client: int) -> bool:
+    """Whether the server has not read all that came by the connection between these two ports."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    queues = {(words[1][-4:], words[2][-4:]): words[4].partition(":")[2] for words in lines}
+    return int(queues[f"{server:04X}", f"{client:04X}"], 16) > 0
+
+
+async def test_the_listener_outlives_a_connection_that_is_cut_while_it_asks(
+    opener: Opener, cluster: postgres.Cluster, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it asks to see whether the server is there has another kind of error than a connection that rests."""
+    monkeypatch.setattr(backend, "LISTEN_PING_S", 0.1)
+    sql = partial(trio.to_thread.run_sync, postgres.sql, url)
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True) as store, store.announcements() as heard, opener(exclusive=False) as other:
+            found = ""
+            while not found:
+                found = await sql("select pid, client_port from pg_stat_activity where query = 'SELECT 1' limit 1")
+            pid, port = map(int, found.split("|"))
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                while not is_unread(cluster.port, port):  # noqa: ASYNC110  # the server's end of it tells nobody
+                    await trio.sleep(0.01)
+                await sql(f"select pg_terminate_backend({pid})")
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            while await anext(heard) != announce.RESYNC:
+                pass
+            await other.announce("keys")
+            assert await anext(heard) == "keys"
+
+
+async def test_a_server_that_is_a_standby_for_a_while(opener: Opener, cluster: postgres.Cluster) -> None:
+    """There is nothing to hear on one, and nothing to write; reads go on, and all returns when it is promoted."""
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True, unit_timeout_s=5) as store, store.announcements() as heard:
+            await store.submit("before")
+            await trio.to_thread.run_sync(cluster.stop)
+            cluster.become_standby()
+            await trio.to_thread.run_sync(cluster.start)
+            try:
+                while "LISTEN during recovery" not in cluster.log():  # noqa: ASYNC110
+                    await trio.sleep(0.05)
+                with pytest.raises(StoreUnavailable, match="25006"):
+                    await store.submit("meanwhile")
+                assert await store.read(words) == {"before"}
+            finally:
+                await trio.to_thread.run_sync(cluster.promote)
+            await submit_until_it_works(store, "after")
+            while await anext(heard) != announce.RESYNC:
+                pass
+            assert await store.read(words) == {"before", "after"}
 
 
 async def test_a_frozen_server_is_cut_off_in_time(opener: Opener, cluster: postgres.Cluster) -> None:
