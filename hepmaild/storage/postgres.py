@@ -55,8 +55,11 @@ def sqlstate(error: BaseException) -> str | None:
     return state if isinstance(state, str) else None
 
 
-def store_failure(error: BaseException) -> StoreUnavailable | None:
-    """`StoreUnavailable` if the server, the way to it or its disk failed; None if the statement is to blame."""
+def store_failure(error: BaseException, *, is_connected: bool = True) -> StoreUnavailable | None:
+    """`StoreUnavailable` if the server, the way to it or its disk failed; None if the statement is to blame.
+
+    is_connected: without a connection there was no statement.
+    """
     cause = error.orig if isinstance(error, DBAPIError) else error
     state = sqlstate(error)
     if state is not None:
@@ -65,7 +68,7 @@ def store_failure(error: BaseException) -> StoreUnavailable | None:
         sick = error.connection_invalidated or (isinstance(error, InterfaceError) and "clos" in str(cause))
     else:
         sick = isinstance(error, OSError | TimeoutError | PoolTimeoutError)
-    if not sick:
+    if not sick and is_connected:
         return None
     words = str(cause).splitlines() or [type(cause).__name__]
     return StoreUnavailable(f"PostgreSQL: {words[0]}" + (f" ({state})" if state else ""))
@@ -208,7 +211,7 @@ class PostgresBackend:
             try:
                 result = await self._bridge.run(self._in_loop, lane, engine, fn, args, progress, left_s * 0.9)
             except (DBAPIError, OSError, PoolTimeoutError) as error:
-                failure = store_failure(error)
+                failure = store_failure(error, is_connected=progress.connected)
                 if failure is None:
                     raise
                 is_full = not progress.connected and lane.is_full(error)
@@ -262,6 +265,7 @@ class PostgresBackend:
     async def migrate(self, fn: Callable[[Connection], T]) -> T:
         """Run `fn` as a unit without the time limits of statements; other processes wait at an advisory lock."""
         engine = self._engine(poolclass=NullPool)
+        progress = _Progress()
 
         def unhurried(conn: Connection) -> T:
             conn.execute(text("SET LOCAL statement_timeout = 0"))
@@ -270,9 +274,9 @@ class PostgresBackend:
             return fn(conn)
 
         try:
-            return await self._bridge.run(self._in_loop, _Lane(engine), engine, unhurried, (), _Progress(), 24 * 3600)
+            return await self._bridge.run(self._in_loop, _Lane(engine), engine, unhurried, (), progress, 24 * 3600)
         except (DBAPIError, OSError) as error:
-            failure = store_failure(error)
+            failure = store_failure(error, is_connected=progress.connected)
             if failure is None:
                 raise
             raise failure from error

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -282,6 +282,32 @@ async def test_a_server_that_gives_no_more_connections_is_not_down(opener: Opene
                 while reading:
                     assert await store.submit(f"word {words_kept}") == ("kept", f"word {words_kept}")
                     words_kept += 1
+
+
+@pytest.fixture
+def admin(cluster: postgres.Cluster, url: str) -> Callable[[str], str]:
+    """Statements of who administers the server, from another database; `{name}` is the one that is tested."""
+    name = url.rpartition("/")[2]
+    return lambda statement: postgres.sql(f"{cluster.server}/postgres", statement.format(name=name))
+
+
+CUT_ALL = "select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"
+
+
+async def test_a_database_that_lets_nobody_in_for_a_while(opener: Opener, admin: Callable[[str], str]) -> None:
+    """As administrators do for some kinds of work on it."""
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True, unit_timeout_s=5) as store:
+            await store.submit("before")
+            admin('alter database "{name}" allow_connections false')
+            admin(CUT_ALL)
+            for call in (store.submit("x"), store.write(keep, "x"), store.read(words), store.check(), store.upgrade()):
+                with pytest.raises(StoreUnavailable, match="55000"):
+                    await call
+            admin('alter database "{name}" allow_connections true')
+            await submit_until_it_works(store, "after")
+            await store.announce("keys")
+            assert await store.read(words) == {"before", "after"}
 
 
 async def test_a_wrong_password_is_unavailable_and_not_shown(cluster: postgres.Cluster, tmp_path: Path) -> None:
