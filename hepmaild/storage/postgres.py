@@ -23,6 +23,7 @@ import asyncpg
 import structlog
 import trio
 from sqlalchemy import URL, Connection, event, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -44,9 +45,18 @@ GROW_AGAIN_S = 10.0  # after the server had no more connections
 LISTEN_PING_S = 30.0
 
 _NO_MORE_CONNECTIONS = "53300"
+_READ_ONLY = "25006"
 _LOST_AGAINST_ANOTHER = frozenset({"40001", "40P01", "0A000"})  # serialization, deadlock, plan of an older schema
 _SICK_CLASSES = frozenset({"08", "28", "3D", "53", "57", "58", "XX"})
-_SICK_STATES = frozenset({"55P03", "25006", "25P02", "25P03", *_LOST_AGAINST_ANOTHER})
+_SICK_STATES = frozenset({"55P03", _READ_ONLY, "25P02", "25P03", *_LOST_AGAINST_ANOTHER})
+
+# A transaction id is had in a read-only session, too.  An error of the server's, so that such a session is given up.
+_TOUCH = f"""DO $$BEGIN
+IF current_setting('transaction_read_only')::boolean THEN
+    RAISE 'the database is read-only' USING ERRCODE = '{_READ_ONLY}';
+END IF;
+PERFORM pg_current_xact_id();
+END$$"""
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -101,6 +111,18 @@ class _Lane:
         self.down_until = 0.0
         self.because = ""
         self._pause_s = 0.0
+        self._renew_at = 0.0
+        event.listen(engine.sync_engine, "handle_error", self._distrust)
+
+    def _distrust(self, context: ExceptionContext) -> None:
+        """A session that may only read, since the database was so when it began, stays so: others may be good.
+
+        Now and then: as long as the whole server is so, new ones are no better.
+        """
+        now = trio.current_time()
+        if sqlstate(context.original_exception) == _READ_ONLY and now >= self._renew_at:
+            self._renew_at = now + MAX_PAUSE_S
+            context.is_disconnect = True  # all connections that there are now are replaced when they are next wanted
 
     async def begin(self, until: float) -> None:
         """A unit wants a connection.  Raises `StoreUnavailable` when there is none in time; then it has not begun."""
@@ -286,8 +308,8 @@ class PostgresBackend:
 
     @staticmethod
     def touch(conn: Connection) -> None:
-        """Take a transaction id, which a standby cannot give."""
-        conn.execute(text("SELECT pg_current_xact_id()"))
+        """Take a transaction id, where that may be followed by writing."""
+        conn.exec_driver_sql(_TOUCH)
 
     async def announce(self, topic: str) -> None:
         """NOTIFY every process on this database.  Raises `StoreUnavailable`."""

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -308,6 +309,28 @@ async def test_a_database_that_lets_nobody_in_for_a_while(opener: Opener, admin:
             await submit_until_it_works(store, "after")
             await store.announce("keys")
             assert await store.read(words) == {"before", "after"}
+
+
+async def test_a_database_that_is_read_only_for_a_while(opener: Opener, admin: Callable[[str], str]) -> None:
+    """A session is what the database was when it began: those that began meanwhile must not stay for ever."""
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True, unit_timeout_s=5) as store:
+            await store.submit("before")
+            admin('alter database "{name}" set default_transaction_read_only = on')
+            admin(CUT_ALL)
+            for call in (store.submit("x"), store.write(keep, "x"), store.check()):
+                with pytest.raises(StoreUnavailable, match="25006"):
+                    await call
+            assert await store.read(words) == {"before"}
+            admin('alter database "{name}" reset default_transaction_read_only')
+            await submit_until_it_works(store, "after")
+            for n in range(4):  # all that the pool has
+                while True:
+                    with suppress(StoreUnavailable):
+                        await store.write(keep, str(n))
+                        break
+                    await trio.sleep(0.05)
+            await store.check()
 
 
 async def test_a_wrong_password_is_unavailable_and_not_shown(cluster: postgres.Cluster, tmp_path: Path) -> None:
