@@ -19,10 +19,11 @@ import trio
 from sqlalchemy import Connection, text
 
 from hepmaild.errors import StoreUnavailable
-from hepmaild.storage import sqlite
+from hepmaild.storage import sqlite, sqlite_file
 from hepmaild.storage.kernel_sync import KernelSync
 from hepmaild.storage.store import LOCK_NAME, Store
 from hepmaild.storage.writer import Manner, Sync
+from tests.conftest import LogEvents
 from tests.storage.conftest import Journal, Opener, debit, keep, make_opener, words
 from tests.storage.test_kernel_sync import offered
 
@@ -305,6 +306,32 @@ async def test_a_broken_file_is_unavailable(opener: Opener, tmp_path: Path) -> N
     with pytest.raises(StoreUnavailable, match="not a database"):
         async with opener():
             pass
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
+async def test_a_file_that_lost_its_place_takes_nothing_more(
+    opener: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_events: LogEvents, how: str
+) -> None:
+    """What is acknowledged is there when the file is opened again, where it can be put back."""
+    monkeypatch.setattr(sqlite_file, "LOOK_S", 0)
+    log_events.expect_error("database_moved")
+    path, aside = tmp_path / "test.db", tmp_path / "aside.db"
+    async with opener(tables=True) as store:
+        await store.submit("before")
+        if how == "deleted":
+            aside.hardlink_to(path)
+            path.unlink()
+        else:
+            path.rename(aside)
+        if how == "replaced":
+            path.write_bytes(b"")
+        for call in (store.submit("lost"), store.write(keep, "lost"), store.check()):
+            with pytest.raises(StoreUnavailable, match="put it back"):
+                await call
+        aside.rename(path)
+        assert await store.submit("after") == ("kept", "after")
+    async with opener() as store:
+        assert await store.read(words) == {"before", "after"}
 
 
 async def test_a_missing_folder_is_made(tmp_path: Path) -> None:
