@@ -21,7 +21,7 @@ from sqlalchemy import Connection, text
 from hepmaild.errors import StoreUnavailable
 from hepmaild.storage import sqlite, sqlite_file
 from hepmaild.storage.kernel_sync import KernelSync
-from hepmaild.storage.store import LOCK_NAME, Store
+from hepmaild.storage.store import LOCK_NAME, Store, StoreLocked
 from hepmaild.storage.writer import Manner, Sync
 from tests.conftest import LogEvents
 from tests.storage.conftest import Journal, Opener, debit, keep, make_opener, words
@@ -299,6 +299,26 @@ async def test_a_short_lock_is_waited_for(opener: Opener, tmp_path: Path) -> Non
                     await trio.sleep(0.05)
                     other.execute("commit")
             assert await store.read(words) == {"patient"}
+
+
+@pytest.mark.parametrize("spelling", ["sqlite:///{0}/data/test.db", "sqlite:///../linked/test.db"])
+async def test_two_state_folders_do_not_make_two_daemons_of_one_file(tmp_path: Path, spelling: str) -> None:
+    """Each would take back the other's leases at its start, and mail would leave twice."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "linked").symlink_to("data")
+    url = f"sqlite:///{tmp_path}/data/test.db"
+    first, second = make_opener(url, tmp_path / "a"), make_opener(spelling.format(tmp_path), tmp_path / "b")
+    async with first(tables=True):
+        with pytest.raises(StoreLocked, match=r"serves .*/data/test\.db"):
+            async with second():
+                pass
+        async with second(exclusive=False) as command:
+            assert await command.write(debit, 1) == 99
+        # Another database in the same folder is another's.
+        async with make_opener(f"sqlite:///{tmp_path}/data/other.db", tmp_path / "b")() as other:
+            await other.check()
+    async with second() as store:
+        assert await store.read(words) == set()
 
 
 async def test_a_broken_file_is_unavailable(opener: Opener, tmp_path: Path) -> None:
