@@ -307,6 +307,19 @@ class PostgresBackend:
                 await self._bridge.run(engine.dispose)
 
     @staticmethod
+    def check_encoding(conn: Connection) -> None:
+        """Raises `StoreUnavailable` when the database cannot hold every text: subjects and next hops' replies have any.
+
+        SQL_ASCII, of a cluster made without a locale, keeps octets as they come.
+        """
+        encoding = conn.exec_driver_sql("SHOW server_encoding").scalar_one()
+        if encoding not in {"UTF8", "SQL_ASCII"}:
+            raise StoreUnavailable(
+                f"PostgreSQL: the database has the encoding {encoding}, in which not every text can be written: "
+                "make another one (CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0) and move what is in this one"
+            )
+
+    @staticmethod
     def touch(conn: Connection) -> None:
         """Take a transaction id, where that may be followed by writing."""
         conn.exec_driver_sql(_TOUCH)

@@ -312,7 +312,7 @@ async def _open_postgres(
         )
         writer = GroupWriter(backend.group_unit, run_unit, timeout_s=settings.unit_timeout_s)
         async with backend.serve(), trio.open_nursery() as nursery:
-            await backend.read(_nothing)
+            await backend.read(backend.check_encoding)
             if exclusive:
                 nursery.start_soon(backend.run_listener)
             nursery.start_soon(writer.run)
@@ -369,7 +369,3 @@ def _lock(path: Path, what: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _nothing(conn: Connection) -> None:
-    conn.exec_driver_sql("SELECT 1")

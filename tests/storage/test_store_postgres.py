@@ -333,6 +333,27 @@ async def test_a_database_that_is_read_only_for_a_while(opener: Opener, admin: C
             await store.check()
 
 
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+async def test_a_database_must_be_able_to_hold_every_text(
+    cluster: postgres.Cluster, tmp_path: Path, encoding: str
+) -> None:
+    """A reply of a next hop that could not be written would leave its message leased, and sent again."""
+    name = f"encoded_{encoding.lower()}"
+    postgres.sql(
+        f"{cluster.server}/postgres",
+        f"create database {name} encoding '{encoding}' template template0 lc_collate 'C' lc_ctype 'C'",
+    )
+    encoded = make_opener(f"{cluster.server}/{name}", tmp_path)
+    if encoding == "LATIN1":
+        with pytest.raises(StoreUnavailable, match="encoding LATIN1"):
+            async with encoded():
+                pass
+        return
+    async with encoded(tables=True) as store:
+        assert await store.submit("принято") == ("kept", "принято")
+        assert await store.read(words) == {"принято"}
+
+
 async def test_a_wrong_password_is_unavailable_and_not_shown(cluster: postgres.Cluster, tmp_path: Path) -> None:
     url = f"postgresql://postgres:hidden-word@127.0.0.1:{cluster.port}/postgres"
     with pytest.raises(StoreUnavailable) as caught:
