@@ -43,12 +43,14 @@ MIN_PAUSE_S = 0.05
 MAX_PAUSE_S = 1.0
 GROW_AGAIN_S = 10.0  # after the server had no more connections
 LISTEN_PING_S = 30.0
+MIGRATION_LOCK_S = 2.0
 
 _NO_MORE_CONNECTIONS = "53300"
 _READ_ONLY = "25006"
+_LOCKED = "55P03"  # a lock was waited for too long
 _LOST_AGAINST_ANOTHER = frozenset({"40001", "40P01", "0A000"})  # serialization, deadlock, plan of an older schema
 _SICK_CLASSES = frozenset({"08", "28", "3D", "53", "57", "58", "XX"})
-_SICK_STATES = frozenset({"55P03", _READ_ONLY, "25P02", "25P03", *_LOST_AGAINST_ANOTHER})
+_SICK_STATES = frozenset({_LOCKED, _READ_ONLY, "25P02", "25P03", *_LOST_AGAINST_ANOTHER})
 
 # A transaction id is had in a read-only session, too.  An error of the server's, so that such a session is given up.
 _TOUCH = f"""DO $$BEGIN
@@ -285,23 +287,37 @@ class PostgresBackend:
                 lane.holding -= 1
 
     async def migrate(self, fn: Callable[[Connection], T]) -> T:
-        """Run `fn` as a unit without the time limits of statements; other processes wait at an advisory lock."""
+        """Run `fn` as a unit without the time limits of statements; other processes wait at an advisory lock.
+
+        Who waits for a table's lock has everybody wait who comes later, the daemons that serve among them: it is given
+        up and tried again, until whoever uses the table (pg_dump, for hours) is done.
+        """
         engine = self._engine(poolclass=NullPool)
-        progress = _Progress()
 
         def unhurried(conn: Connection) -> T:
             conn.execute(text("SET LOCAL statement_timeout = 0"))
-            conn.execute(text("SET LOCAL lock_timeout = 0"))
+            conn.execute(text(f"SET LOCAL lock_timeout = {int(min(self._timeout_s / 4, MIGRATION_LOCK_S) * 1000)}"))
             conn.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
             return fn(conn)
 
+        has_waited = False
         try:
-            return await self._bridge.run(self._in_loop, _Lane(engine), engine, unhurried, (), progress, 24 * 3600)
-        except (DBAPIError, OSError) as error:
-            failure = store_failure(error, is_connected=progress.connected)
-            if failure is None:
-                raise
-            raise failure from error
+            while True:
+                progress = _Progress()
+                try:
+                    return await self._bridge.run(
+                        self._in_loop, _Lane(engine), engine, unhurried, (), progress, 24 * 3600
+                    )
+                except (DBAPIError, OSError) as error:
+                    failure = store_failure(error, is_connected=progress.connected)
+                    if failure is None:
+                        raise
+                    if sqlstate(error) not in {_LOCKED, *_LOST_AGAINST_ANOTHER}:
+                        raise failure from error
+                if not has_waited:
+                    log.warning("migration_waits", reason=str(failure))
+                has_waited = True
+                await trio.sleep(random.uniform(1, 2) * MIGRATION_LOCK_S)
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
                 await self._bridge.run(engine.dispose)

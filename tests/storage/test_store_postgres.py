@@ -17,7 +17,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from hepmaild.errors import StoreUnavailable
-from hepmaild.storage import announce
+from hepmaild.storage import announce, migrate
 from hepmaild.storage import postgres as backend
 from hepmaild.storage.store import Store
 from tests.peers import postgres
@@ -352,6 +352,33 @@ async def test_a_database_must_be_able_to_hold_every_text(
     async with encoded(tables=True) as store:
         assert await store.submit("принято") == ("kept", "принято")
         assert await store.read(words) == {"принято"}
+
+
+async def test_a_migration_that_waits_for_a_table_has_nobody_wait_behind_it(
+    opener: Opener, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody reads all tables for long, as pg_dump does; a daemon of the version before serves meanwhile."""
+    monkeypatch.setattr(backend, "MIGRATION_LOCK_S", 0.2)
+    is_done = trio.Event()
+
+    async def upgrade(store: Store) -> None:
+        await store.upgrade()
+        is_done.set()
+
+    with trio.fail_after(DEADLINE_S):
+        async with opener(unit_timeout_s=3) as before, opener(exclusive=False) as newer:
+            await before.write(migrate.upgrade, "0003")
+            async with trio.open_nursery() as nursery:
+                with postgres.open_transaction(url, "select count(*) from api_key"):
+                    nursery.start_soon(upgrade, newer)
+                    waits = "select count(*) from pg_locks where not granted"
+                    while await trio.to_thread.run_sync(postgres.sql, url, waits) == "0":
+                        pass
+                    for _ in range(3):
+                        await before.read(lambda conn: conn.execute(text("select count(*) from api_key")).scalar())
+                    assert not is_done.is_set()
+            assert is_done.is_set()
+            assert not await before.schema_is_due()
 
 
 async def test_a_wrong_password_is_unavailable_and_not_shown(cluster: postgres.Cluster, tmp_path: Path) -> None:
