@@ -30,7 +30,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from hepmaild.errors import SecretsUnavailable
-from hepmaild.storage.sqlite import give_to_owner_of
+from hepmaild.storage.sqlite_file import give_to_owner_of
 
 FILE_NAME = "secrets.key"
 KEY_OCTETS, NONCE_OCTETS = 32, 12

@@ -19,9 +19,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import asyncpg
 import structlog
 import trio
 from sqlalchemy import URL, Connection, event, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -41,11 +43,22 @@ MIN_PAUSE_S = 0.05
 MAX_PAUSE_S = 1.0
 GROW_AGAIN_S = 10.0  # after the server had no more connections
 LISTEN_PING_S = 30.0
+MIGRATION_LOCK_S = 2.0
 
 _NO_MORE_CONNECTIONS = "53300"
+_READ_ONLY = "25006"
+_LOCKED = "55P03"  # a lock was waited for too long
 _LOST_AGAINST_ANOTHER = frozenset({"40001", "40P01", "0A000"})  # serialization, deadlock, plan of an older schema
 _SICK_CLASSES = frozenset({"08", "28", "3D", "53", "57", "58", "XX"})
-_SICK_STATES = frozenset({"55P03", "25006", "25P02", "25P03", *_LOST_AGAINST_ANOTHER})
+_SICK_STATES = frozenset({_LOCKED, _READ_ONLY, "25P02", "25P03", *_LOST_AGAINST_ANOTHER})
+
+# A transaction id is had in a read-only session, too.  An error of the server's, so that such a session is given up.
+_TOUCH = f"""DO $$BEGIN
+IF current_setting('transaction_read_only')::boolean THEN
+    RAISE 'the database is read-only' USING ERRCODE = '{_READ_ONLY}';
+END IF;
+PERFORM pg_current_xact_id();
+END$$"""
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -54,8 +67,11 @@ def sqlstate(error: BaseException) -> str | None:
     return state if isinstance(state, str) else None
 
 
-def store_failure(error: BaseException) -> StoreUnavailable | None:
-    """`StoreUnavailable` if the server, the way to it or its disk failed; None if the statement is to blame."""
+def store_failure(error: BaseException, *, is_connected: bool = True) -> StoreUnavailable | None:
+    """`StoreUnavailable` if the server, the way to it or its disk failed; None if the statement is to blame.
+
+    is_connected: without a connection there was no statement.
+    """
     cause = error.orig if isinstance(error, DBAPIError) else error
     state = sqlstate(error)
     if state is not None:
@@ -64,7 +80,7 @@ def store_failure(error: BaseException) -> StoreUnavailable | None:
         sick = error.connection_invalidated or (isinstance(error, InterfaceError) and "clos" in str(cause))
     else:
         sick = isinstance(error, OSError | TimeoutError | PoolTimeoutError)
-    if not sick:
+    if not sick and is_connected:
         return None
     words = str(cause).splitlines() or [type(cause).__name__]
     return StoreUnavailable(f"PostgreSQL: {words[0]}" + (f" ({state})" if state else ""))
@@ -97,6 +113,18 @@ class _Lane:
         self.down_until = 0.0
         self.because = ""
         self._pause_s = 0.0
+        self._renew_at = 0.0
+        event.listen(engine.sync_engine, "handle_error", self._distrust)
+
+    def _distrust(self, context: ExceptionContext) -> None:
+        """A session that may only read, since the database was so when it began, stays so: others may be good.
+
+        Now and then: as long as the whole server is so, new ones are no better.
+        """
+        now = trio.current_time()
+        if sqlstate(context.original_exception) == _READ_ONLY and now >= self._renew_at:
+            self._renew_at = now + MAX_PAUSE_S
+            context.is_disconnect = True  # all connections that there are now are replaced when they are next wanted
 
     async def begin(self, until: float) -> None:
         """A unit wants a connection.  Raises `StoreUnavailable` when there is none in time; then it has not begun."""
@@ -207,7 +235,7 @@ class PostgresBackend:
             try:
                 result = await self._bridge.run(self._in_loop, lane, engine, fn, args, progress, left_s * 0.9)
             except (DBAPIError, OSError, PoolTimeoutError) as error:
-                failure = store_failure(error)
+                failure = store_failure(error, is_connected=progress.connected)
                 if failure is None:
                     raise
                 is_full = not progress.connected and lane.is_full(error)
@@ -259,30 +287,58 @@ class PostgresBackend:
                 lane.holding -= 1
 
     async def migrate(self, fn: Callable[[Connection], T]) -> T:
-        """Run `fn` as a unit without the time limits of statements; other processes wait at an advisory lock."""
+        """Run `fn` as a unit without the time limits of statements; other processes wait at an advisory lock.
+
+        Who waits for a table's lock has everybody wait who comes later, the daemons that serve among them: it is given
+        up and tried again, until whoever uses the table (pg_dump, for hours) is done.
+        """
         engine = self._engine(poolclass=NullPool)
 
         def unhurried(conn: Connection) -> T:
             conn.execute(text("SET LOCAL statement_timeout = 0"))
-            conn.execute(text("SET LOCAL lock_timeout = 0"))
+            conn.execute(text(f"SET LOCAL lock_timeout = {int(min(self._timeout_s / 4, MIGRATION_LOCK_S) * 1000)}"))
             conn.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
             return fn(conn)
 
+        has_waited = False
         try:
-            return await self._bridge.run(self._in_loop, _Lane(engine), engine, unhurried, (), _Progress(), 24 * 3600)
-        except (DBAPIError, OSError) as error:
-            failure = store_failure(error)
-            if failure is None:
-                raise
-            raise failure from error
+            while True:
+                progress = _Progress()
+                try:
+                    return await self._bridge.run(
+                        self._in_loop, _Lane(engine), engine, unhurried, (), progress, 24 * 3600
+                    )
+                except (DBAPIError, OSError) as error:
+                    failure = store_failure(error, is_connected=progress.connected)
+                    if failure is None:
+                        raise
+                    if sqlstate(error) not in {_LOCKED, *_LOST_AGAINST_ANOTHER}:
+                        raise failure from error
+                if not has_waited:
+                    log.warning("migration_waits", reason=str(failure))
+                has_waited = True
+                await trio.sleep(random.uniform(1, 2) * MIGRATION_LOCK_S)
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
                 await self._bridge.run(engine.dispose)
 
     @staticmethod
+    def check_encoding(conn: Connection) -> None:
+        """Raises `StoreUnavailable` when the database cannot hold every text: subjects and next hops' replies have any.
+
+        SQL_ASCII, of a cluster made without a locale, keeps octets as they come.
+        """
+        encoding = conn.exec_driver_sql("SHOW server_encoding").scalar_one()
+        if encoding not in {"UTF8", "SQL_ASCII"}:
+            raise StoreUnavailable(
+                f"PostgreSQL: the database has the encoding {encoding}, in which not every text can be written: "
+                "make another one (CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0) and move what is in this one"
+            )
+
+    @staticmethod
     def touch(conn: Connection) -> None:
-        """Take a transaction id, which a standby cannot give."""
-        conn.execute(text("SELECT pg_current_xact_id()"))
+        """Take a transaction id, where that may be followed by writing."""
+        conn.exec_driver_sql(_TOUCH)
 
     async def announce(self, topic: str) -> None:
         """NOTIFY every process on this database.  Raises `StoreUnavailable`."""
@@ -291,12 +347,10 @@ class PostgresBackend:
     async def run_listener(self) -> None:
         """LISTEN until cancelled, over lost connections; after each new one `RESYNC` says that some may be missed."""
         # What the listener asks goes past SQLAlchemy, so the driver's errors come as they are.
-        import asyncpg
-
         while True:
             try:
                 await self._bridge.run(self._listen)
-            except (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except (DBAPIError, OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
                 log.info("listen_interrupted", reason=type(error).__name__)
             await trio.sleep(random.uniform(0.5, 1) * MAX_PAUSE_S)
 

@@ -30,6 +30,7 @@ from sqlalchemy.exc import DBAPIError
 from hepmaild.errors import StoreUnavailable
 from hepmaild.storage.kernel_sync import KernelSync
 from hepmaild.storage.page_file import PageFile
+from hepmaild.storage.sqlite_file import LogFile, Place, create_file
 from hepmaild.storage.sqlite_link import Link, NotHere, make_engine, store_failure
 from hepmaild.storage.writer import JudgeManner, Manner, Sync
 from hepmaild.threads import Worker
@@ -61,30 +62,6 @@ def first_value(conn: Connection, statement: Select[Any]) -> Any:
     return conn.execute(statement).scalar()
 
 
-def create_file(path: Path) -> None:
-    """Make an empty database file that only its owner may read, with what must be set before the first table.
-
-    Made by root (a command before the daemon's first start) it belongs to the owner of the folder.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        give_to_owner_of(path.parent, path)
-    if path.stat().st_size:
-        return
-    with contextlib.closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as connection:
-        # Deleted bodies give their disk back; pages are returned in small steps, by `shrink`.
-        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-        connection.execute("PRAGMA journal_mode=WAL").fetchall()
-
-
-def give_to_owner_of(folder: Path, path: Path) -> None:
-    """Let a file made by root belong to whom its folder belongs to; nothing for anybody else."""
-    if os.geteuid() == 0:
-        owner = folder.stat()
-        os.chown(path, owner.st_uid, owner.st_gid)
-
-
 def shrink(conn: Connection, pages: int = 256) -> int:
     """Give up to `pages` free pages (4 KiB each) back to the file system; how many are still free.
 
@@ -96,36 +73,6 @@ def shrink(conn: Connection, pages: int = 256) -> int:
     for _ in range(pages):  # sqlite3 makes one step of this statement, and a step frees one page
         driver.execute("PRAGMA incremental_vacuum(1)")
     return int(conn.exec_driver_sql("PRAGMA freelist_count").scalar_one())
-
-
-class _LogFile:
-    """The write-ahead log, held open: each call into the system gives the interpreter away and waits for it again."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._descriptor = -1
-        self._opening = 0
-
-    def sync(self, opening: int) -> None:
-        """See `open`."""
-        os.fdatasync(self.open(opening))
-
-    def open(self, opening: int) -> int:
-        """Its descriptor.
-
-        opening: of the writer's connection; as long as that is open the log is the same file.  Raises OSError.
-        """
-        if opening != self._opening:
-            self.close()
-            self._descriptor = os.open(self.path, os.O_RDONLY)
-            self._opening = opening
-        return self._descriptor
-
-    def close(self) -> None:
-        """Open again at the next sync."""
-        descriptor, self._descriptor, self._opening = self._descriptor, -1, 0
-        if descriptor >= 0:
-            os.close(descriptor)
 
 
 class SqliteBackend:
@@ -141,7 +88,8 @@ class SqliteBackend:
         self, path: Path, *, timeout_s: float, own_checkpoints: bool, judge: JudgeManner | None = None
     ) -> None:
         self._path = path
-        self._log = _LogFile(path.with_name(path.name + "-wal"))  # only who has the writer's connection looks at it
+        self._log = LogFile(path.with_name(path.name + "-wal"))  # only who has the writer's connection looks at it
+        self._place = Place(path)
         self._pages = PageFile(path)
         self._judge = judge or (lambda _members: Manner())
         self._timeout_s = timeout_s
@@ -204,6 +152,7 @@ class SqliteBackend:
         try:
             create_file(self._path)
             self._writer.raw()
+            self._place.remember()
         except (OSError, sqlite3.Error, DBAPIError) as error:
             raise store_failure(error) or StoreUnavailable(f"cannot open {self._path}: {error}") from error
 
@@ -233,12 +182,14 @@ class SqliteBackend:
         return result
 
     async def _alone(self, fn: Callable[..., T], args: tuple[Any, ...], sync: Sync) -> T:
+        self._place.check()
         result, rows = await self._run_in_thread(self._unit, fn, args, sync)
         self._note_rows(rows)
         return result
 
     async def group_unit(self, fn: Callable[..., T], *args: Any) -> T:
         """The same for a unit of members (the last of `args`): here and now if that is possible and right."""
+        self._place.check()
         manner = self._judge(args[-1])
         if not manner.is_light or self._given != self._ended or self._sync_failed or not self._own_checkpoints:
             return await self.unit(fn, *args)
@@ -312,20 +263,20 @@ class SqliteBackend:
             self._sync(self._log)
         return result, self._writer.raw().total_changes
 
-    def _sync(self, file: _LogFile) -> None:
+    def _sync(self, file: LogFile) -> None:
         """Make what was committed outlive a power cut, as `synchronous=FULL` would."""
         try:
             file.sync(self._writer.opened)
         except OSError as error:
             raise self._sync_has_failed(file, error) from error
 
-    def _sync_has_failed(self, file: _LogFile, error: OSError) -> StoreUnavailable:
+    def _sync_has_failed(self, file: LogFile, error: OSError) -> StoreUnavailable:
         self._sync_failed = True
         return StoreUnavailable(f"{file.path} cannot be synced: {error.strerror}")
 
     def _sync_by_the_way(self) -> None:
         """In the other thread, a few times a second."""
-        file = _LogFile(self._log.path)
+        file = LogFile(self._log.path)
         try:
             self._sync(file)
         finally:

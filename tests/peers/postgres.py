@@ -118,6 +118,17 @@ shared_buffers = 32MB
         """Stop it.  mode: "fast" ends all sessions, "immediate" is a crash."""
         self._pg_ctl("stop", "-w", "-t", "30", "-m", mode)
 
+    def become_standby(self) -> None:
+        """At its next start: one that is behind nobody, and so has nothing more to come; see `promote`."""
+        signal = self._data / "standby.signal"
+        signal.touch()
+        if self._as_postgres:
+            shutil.chown(signal, "postgres", "postgres")
+
+    def promote(self) -> None:
+        """A standby can be written again when this returns."""
+        self._pg_ctl("promote", "-w", "-t", "60")
+
     @property
     def postmaster_pid(self) -> int:
         """The process id of the running server."""

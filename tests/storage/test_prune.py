@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import trio
@@ -10,6 +11,7 @@ from sqlalchemy import Connection, select
 
 from hepmaild.config import Plan
 from hepmaild.delivery.job import Result
+from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.outbox import Outbox
 from hepmaild.reaper import Reaper
 from hepmaild.storage import accounts, log, messages, prune, schema
@@ -61,6 +63,21 @@ async def test_orphaned_pieces_words_and_calls_go(opener: Opener) -> None:
             return [len(conn.execute(select(table)).all()) for table in tables]
 
         assert await books.store.read(left) == [1, 0]
+
+
+async def test_calls_go_by_the_clock_of_their_windows(opener: Opener, database_url: str, tmp_path: Path) -> None:
+    """On PostgreSQL that is the server's: a process whose clock is minutes ahead must not empty everybody's windows."""
+    async with open_books(opener) as books:
+        books.clock.us = time.time_ns() // 1000
+        for _ in range(3):
+            await books.store.submit(books.call(limit=3))
+        ahead_us = books.clock.us + (0 if books.store.is_sqlite else 5 * 60_000_000)
+        assert await books.store.write(prune.rate_calls, ahead_us) == 0
+        refused = await books.store.submit(books.call(limit=3))
+        assert isinstance(refused, Refusal)
+        assert refused.kind is ErrorKind.RATE_LIMITED
+        outside(database_url, tmp_path, "UPDATE rate_call SET at_us = at_us - 121000000")
+        assert await books.store.write(prune.rate_calls, ahead_us) == 3
 
 
 async def test_logs_go_in_small_batches_and_leave_room_for_the_next(

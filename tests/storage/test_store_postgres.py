@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from hepmaild.errors import StoreUnavailable
-from hepmaild.storage import announce
-from hepmaild.storage import postgres as storage_postgres
+from hepmaild.storage import announce, migrate
+from hepmaild.storage import postgres as backend
 from hepmaild.storage.store import Store
 from tests.peers import postgres
 from tests.storage.conftest import Opener, debit, keep, make_opener, words
@@ -139,7 +139,7 @@ class Cutter:
 async def test_the_listener_outlives_a_connection_that_breaks_while_it_asks(
     cluster: postgres.Cluster, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: bytes
 ) -> None:
-    monkeypatch.setattr(storage_postgres, "LISTEN_PING_S", 0.05)
+    monkeypatch.setattr(backend, "LISTEN_PING_S", 0.05)
     async with trio.open_nursery() as nursery:
         (socket,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         cutter = Cutter(cluster.port, socket)
@@ -156,6 +156,28 @@ async def test_the_listener_outlives_a_connection_that_breaks_while_it_asks(
                     with trio.move_on_after(0.2):
                         topic = await anext(heard)
         nursery.cancel_scope.cancel()
+
+
+async def test_a_server_that_is_a_standby_for_a_while(opener: Opener, cluster: postgres.Cluster) -> None:
+    """There is nothing to hear on one, and nothing to write; reads go on, and all returns when it is promoted."""
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True, unit_timeout_s=5) as store, store.announcements() as heard:
+            await store.submit("before")
+            await trio.to_thread.run_sync(cluster.stop)
+            cluster.become_standby()
+            await trio.to_thread.run_sync(cluster.start)
+            try:
+                while "LISTEN during recovery" not in cluster.log():  # noqa: ASYNC110
+                    await trio.sleep(0.05)
+                with pytest.raises(StoreUnavailable, match="25006"):
+                    await store.submit("meanwhile")
+                assert await store.read(words) == {"before"}
+            finally:
+                await trio.to_thread.run_sync(cluster.promote)
+            await submit_until_it_works(store, "after")
+            while await anext(heard) != announce.RESYNC:
+                pass
+            assert await store.read(words) == {"before", "after"}
 
 
 async def test_a_frozen_server_is_cut_off_in_time(opener: Opener, cluster: postgres.Cluster) -> None:
@@ -287,6 +309,102 @@ async def test_a_server_that_gives_no_more_connections_is_not_down(opener: Opene
                 while reading:
                     assert await store.submit(f"word {words_kept}") == ("kept", f"word {words_kept}")
                     words_kept += 1
+
+
+@pytest.fixture
+def admin(cluster: postgres.Cluster, url: str) -> Callable[[str], str]:
+    """Statements of who administers the server, from another database; `{name}` is the one that is tested."""
+    name = url.rpartition("/")[2]
+    return lambda statement: postgres.sql(f"{cluster.server}/postgres", statement.format(name=name))
+
+
+CUT_ALL = "select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"
+
+
+async def test_a_database_that_lets_nobody_in_for_a_while(opener: Opener, admin: Callable[[str], str]) -> None:
+    """As administrators do for some kinds of work on it."""
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True, unit_timeout_s=5) as store:
+            await store.submit("before")
+            admin('alter database "{name}" allow_connections false')
+            admin(CUT_ALL)
+            for call in (store.submit("x"), store.write(keep, "x"), store.read(words), store.check(), store.upgrade()):
+                with pytest.raises(StoreUnavailable, match="55000"):
+                    await call
+            admin('alter database "{name}" allow_connections true')
+            await submit_until_it_works(store, "after")
+            await store.announce("keys")
+            assert await store.read(words) == {"before", "after"}
+
+
+async def test_a_database_that_is_read_only_for_a_while(opener: Opener, admin: Callable[[str], str]) -> None:
+    """A session is what the database was when it began: those that began meanwhile must not stay for ever."""
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True, unit_timeout_s=5) as store:
+            await store.submit("before")
+            admin('alter database "{name}" set default_transaction_read_only = on')
+            admin(CUT_ALL)
+            for call in (store.submit("x"), store.write(keep, "x"), store.check()):
+                with pytest.raises(StoreUnavailable, match="25006"):
+                    await call
+            assert await store.read(words) == {"before"}
+            admin('alter database "{name}" reset default_transaction_read_only')
+            await submit_until_it_works(store, "after")
+            for n in range(4):  # all that the pool has
+                while True:
+                    with suppress(StoreUnavailable):
+                        await store.write(keep, str(n))
+                        break
+                    await trio.sleep(0.05)
+            await store.check()
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+async def test_a_database_must_be_able_to_hold_every_text(
+    cluster: postgres.Cluster, tmp_path: Path, encoding: str
+) -> None:
+    """A reply of a next hop that could not be written would leave its message leased, and sent again."""
+    name = f"encoded_{encoding.lower()}"
+    postgres.sql(
+        f"{cluster.server}/postgres",
+        f"create database {name} encoding '{encoding}' template template0 lc_collate 'C' lc_ctype 'C'",
+    )
+    encoded = make_opener(f"{cluster.server}/{name}", tmp_path)
+    if encoding == "LATIN1":
+        with pytest.raises(StoreUnavailable, match="encoding LATIN1"):
+            async with encoded():
+                pass
+        return
+    async with encoded(tables=True) as store:
+        assert await store.submit("принято") == ("kept", "принято")
+        assert await store.read(words) == {"принято"}
+
+
+async def test_a_migration_that_waits_for_a_table_has_nobody_wait_behind_it(
+    opener: Opener, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody reads all tables for long, as pg_dump does; a daemon of the version before serves meanwhile."""
+    monkeypatch.setattr(backend, "MIGRATION_LOCK_S", 0.2)
+    is_done = trio.Event()
+
+    async def upgrade(store: Store) -> None:
+        await store.upgrade()
+        is_done.set()
+
+    with trio.fail_after(DEADLINE_S):
+        async with opener(unit_timeout_s=3) as before, opener(exclusive=False) as newer:
+            await before.write(migrate.upgrade, "0003")
+            async with trio.open_nursery() as nursery:
+                with postgres.open_transaction(url, "select count(*) from api_key"):
+                    nursery.start_soon(upgrade, newer)
+                    waits = "select count(*) from pg_locks where not granted"
+                    while await trio.to_thread.run_sync(postgres.sql, url, waits) == "0":
+                        pass
+                    for _ in range(3):
+                        await before.read(lambda conn: conn.execute(text("select count(*) from api_key")).scalar())
+                    assert not is_done.is_set()
+            assert is_done.is_set()
+            assert not await before.schema_is_due()
 
 
 async def test_a_wrong_password_is_unavailable_and_not_shown(cluster: postgres.Cluster, tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ import trio
 from sqlalchemy import Connection, text
 
 from hepmaild.errors import StoreUnavailable
-from hepmaild.storage import sqlite
+from hepmaild.storage import sqlite, sqlite_file
 from hepmaild.storage.kernel_sync import KernelSync
-from hepmaild.storage.store import LOCK_NAME, Store
+from hepmaild.storage.store import LOCK_NAME, Store, StoreLocked
 from hepmaild.storage.writer import Manner, Sync
+from tests.conftest import LogEvents
 from tests.storage.conftest import Journal, Opener, debit, keep, make_opener, words
 from tests.storage.test_kernel_sync import offered
 
@@ -300,11 +301,57 @@ async def test_a_short_lock_is_waited_for(opener: Opener, tmp_path: Path) -> Non
             assert await store.read(words) == {"patient"}
 
 
+@pytest.mark.parametrize("spelling", ["sqlite:///{0}/data/test.db", "sqlite:///../linked/test.db"])
+async def test_two_state_folders_do_not_make_two_daemons_of_one_file(tmp_path: Path, spelling: str) -> None:
+    """Each would take back the other's leases at its start, and mail would leave twice."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "linked").symlink_to("data")
+    url = f"sqlite:///{tmp_path}/data/test.db"
+    first, second = make_opener(url, tmp_path / "a"), make_opener(spelling.format(tmp_path), tmp_path / "b")
+    async with first(tables=True):
+        with pytest.raises(StoreLocked, match=r"serves .*/data/test\.db"):
+            async with second():
+                pass
+        async with second(exclusive=False) as command:
+            assert await command.write(debit, 1) == 99
+        # Another database in the same folder is another's.
+        async with make_opener(f"sqlite:///{tmp_path}/data/other.db", tmp_path / "b")() as other:
+            await other.check()
+    async with second() as store:
+        assert await store.read(words) == set()
+
+
 async def test_a_broken_file_is_unavailable(opener: Opener, tmp_path: Path) -> None:
     (tmp_path / "test.db").write_bytes(b"this is no database" * 1000)
     with pytest.raises(StoreUnavailable, match="not a database"):
         async with opener():
             pass
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
+async def test_a_file_that_lost_its_place_takes_nothing_more(
+    opener: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_events: LogEvents, how: str
+) -> None:
+    """What is acknowledged is there when the file is opened again, where it can be put back."""
+    monkeypatch.setattr(sqlite_file, "LOOK_S", 0)
+    log_events.expect_error("database_moved")
+    path, aside = tmp_path / "test.db", tmp_path / "aside.db"
+    async with opener(tables=True) as store:
+        await store.submit("before")
+        if how == "deleted":
+            aside.hardlink_to(path)
+            path.unlink()
+        else:
+            path.rename(aside)
+        if how == "replaced":
+            path.write_bytes(b"")
+        for call in (store.submit("lost"), store.write(keep, "lost"), store.check()):
+            with pytest.raises(StoreUnavailable, match="put it back"):
+                await call
+        aside.rename(path)
+        assert await store.submit("after") == ("kept", "after")
+    async with opener() as store:
+        assert await store.read(words) == {"before", "after"}
 
 
 async def test_a_missing_folder_is_made(tmp_path: Path) -> None:

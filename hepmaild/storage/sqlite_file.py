@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SQLite's files as the system sees them: made for their owner only, still in their place, and synced."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+import structlog
+
+from hepmaild.errors import StoreUnavailable
+
+log = structlog.get_logger()
+
+LOOK_S = 1.0  # at most so long is written to a file that has no name any more
+
+
+def create_file(path: Path) -> None:
+    """Make an empty database file that only its owner may read, with what must be set before the first table.
+
+    Made by root (a command before the daemon's first start) it belongs to the owner of the folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        give_to_owner_of(path.parent, path)
+    if path.stat().st_size:
+        return
+    with contextlib.closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as connection:
+        # Deleted bodies give their disk back; pages are returned in small steps, by `shrink`.
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        connection.execute("PRAGMA journal_mode=WAL").fetchall()
+
+
+def give_to_owner_of(folder: Path, path: Path) -> None:
+    """Let a file made by root belong to whom its folder belongs to; nothing for anybody else."""
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.chown(path, owner.st_uid, owner.st_gid)
+
+
+class LogFile:
+    """The write-ahead log, held open: each call into the system gives the interpreter away and waits for it again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = -1
+        self._opening = 0
+
+    def sync(self, opening: int) -> None:
+        """See `open`."""
+        os.fdatasync(self.open(opening))
+
+    def open(self, opening: int) -> int:
+        """Its descriptor.
+
+        opening: of the writer's connection; as long as that is open the log is the same file.  Raises OSError.
+        """
+        if opening != self._opening:
+            self.close()
+            self._descriptor = os.open(self.path, os.O_RDONLY)
+            self._opening = opening
+        return self._descriptor
+
+    def close(self) -> None:
+        """Open again at the next sync."""
+        descriptor, self._descriptor, self._opening = self._descriptor, -1, 0
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class Place:
+    """Whether the database file is still where it was opened.
+
+    A file that was deleted or moved is written to as before, and what was acknowledged is gone with the last descriptor
+    of it.  SQLite looks after that by itself, but not when it keeps a write-ahead log.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._opened: os.stat_result | None = None
+        self._next_look = 0.0
+        self._is_lost = False
+
+    def remember(self) -> None:
+        """It was opened just now.  Raises OSError."""
+        self._opened = self._path.stat()
+
+    def check(self) -> None:
+        """Raises `StoreUnavailable` when another file is there, or none.  Looks once in `LOOK_S`."""
+        now = time.monotonic()
+        if now < self._next_look or self._opened is None:
+            return
+        try:
+            is_lost = not os.path.samestat(self._path.stat(), self._opened)
+        except OSError:
+            is_lost = True
+        if is_lost:
+            if not self._is_lost:
+                log.error("database_moved", path=str(self._path))
+            self._is_lost = True
+            raise StoreUnavailable(
+                f"{self._path} was deleted, moved or replaced while it is served: put it back, or restart the daemon"
+            )
+        self._is_lost = False
+        self._next_look = now + LOOK_S
