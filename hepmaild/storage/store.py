@@ -237,7 +237,8 @@ async def open_store(
 
     run_unit: decides the members of a unit, one result each.  judge: what is to be known of a unit beforehand; without
     it each is light and has to outlive a power cut.  exclusive: this is the daemon: on SQLite it takes the
-    lock of the state folder, and on both engines it hears announcements.  The schema is left as it is (`upgrade`).
+    locks of state folder and database, and on both engines it hears announcements.  The schema is left as it is
+    (`upgrade`).
 
     Raises `StoreLocked`, `StoreUnavailable` (also when PostgreSQL cannot be reached now), ValueError for a bad URL.
     At the end a unit that runs is finished; what waits gets `StoreUnavailable`.
@@ -278,7 +279,7 @@ async def _open_sqlite(
     judge: JudgeManner | None,
 ) -> AsyncIterator[Store]:
     hub = announce.Hub()
-    with _lock(state_dir, wanted=exclusive):
+    with _locks(state_dir, path, wanted=exclusive):
         if exclusive:
             share_interpreter()
         backend = SqliteBackend(path, timeout_s=settings.unit_timeout_s, own_checkpoints=exclusive, judge=judge)
@@ -333,24 +334,33 @@ def parse_url(text: str) -> URL:
 
 
 @contextmanager
-def _lock(state_dir: Path, *, wanted: bool) -> Iterator[None]:
-    """Hold the lock of the state folder, which is made if it is not there.
+def _locks(state_dir: Path, database: Path, *, wanted: bool) -> Iterator[None]:
+    """Hold the locks of the state folder, which is made if it is not there, and of the database.
 
-    The file says who has it; it stays, only the lock counts.
+    The database may lie elsewhere: a second daemon with a state folder of its own would take the first one's leases for
+    those of the dead, and its mail would leave twice.
     """
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not wanted:
         yield
         return
-    path = state_dir / LOCK_NAME
+    real = database.resolve()  # by whatever link it was named
+    real.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _lock(state_dir / LOCK_NAME, state_dir), _lock(real.with_name(f"{real.name}.lock"), database):
+        yield
+
+
+@contextmanager
+def _lock(path: Path, what: Path) -> Iterator[None]:
+    """Hold a lock.  The file says who has it; it stays, only the lock counts.  what: is served under it."""
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
-            raise StoreLocked(f"another hepmaild (process {holder or '?'}) serves {state_dir}") from None
-        give_to_owner_of(state_dir, path)
+            raise StoreLocked(f"another hepmaild (process {holder or '?'}) serves {what}") from None
+        give_to_owner_of(path.parent, path)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
         yield

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, text
 from hepmaild.errors import StoreUnavailable
 from hepmaild.storage import sqlite
 from hepmaild.storage.kernel_sync import KernelSync
-from hepmaild.storage.store import LOCK_NAME, Store
+from hepmaild.storage.store import LOCK_NAME, Store, StoreLocked
 from hepmaild.storage.writer import Manner, Sync
 from tests.storage.conftest import Journal, Opener, debit, keep, make_opener, words
 from tests.storage.test_kernel_sync import offered
@@ -65,6 +65,27 @@ async def test_settings(opener: Opener, tmp_path: Path) -> None:
         for name in ("test.db", "test.db-wal", LOCK_NAME):
             assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
         assert (tmp_path / LOCK_NAME).read_text().strip() == str(os.getpid())
+
+
+async def test_two_daemons_with_folders_of_their_own_never_serve_one_database(tmp_path: Path) -> None:
+    """The second would take the first one's leases for those of the dead, and its mail would leave twice."""
+    (tmp_path / "link.db").symlink_to(tmp_path / "shared.db")
+
+    def daemon(folder: str, name: str) -> Opener:
+        return make_opener(f"sqlite:///{tmp_path}/{name}.db", tmp_path / folder)
+
+    async with daemon("a", "shared")(tables=True) as store:
+        await store.write(keep, "here")
+        for other in (daemon("b", "shared"), daemon("c", "link")):
+            with pytest.raises(StoreLocked, match=r"another hepmaild \(process \d+\) serves .*\.db"):
+                async with other():
+                    pass
+            async with other(exclusive=False) as command:
+                assert await command.read(words) == {"here"}
+        async with daemon("d", "another")():
+            pass  # only the folder is the same
+    async with daemon("b", "shared")() as store:
+        assert await store.read(words) == {"here"}
 
 
 def never(*_: Any) -> Any:
