@@ -9,12 +9,14 @@ ValueErrors with a sentence for a person.
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, Select, Table, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from hepmaild.mail.address import check_address
 from hepmaild.storage import sessions
 from hepmaild.storage.schema import account
 from hepmaild.storage.schema_people import login_session, one_time_link, recovery_code, refresh_token, user
@@ -79,8 +81,12 @@ _USER: Select[Any] = select(*_COLUMNS).join(account, account.c.id == user.c.acco
 
 
 def key_of_email(email: str) -> str:
-    """What e-mail addresses of users are compared by."""
-    return email.strip().casefold()
+    """What e-mail addresses of users are compared by: a domain in the letters of its language is that in A-labels."""
+    typed = email.strip()
+    if not typed.isascii():
+        with suppress(ValueError):
+            typed = check_address.__wrapped__(typed)  # past its cache: people type passwords into that field, too
+    return typed.casefold()
 
 
 def by_email(conn: Connection, email: str) -> UserRow | None:
