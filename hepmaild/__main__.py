@@ -9,7 +9,9 @@ import sys
 def main() -> None:
     """Run the command line and end the process with its status."""
     from hepmaild.cli.app import log_crash, run
+    from hepmaild.cli.output import mend_streams
 
+    mend_streams()
     sys.excepthook = log_crash
     sys.exit(run(sys.argv[1:]))
 

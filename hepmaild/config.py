@@ -123,7 +123,8 @@ class DatabaseSettings:
 
     url: str = setting(
         "sqlite:///hepmaild.db",
-        "`sqlite:///FILE` (relative to `server.state_dir`) or `postgresql://USER:PASSWORD@HOST[:PORT]/NAME`.",
+        "`sqlite:///FILE` (relative to `server.state_dir`) or `postgresql://USER:PASSWORD@HOST[:PORT]/NAME`, which may "
+        "end in options such as `?sslmode=verify-full`.",
         form="database",
         secret=True,
     )

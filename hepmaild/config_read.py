@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import ipaddress
 import json
 import math
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from hepmaild.config import parse_address
 from hepmaild.mail.address import check_address
@@ -23,6 +24,19 @@ from hepmaild.mail.address import check_address
 NAME_RULE = "1 to 100 letters, digits, '-', '_' or '.', beginning with a letter or digit"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HOST = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
+_TLS_LEVELS = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+# Of a PostgreSQL URL, each with its possible values (none: anything).
+_DATABASE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "sslmode": _TLS_LEVELS,
+    "ssl": _TLS_LEVELS,
+    "host": (),
+    "port": (),
+    "user": (),
+    "password": (),
+    "passfile": (),
+    "application_name": (),
+    "target_session_attrs": ("any", "primary", "standby", "read-write", "read-only", "prefer-standby"),
+}
 _TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -92,7 +106,8 @@ class Reader:
             elif owner not in fields or owner == key or not fields[owner].metadata["secret"]:
                 self.report(f"{where}.{key}", unknown("key", key, fields))
         for name in (name for name, spec in fields.items() if spec.metadata["secret"]):
-            found = self._secret(name, table, where, ".".join((path[0], label) if label else path))
+            judge = functools.partial(convert, hint=hints[name], rules=fields[name].metadata)
+            found = self._secret(name, table, where, ".".join((path[0], label) if label else path), judge)
             if found is not None:
                 values[name] = found
         values = {key: value for key, value in values.items() if value is not _Unset}
@@ -119,11 +134,12 @@ class Reader:
             self.report(key, f"must be {error}{shown}")
             return wrong
 
-    def _secret(self, name: str, table: dict[str, Any], where: str, section: str) -> Any:
+    def _secret(self, name: str, table: dict[str, Any], where: str, section: str, judge: Callable[[str], Any]) -> Any:
         """A secret from where it is looked for first: a credential, the environment, the file that `KEY_file` names.
 
         None: none of them, or the table has it.  A file is read only for want of the others: the settings may name one
         for root's commands, which the service may not read and gets as a credential (section: what that is called by).
+        judge: makes the setting of it, or says by a ValueError what is allowed.
         """
         value, named, key = table.get(name), table.get(f"{name}_file"), f"{where}.{name}"
         if named is not None and (not isinstance(named, str) or not named):
@@ -133,12 +149,12 @@ class Reader:
             self.report(f"{key}_file", f"stands beside {name}: give one of them")
         credential = f"{section}.{name}"
         if self.credentials is not None and os.path.isfile(self.credentials / credential):  # noqa: PTH113
-            return self._read_secret(self.credentials / credential, key, credential)
+            return self._read_secret(self.credentials / credential, key, credential, judge)
         if named is None or isinstance(value, FromEnvironment):
             return None
-        return self._read_secret(self.base / named, f"{key}_file", credential)
+        return self._read_secret(self.base / named, f"{key}_file", credential, judge)
 
-    def _read_secret(self, file: Path, key: str, credential: str) -> Any:
+    def _read_secret(self, file: Path, key: str, credential: str, judge: Callable[[str], Any]) -> Any:
         try:
             text = file.read_text(encoding="utf-8")
         except PermissionError as error:
@@ -155,7 +171,11 @@ class Reader:
         if not secret or "\n" in secret:
             self.report(key, f"{file} must hold the secret in one line and nothing else")
             return _Unset
-        return secret
+        try:
+            return judge(secret)
+        except ValueError as error:
+            self.report(key, f"{file} must hold {error}")
+            return _Unset
 
 
 class _Unset:
@@ -296,8 +316,26 @@ def _check_database(text: str) -> None:
         name = text.removeprefix("sqlite:///")
         if name == text or not name.strip("/") or name == ":memory:" or "?" in name:
             raise ValueError(f"{allowed} (a file: what is accepted must survive)")
-    elif parts.scheme != "postgresql" or not parts.path.strip("/"):
+    elif not text.startswith("postgresql://") or not parts.path.strip("/"):
         raise ValueError(allowed)
+    else:
+        _check_options(parts.query)
+
+
+def _check_options(query: str) -> None:
+    """What stands behind the "?" of a PostgreSQL URL: what the driver would not understand, it would crash at."""
+    given = parse_qsl(query, keep_blank_values=True)
+    names = [name for name, _ in given]
+    for name, value in given:
+        if name not in _DATABASE_OPTIONS or names.count(name) > 1:
+            raise ValueError(
+                f'an address with no options but {", ".join(_DATABASE_OPTIONS)}, each once, behind its "?"'
+            )
+        known = _DATABASE_OPTIONS[name]
+        if known and value not in known:
+            raise ValueError(f"an address with one of {', '.join(known)} as its {name}")
+        if name == "port" and not (value.isascii() and value.isdigit() and 0 < int(value[:6]) < 65_536):
+            raise ValueError("an address with a number from 1 to 65535 as its port")
 
 
 def parse_nameserver(text: str) -> tuple[str, int]:

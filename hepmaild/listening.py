@@ -7,20 +7,21 @@ import socket
 
 import trio
 
+from hepmaild.config import parse_address
+
 _BACKLOG = 1024
 
 
 async def open_listener(address: str) -> socket.socket:
     """A listening socket on "host:port"; "[::]:port" takes IPv4 as well.  Raises OSError that names the address."""
-    host, _, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
+    host, port = parse_address(address)
     try:
         found = await trio.socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
         )
         family, _kind, _protocol, _name, where = found[0]
         if host == "::" and not socket.has_dualstack_ipv6():
-            family, where = socket.AF_INET, ("0.0.0.0", int(port))  # noqa: S104  (what "[::]" means without IPv6)
+            family, where = socket.AF_INET, ("0.0.0.0", port)  # noqa: S104  (what "[::]" means without IPv6)
         listening = socket.socket(family, socket.SOCK_STREAM)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -276,8 +276,7 @@ class People:
             now_us=now_us,
         )
         if isinstance(done, NotRotated):
-            if done.theft_from is not None:
-                log.warning("refresh_token_reused", user_id=done.theft_from.user_id, client=client)
+            _warn_of_theft(done, client)
             return await self._failed_refresh(client)
         if done.wrapped is not None:
             same = unwrap(refresh_token, done.wrapped)
@@ -292,12 +291,14 @@ class People:
         )
         return too_many(wait_us) if wait_us else BAD_REFRESH_TOKEN
 
-    async def revoke(self, viewer: Viewer, refresh_token: str) -> LoginRefusal | None:
+    async def revoke(self, viewer: Viewer, refresh_token: str, *, ip: str) -> LoginRefusal | None:
         """End the session of a refresh token of the viewer's own; a refusal when it is none (any more)."""
-        is_good = await self._store.write(
-            sessions.revoke, token_hash=hash_refresh(refresh_token), user_id=viewer.user_id, now_us=self._now_us()
-        )
-        return None if is_good else BAD_REVOKED_TOKEN
+        token_hash, user_id, now_us = hash_refresh(refresh_token), viewer.user_id, self._now_us()
+        done = await self._store.write(grants.by_revoke, token_hash=token_hash, user_id=user_id, ip=ip, now_us=now_us)
+        if done is None:
+            return None
+        _warn_of_theft(done, client_of(ip))
+        return BAD_REVOKED_TOKEN
 
     async def sign_out(self, session_id: str) -> None:
         """End a session; nothing happens when it has ended."""
@@ -482,6 +483,11 @@ def _email_key(email: str) -> str:
 def _state_of(user: UserRow) -> bytes:
     """What a ticket is for: this password, this second factor."""
     return (user.password_hash or "").encode() + b"\0" + (user.totp_sealed or b"")
+
+
+def _warn_of_theft(done: NotRotated, client: str) -> None:
+    if done.theft_from is not None:
+        log.warning("refresh_token_reused", user_id=done.theft_from.user_id, client=client)
 
 
 def _new_session(user: UserRow, kind: Kind, ip: str, agent: str) -> NewSession:

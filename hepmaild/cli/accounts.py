@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hepmaild.cli import backend
-from hepmaild.cli.common import EMAIL, PLAN, json_option, with_settings
+from hepmaild.cli.common import EMAIL, PLAN, json_option, read_line, with_settings
 from hepmaild.cli.output import CommandFailed, print_json, print_pairs, print_table
 from hepmaild.config import STANDARD_PLAN, Settings, parse_address
 
@@ -250,7 +250,7 @@ def _read_password(email: str, *, from_stdin: bool) -> str:
     from hepmaild import passwords
 
     if from_stdin:
-        password = sys.stdin.readline(passwords.MAX_LENGTH + 2).rstrip("\r\n")
+        password = read_line(passwords.MAX_LENGTH)
     elif sys.stdin.isatty():
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
     else:

@@ -7,11 +7,13 @@ import dataclasses
 import functools
 import math
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
+from hepmaild.cli.output import CommandFailed
 from hepmaild.config import Settings
 from hepmaild.mail.address import check_address
 from hepmaild.mail.ids import is_message_id
@@ -64,6 +66,17 @@ class NumberRange(click.FloatRange):
         if math.isnan(number):
             self.fail(f"{value!r} is not a number in the range {self._describe_range()}.", param, ctx)
         return number
+
+
+def read_line(limit: int) -> str:
+    """The first line of standard input; what is longer than `limit` characters stays so, but may be cut.
+
+    Raises CommandFailed when it is no text: nobody could type such a password again.
+    """
+    line = sys.stdin.readline(limit + 2).rstrip("\r\n")
+    if any("\ud800" <= ch <= "\udfff" for ch in line):  # octets that were no character
+        raise CommandFailed("standard input is not text in the encoding of this terminal (LC_ALL, LANG)")
+    return line
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")

@@ -77,7 +77,7 @@ def demo(folder: Path, smtp: str, smtps: str, https: str) -> None:
     settings = make_settings(folder, smtp=smtp, smtps=smtps, https=https)
 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    (settings.server.state_dir / SETTINGS_NAME).write_text(settings_file(settings))
+    (settings.server.state_dir / SETTINGS_NAME).write_text(settings_file(settings), encoding="utf-8")
 
     async def on_ready(bound: Bound, store: Store) -> None:
         click.echo(welcome(settings, bound, *await _prepare(settings, store)))

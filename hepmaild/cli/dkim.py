@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,11 @@ from hepmaild.mail import dkim_record
 from hepmaild.mail.dkim import ED25519, RSA
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from hepmaild.storage.store import Store
 
+Change = Callable[..., dict[str, Any]]
 _ALGORITHMS = {"rsa": RSA, "ed25519": ED25519}
 _COLUMNS = ("domain", "selector", "algorithm", "state", "created_at", "checked_at", "changed_at")
 _KEEP_OLD = "Keep the old record in DNS for some days: mail that is on its way was signed with its key."
@@ -88,7 +91,7 @@ def dkim_add(settings: Settings, domain: str, algorithm: str, selector: str | No
         if name in taken:
             raise CommandFailed(f"{domain} has a key with the selector {name} already: choose another selector")
         made = await store.write(
-            backend.refusing(rows.add),
+            backend.refusing(_noted("add", rows.add)),
             domain=domain,
             selector=name,
             algorithm=pair.algorithm,
@@ -242,9 +245,10 @@ def dkim_activate(settings: Settings, domain: str, selector: str, as_json: bool)
     """
     from hepmaild.storage import dkim as rows
 
-    _print_change(
-        backend.write(settings, backend.KEYS, rows.activate, domain, selector, backend.now_us()), as_json, _KEEP_OLD
+    changed = backend.write(
+        settings, backend.KEYS, _noted("activate", rows.activate), domain, selector, backend.now_us()
     )
+    _print_change(changed, as_json, _KEEP_OLD)
 
 
 @dkim.command("retire")
@@ -256,9 +260,8 @@ def dkim_retire(settings: Settings, domain: str, selector: str, as_json: bool) -
     """Stop signing with a key, at once.  Keep its record for some days."""
     from hepmaild.storage import dkim as rows
 
-    _print_change(
-        backend.write(settings, backend.KEYS, rows.retire, domain, selector, backend.now_us()), as_json, _KEEP_OLD
-    )
+    changed = backend.write(settings, backend.KEYS, _noted("retire", rows.retire), domain, selector, backend.now_us())
+    _print_change(changed, as_json, _KEEP_OLD)
 
 
 @dkim.command("remove")
@@ -270,7 +273,20 @@ def dkim_remove(settings: Settings, domain: str, selector: str, as_json: bool) -
     """Delete a pending or retired key for good."""
     from hepmaild.storage import dkim as rows
 
-    _print_change(backend.write(settings, backend.KEYS, rows.remove, domain, selector), as_json, _KEEP_OLD)
+    changed = backend.write(settings, backend.KEYS, _noted("remove", rows.remove), domain, selector)
+    _print_change(changed, as_json, _KEEP_OLD)
+
+
+def _noted(deed: str, change: Change) -> Change:
+    """A change of one key, and its row in the service's audit log."""
+    from hepmaild.storage import audit
+
+    def run(conn: Connection, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        changed = change(conn, *args, **kwargs)
+        backend.note(conn, audit.SERVICE, f"dkim.{deed}", changed["domain"], {"selector": changed["selector"]})
+        return changed
+
+    return run
 
 
 def _print_change(changed: Mapping[str, Any], as_json: bool, hint: str) -> None:

@@ -17,7 +17,7 @@ from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError,
 
 from hepmaild.cli import backend
 from hepmaild.cli.output import CommandFailed
-from hepmaild.config import Settings
+from hepmaild.config import Settings, parse_address
 from hepmaild.errors import StoreUnavailable
 from hepmaild.live_pass import make_pass
 from hepmaild.search_words import Search
@@ -154,9 +154,8 @@ def _begin(conn: Any, account_id: str | None, limit: int) -> _Begun:
 def _address(settings: Settings) -> tuple[str, int]:
     if not settings.http.listen:
         raise CommandFailed("http.listen names no address: the live stream comes through the HTTPS door")
-    host, _, port = settings.http.listen[0].rpartition(":")
-    host = host.strip("[]")
-    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), int(port)  # noqa: S104
+    host, port = parse_address(settings.http.listen[0])
+    return {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(host, host), port  # noqa: S104
 
 
 def _reason(error: Exception) -> str:

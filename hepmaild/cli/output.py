@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +20,24 @@ _INSTANTS = frozenset({"at", "at_us"})
 
 class CommandFailed(Exception):
     """The command was refused or failed: its sentence goes to standard error, the exit status is 1."""
+
+
+def mend_streams() -> None:
+    """Make the standard streams such that no command fails at them.
+
+    A closed descriptor would be that of the next file or socket, which then gets what is meant for a terminal.  What
+    the terminal's encoding does not have is written as an escape: a key is shown only once.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free one is this
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 def instant(at_us: int) -> str:

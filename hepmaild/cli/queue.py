@@ -146,13 +146,11 @@ def queue_retry(
     settings: Settings, message_id: str | None, route: str | None, destination: str | None, as_json: bool
 ) -> None:
     """Try what waits for its next attempt, now: of one message, or all of a route or destination."""
-    from hepmaild.storage import queue as rows
-
     if message_id is None:
-        _in_steps(settings, rows.retry_some, "due now", route, destination, as_json)
+        _in_steps(settings, "retry", "due now", route, destination, as_json)
         return
     _one_or_many(route, destination)
-    done = backend.write(settings, backend.QUEUE, rows.retry, message_id, backend.now_us())
+    done = _change_message(settings, "retry", message_id)
     if as_json:
         print_json(done)
     else:
@@ -169,17 +167,30 @@ def queue_release(
     settings: Settings, message_id: str | None, route: str | None, destination: str | None, as_json: bool
 ) -> None:
     """Let go what is held: of one message, or all of a route or destination."""
-    from hepmaild.storage import queue as rows
-
     if message_id is None:
-        _in_steps(settings, rows.release_some, "released", route, destination, as_json)
+        _in_steps(settings, "release", "released", route, destination, as_json)
         return
     _one_or_many(route, destination)
-    done = backend.write(settings, backend.QUEUE, rows.release, message_id, backend.now_us())
+    done = _change_message(settings, "release", message_id)
     if as_json:
         print_json(done)
     else:
         click.echo(f"{message_id}: {done['released']} recipients released")
+
+
+def _change_message(settings: Settings, deed: str, message_id: str) -> dict[str, Any]:
+    from hepmaild.storage import queue_page
+
+    keep_us = settings.delivery.body_days * DAY_S * 1_000_000
+    arguments = (backend.actor(), deed, message_id, backend.now_us(), keep_us)
+    return backend.write(settings, backend.QUEUE, queue_page.change_message, *arguments)
+
+
+def _change_route(settings: Settings, deed: str, route: str, destination: str, note: str = "") -> dict[str, Any]:
+    from hepmaild.storage import queue_page
+
+    arguments = (backend.actor(), deed, route, destination, note, backend.now_us())
+    return backend.write(settings, backend.QUEUE, queue_page.change_route, *arguments)
 
 
 def _one_or_many(*filters: str | None) -> None:
@@ -188,14 +199,18 @@ def _one_or_many(*filters: str | None) -> None:
 
 
 def _in_steps(
-    settings: Settings, step: Callable[..., Step], what: str, route: str | None, destination: str | None, as_json: bool
+    settings: Settings, deed: str, what: str, route: str | None, destination: str | None, as_json: bool
 ) -> None:
     """Change many messages, a few hundred in each unit; the daemon begins with the first ones at once."""
+    from hepmaild.storage import queue as rows
+    from hepmaild.storage import queue_page
     from hepmaild.storage.queue import Where
 
     if route is None and destination is None:
         raise click.UsageError("give an ID, or --route or --destination for many")
     _check_route(settings, route)
+
+    step: Callable[..., Step] = {"retry": rows.retry_some, "release": rows.release_some}[deed]
 
     async def run(store: Store) -> dict[str, int]:
         done = {"messages": 0, "recipients": 0}
@@ -207,6 +222,8 @@ def _in_steps(
             after = made.after
             if made.messages:
                 await backend.tell(store, backend.QUEUE)
+        named = (route or "", destination or "")
+        await store.write(queue_page.note_bulk, backend.actor(), deed, *named, done, backend.now_us())
         return done
 
     done = backend.with_store(settings, run)
@@ -222,10 +239,7 @@ def _in_steps(
 @with_settings
 def queue_cancel(settings: Settings, message_id: str, as_json: bool) -> None:
     """Give up everything of a message that still waits, and refund it."""
-    from hepmaild.storage import queue as rows
-
-    keep_us = settings.delivery.body_days * DAY_S * 1_000_000
-    done = backend.write(settings, backend.QUEUE, rows.cancel, message_id, backend.now_us(), keep_us)
+    done = _change_message(settings, "cancel", message_id)
     if as_json:
         print_json(done)
     else:
@@ -238,9 +252,7 @@ def queue_cancel(settings: Settings, message_id: str, as_json: bool) -> None:
 @with_settings
 def queue_hold(settings: Settings, message_id: str, as_json: bool) -> None:
     """Keep everything of a message that still waits, until it is released or expires."""
-    from hepmaild.storage import queue as rows
-
-    done = backend.write(settings, backend.QUEUE, rows.hold, message_id, backend.now_us())
+    done = _change_message(settings, "hold", message_id)
     if as_json:
         print_json(done)
     else:
@@ -258,8 +270,6 @@ def queue_pause(settings: Settings, route: str, destination: str | None, note: s
 
     Mail is accepted and waits; what expires meanwhile is refunded.  An attempt under way stops before its final dot.
     """
-    from hepmaild.storage import queue as rows
-
     if route == ALL:
         raise CommandFailed("servers of accounts are paused one by one: `hepmaild smtp-server pause ID`")
     _check_route(settings, route)
@@ -267,7 +277,7 @@ def queue_pause(settings: Settings, route: str, destination: str | None, note: s
     if destination is not None and kind is not RouteKind.MX:
         raise CommandFailed(f"route {route!r} has one next hop for all destinations: pause the whole route")
     where = destination or ""
-    done = backend.write(settings, backend.QUEUE, rows.pause_route, route, where, note[:500], backend.now_us())
+    done = _change_route(settings, "pause", route, where, note[:500])
     if as_json:
         print_json(done)
     else:
@@ -281,9 +291,7 @@ def queue_pause(settings: Settings, route: str, destination: str | None, note: s
 @with_settings
 def queue_resume(settings: Settings, route: str, destination: str | None, as_json: bool) -> None:
     """End a pause."""
-    from hepmaild.storage import queue as rows
-
-    done = backend.write(settings, backend.QUEUE, rows.resume, route, destination or "")
+    done = _change_route(settings, "resume", route, destination or "")
     if as_json:
         print_json(done)
         return

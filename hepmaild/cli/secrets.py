@@ -108,7 +108,7 @@ def secrets_rotate(settings: Settings, keep_old: bool, as_json: bool) -> None:
         newest = SealingKey(staged.id, staged.made_at, staged.secret)
         old = [key for key in keys if key.id != newest.id]
         vault.replace((*old, newest))  # before the first value that needs it
-        count = backend.write(settings, backend.KEYS, _reseal, vault)
+        count = backend.write(settings, backend.KEYS, _reseal, vault, newest.id.hex())
         if not keep_old:
             vault.replace((newest,))
     if as_json:
@@ -117,8 +117,8 @@ def secrets_rotate(settings: Settings, keep_old: bool, as_json: bool) -> None:
         click.echo(f"{count} secrets are sealed under {newest.id.hex()}; keep a new copy of {vault.path}")
 
 
-def _reseal(conn: Connection, vault: Vault) -> int:
-    from hepmaild.storage import sealed
+def _reseal(conn: Connection, vault: Vault, key_id: str) -> int:
+    from hepmaild.storage import audit, sealed
     from hepmaild.storage.directory import bump
     from hepmaild.vault import Place
 
@@ -128,4 +128,5 @@ def _reseal(conn: Connection, vault: Vault) -> int:
 
     count = sealed.reseal(conn, anew)
     bump(conn)
+    backend.note(conn, audit.SERVICE, "secrets.rotate", key_id, {"secrets": count})
     return count

@@ -12,7 +12,7 @@ import click
 import trio
 
 from hepmaild.cli import backend
-from hepmaild.cli.common import EMAIL, json_option, with_settings
+from hepmaild.cli.common import EMAIL, json_option, read_line, with_settings
 from hepmaild.cli.output import CommandFailed, print_json, print_pairs, print_table
 from hepmaild.cli.service import show_test
 from hepmaild.config import Settings
@@ -233,7 +233,7 @@ def _read(typed: dict[str, str | None], *, has_password: bool) -> ServerWish:
 
 def _read_password(*, from_stdin: bool) -> str:
     if from_stdin:
-        password = sys.stdin.readline(MAX_PASSWORD + 2).rstrip("\r\n")
+        password = read_line(MAX_PASSWORD)
     elif sys.stdin.isatty():
         password = click.prompt("Password of the SMTP server", hide_input=True)
     else:

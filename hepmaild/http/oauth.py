@@ -83,8 +83,10 @@ class LoginDesk:
         if viewer is None:
             return login_refusal(BAD_ACCESS_TOKEN, call)
         token = await self._token_of_body(request)
-        refusal = BAD_REVOKED_TOKEN if token is None else await self.people.revoke(viewer, token)
-        return json_response(200, {}) if refusal is None else login_refusal(refusal, call)
+        refused: LoginRefusal | None = BAD_REVOKED_TOKEN
+        if token is not None:
+            refused = await self.people.revoke(viewer, token, ip=str(call.client_ip))
+        return json_response(200, {}) if refused is None else login_refusal(refused, call)
 
     async def me(self, request: Request, call: Call) -> Response:
         """The user."""

@@ -23,7 +23,7 @@ from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import wrap_app
 
-from hepmaild.config import HttpSettings, LimitSettings
+from hepmaild.config import HttpSettings, LimitSettings, parse_address
 from hepmaild.http.app import App, Readiness, Surroundings, build_app
 from hepmaild.http.connection import Connection
 from hepmaild.http.dashboard.frame import Dashboard
@@ -178,7 +178,9 @@ class HttpDoor:
         async with trio.open_nursery() as connections:
             try:
                 async with trio.open_nursery() as accepting:
-                    accepting.start_soon(partial(trio.serve_listeners, handler, listeners, handler_nursery=connections))
+                    if listeners:  # a service may have its SMTP door only
+                        serve = partial(trio.serve_listeners, handler, listeners, handler_nursery=connections)
+                        accepting.start_soon(serve)
                     self._bound = BoundHttp([_address(each) for each in secure], [_address(each) for each in plain])
                     for door, addresses in (("https", self._bound.https), ("http", self._bound.plain)):
                         for address in addresses:
@@ -211,20 +213,20 @@ class _Sockets:
         """Bind and listen.  Raises OSError that names the address."""
         opened = []
         for address in addresses:
-            host, _, port = address.rpartition(":")
-            host = host.strip("[]")
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            each = socket.socket(family, socket.SOCK_STREAM)
-            self._opened.append(each)
+            host, port = parse_address(address)
+            if host == "::" and not socket.has_dualstack_ipv6():
+                host = "0.0.0.0"  # noqa: S104  (what "[::]" means without IPv6)
             try:
+                each = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+                self._opened.append(each)
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 # A client that no longer reads must not keep us from stopping (P6).
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._send_timeout_ms)
-                if family == socket.AF_INET6:
+                if each.family == socket.AF_INET6:
                     each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
                 each.setblocking(False)
-                each.bind((host, int(port)))
+                each.bind((host, port))
                 each.listen(BACKLOG)
             except OSError as error:
                 raise OSError(error.errno, f"cannot listen on {address}: {error.strerror or error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, select, update
 
 from hepmaild.storage import credits as money
 from hepmaild.storage import sessions, users
@@ -29,36 +29,39 @@ def create(
 ) -> dict[str, Any]:
     """Make an account with its owner and, if asked, its first credits; `{"id", "email"}`."""
     key = email.casefold()
+    taken = ValueError(f"there is an account for {email} already")
     if conn.execute(select(user.c.id).where(user.c.email_key == key)).first():
-        raise ValueError(f"there is an account for {email} already")
-    conn.execute(
-        insert(account).values(
-            id=account_id,
-            email=email,
-            email_key=key,
-            plan=plan,
-            status="active",
-            balance=0,
-            ledger_seq=0,
-            ledger_head=money.GENESIS,
-            day=0,
-            day_messages=0,
-            created_at_us=now_us,
-        )
+        raise taken
+    # An account keeps its address when nobody of that address logs in to it any more.
+    is_new = users.insert_new(
+        conn,
+        account,
+        id=account_id,
+        email=email,
+        email_key=key,
+        plan=plan,
+        status="active",
+        balance=0,
+        ledger_seq=0,
+        ledger_head=money.GENESIS,
+        day=0,
+        day_messages=0,
+        created_at_us=now_us,
+    ) and users.insert_new(
+        conn,
+        user,
+        id=user_id,
+        account_id=account_id,
+        email=email,
+        email_key=key,
+        password_hash=password_hash,
+        scope="owner",
+        is_operator=is_operator,
+        created_at_us=now_us,
+        modified_at_us=now_us,
     )
-    conn.execute(
-        insert(user).values(
-            id=user_id,
-            account_id=account_id,
-            email=email,
-            email_key=key,
-            password_hash=password_hash,
-            scope="owner",
-            is_operator=is_operator,
-            created_at_us=now_us,
-            modified_at_us=now_us,
-        )
-    )
+    if not is_new:
+        raise taken
     if credits_granted:
         money.grant(conn, account_id, credits_granted, granted_by=granted_by, note=None, now_us=now_us)
     bump(conn)

@@ -170,22 +170,33 @@ def by_refresh(
     """Go on with a session (`sessions.rotate`).  A theft is written into the account's audit log."""
     done = sessions.rotate(conn, token_hash=token_hash, next_hash=next_hash, wrapped=wrapped, now_us=now_us)
     if isinstance(done, NotRotated):
-        stolen = done.theft_from
-        user = None if stolen is None else users.by_id(conn, stolen.user_id)
-        if user is not None and stolen is not None:
-            actor = Actor(user.user_id, user.email, ip, "api")
-            data = {"session": stolen.session_id, "kind": stolen.kind}
-            audit.note(
-                conn,
-                account_id=user.account_id,
-                actor=actor,
-                action="session.theft",
-                subject=user.email,
-                data=data,
-                now_us=now_us,
-            )
+        _note_theft(conn, done, ip, now_us)
         return done
     user = users.by_id(conn, done.session.user_id)
     if user is None or not user.may_log_in:
         return NotRotated()
     return Granted(user, done.session, done.wrapped)
+
+
+def by_revoke(conn: Connection, *, token_hash: bytes, user_id: str, ip: str, now_us: int) -> NotRotated | None:
+    """End a session (`sessions.revoke`).  A theft is written into the account's audit log."""
+    done = sessions.revoke(conn, token_hash=token_hash, user_id=user_id, now_us=now_us)
+    if done is not None:
+        _note_theft(conn, done, ip, now_us)
+    return done
+
+
+def _note_theft(conn: Connection, done: NotRotated, ip: str, now_us: int) -> None:
+    stolen = done.theft_from
+    user = None if stolen is None else users.by_id(conn, stolen.user_id)
+    if user is None or stolen is None:
+        return
+    audit.note(
+        conn,
+        account_id=user.account_id,
+        actor=Actor(user.user_id, user.email, ip, "api"),
+        action="session.theft",
+        subject=user.email,
+        data={"session": stolen.session_id, "kind": stolen.kind},
+        now_us=now_us,
+    )

@@ -2,7 +2,7 @@
 """Leases: who works on a queue row, and what becomes of it when he does so no more.
 
 A lease is an owner, a token that grows with every lease, and "due never".  It is the process's: as long as the process
-is alive (its row in `process`, or, alone on SQLite, its lock on the state directory) its leases hold.  Only who brings
+is alive (its row in `process`, or, alone on SQLite, its locks) its leases hold.  Only who brings
 the newest token may write.
 """
 

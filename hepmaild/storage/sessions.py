@@ -160,16 +160,16 @@ def kind_of_living(conn: Connection, token_hash: bytes, now_us: int) -> str | No
     return found
 
 
-def revoke(conn: Connection, *, token_hash: bytes, user_id: str, now_us: int) -> bool:
-    """End the session of a refresh token that is this user's and good; False: it is not."""
+def revoke(conn: Connection, *, token_hash: bytes, user_id: str, now_us: int) -> NotRotated | None:
+    """End the session of a refresh token that is this user's and good; else why it is not, as `rotate` says it."""
     session_id = session_of(conn, token_hash)
     session = None if session_id is None else _lock(conn, session_id)
     if session is None or session.user_id != user_id or session.ended_at_us is not None or session.ends_at_us <= now_us:
-        return False
+        return NotRotated()
     used = select(refresh_token.c.used_at_us).where(refresh_token.c.token_hash == token_hash)
     is_good = conn.execute(used).scalar_one() is None
     end(conn, [session.id], by="sign-out" if is_good else "theft", now_us=now_us)
-    return is_good
+    return None if is_good else NotRotated(SessionRow(session.id, session.user_id, session.kind, session.ends_at_us))
 
 
 def _lock(conn: Connection, session_id: str) -> Any:

@@ -338,24 +338,22 @@ def parse_url(text: str) -> URL:
 def _locks(state_dir: Path, database: Path, *, wanted: bool) -> Iterator[None]:
     """Hold the locks of the state folder, which is made if it is not there, and of the database.
 
-    That may lie elsewhere: of two daemons with two folders each would take the other's work for a dead one's.
+    The database may lie elsewhere: a second daemon with a state folder of its own would take the first one's leases for
+    those of the dead, and its mail would leave twice.
     """
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not wanted:
         yield
         return
-    database = Path(os.path.realpath(database))
-    database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (
-        _lock(state_dir / LOCK_NAME, state_dir),
-        _lock(database.with_name(f"{database.name}.lock"), database),
-    ):
+    real = database.resolve()  # by whatever link it was named
+    real.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _lock(state_dir / LOCK_NAME, state_dir), _lock(real.with_name(f"{real.name}.lock"), database):
         yield
 
 
 @contextmanager
 def _lock(path: Path, what: Path) -> Iterator[None]:
-    """Hold the lock of what is served.  The file says who has it; it stays, only the lock counts."""
+    """Hold a lock.  The file says who has it; it stays, only the lock counts.  what: is served under it."""
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         try:

@@ -9,11 +9,14 @@ ValueErrors with a sentence for a person.
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, Select, Table, delete, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
+from hepmaild.mail.address import check_address
 from hepmaild.storage import sessions
 from hepmaild.storage.schema import account
 from hepmaild.storage.schema_people import login_session, one_time_link, recovery_code, refresh_token, user
@@ -78,8 +81,12 @@ _USER: Select[Any] = select(*_COLUMNS).join(account, account.c.id == user.c.acco
 
 
 def key_of_email(email: str) -> str:
-    """What e-mail addresses of users are compared by."""
-    return email.strip().casefold()
+    """What e-mail addresses of users are compared by: a domain in the letters of its language is that in A-labels."""
+    typed = email.strip()
+    if not typed.isascii():
+        with suppress(ValueError):
+            typed = check_address.__wrapped__(typed)  # past its cache: people type passwords into that field, too
+    return typed.casefold()
 
 
 def by_email(conn: Connection, email: str) -> UserRow | None:
@@ -140,21 +147,27 @@ def list_of(conn: Connection, account_id: str) -> list[dict[str, Any]]:
 def add(conn: Connection, *, account_id: str, user_id: str, email: str, scope: str, now_us: int) -> None:
     """A further user of an account, who cannot log in before a password is set."""
     _check_scope(scope)
-    if by_email(conn, email) is not None:
+    is_new = by_email(conn, email) is None and insert_new(
+        conn,
+        user,
+        id=user_id,
+        account_id=account_id,
+        email=email,
+        email_key=key_of_email(email),
+        scope=scope,
+        is_operator=False,
+        created_at_us=now_us,
+        modified_at_us=now_us,
+    )
+    if not is_new:
         # Told apart only for those who may invite; e-mail addresses are unique in the whole service.
         raise ValueError(f"{email} is a user of this service already: use another address")
-    conn.execute(
-        insert(user).values(
-            id=user_id,
-            account_id=account_id,
-            email=email,
-            email_key=key_of_email(email),
-            scope=scope,
-            is_operator=False,
-            created_at_us=now_us,
-            modified_at_us=now_us,
-        )
-    )
+
+
+def insert_new(conn: Connection, table: Table, **values: Any) -> bool:
+    """Insert a row; False: there is one with the same key, which another process may have written just now."""
+    make = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
+    return bool(conn.execute(make(table).values(**values).on_conflict_do_nothing()).rowcount)
 
 
 def set_scope(conn: Connection, account_id: str, user_id: str, scope: str, now_us: int) -> UserRow:

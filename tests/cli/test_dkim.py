@@ -202,3 +202,17 @@ def test_a_wrong_or_missing_file_is_told(cli: Any, tmp_path: Path) -> None:
     done = cli("secrets", "list")
     assert (done.status, "missing" in done.out) == (1, True)
     assert [row["selector"] for row in cli.json("dkim", "list")] == ["a"], "what needs no secret works"
+
+
+def test_what_the_command_line_does_to_keys_is_written_down(cli: Any) -> None:
+    made = cli.json("dkim", "add", DOMAIN, "--selector", "one")
+    for deed in ("activate", "retire", "remove"):
+        cli.ok("dkim", deed, DOMAIN, "one")
+    rotated = cli.json("secrets", "rotate")
+    rows = cli.json("audit", "list")[::-1]
+    assert [(row["action"], row["subject"], row["data"]) for row in rows] == [
+        *((f"dkim.{deed}", DOMAIN, {"selector": "one"}) for deed in ("add", "activate", "retire", "remove")),
+        ("secrets.rotate", rotated["id"], {"secrets": 0}),
+    ]
+    assert {row["via"] for row in rows} == {"cli"}
+    assert made["public_key"] not in str(rows)

@@ -107,3 +107,25 @@ def test_cancel_refunds(filled: Any) -> None:
     assert filled.json("queue", "cancel", FIRST)["refunded"] == 1
     assert "is final" in filled.refused("queue", "hold", FIRST)
     assert filled.json("credits", "show", "o@example.com")["balance"] == 11
+
+
+def test_what_the_command_line_does_to_the_queue_is_written_down(filled: Any) -> None:
+    """As on the operator's page: of a message in its account's log, of a route in the service's."""
+    for deed in ("hold", "release", "retry", "cancel"):
+        filled.ok("queue", deed, FIRST)
+    filled.refused("queue", "cancel", FIRST)
+    filled.ok("queue", "pause", "--route", "direct", "--destination", "b.example", "--note", "moving")
+    filled.ok("queue", "resume", "--route", "direct", "--destination", "b.example")
+    filled.ok("queue", "retry", "--route", "direct")
+    mine = filled.json("audit", "list", "o@example.com")[::-1]
+    assert [(row["action"], row["subject"]) for row in mine] == [
+        (f"message.{deed}", FIRST) for deed in ("hold", "release", "retry", "cancel")
+    ]
+    service = filled.json("audit", "list")[::-1]
+    assert [(row["action"], row["subject"], row["data"]) for row in service] == [
+        ("queue.pause", "direct", {"destination": "b.example", "note": "moving"}),
+        ("queue.resume", "direct", {"destination": "b.example"}),
+        ("queue.retry", "direct", {"destination": "", "messages": 1, "recipients": 1}),
+    ]
+    assert {row["via"] for row in [*mine, *service]} == {"cli"}
+    assert filled.json("audit", "verify")["ok"]

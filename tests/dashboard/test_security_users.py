@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from urllib.parse import urlencode
 
 import pytest
 
@@ -12,7 +14,7 @@ from hepmaild.http.dashboard.devices import device_words
 from tests.dashboard.conftest import OTHER, READER, Site
 from tests.dashboard.test_pages import alter
 from tests.dashboard.test_security import make_person, session_ids, user_id_of
-from tests.dashboard.visitor import open_client, sign_in, words
+from tests.dashboard.visitor import csrf_of, link_of, open_client, sign_in, words
 from tests.peers.daemon import ACCOUNT
 
 USERS = "/security/users"
@@ -104,6 +106,33 @@ def test_roles_suspension_and_removal_count_at_once(site: Site) -> None:
         done = words(site.owner.get(f"/security/audit?q={person.email}"))
     for action in ("User invited", "Role changed", "User suspended", "User let in again", "User removed"):
         assert action in done, action
+
+
+@pytest.mark.parametrize(
+    ("change", "status"), [(("user", "remove"), 303), (("user", "scope", "read_only"), 403)], ids=["removed", "demoted"]
+)
+def test_a_form_that_began_before_its_sender_fell_changes_nothing(
+    site: Site, change: tuple[str, ...], status: int
+) -> None:
+    """Its last octets may wait for just that moment."""
+    fallen, friend = f"fallen-{status}@example.com", f"friend-{status}@example.com"
+    with sign_in(site.daemon, link_of(site.daemon.json("user", "add", ACCOUNT, fallen, "--scope", "admin"))) as visitor:
+        fields = {"csrf": csrf_of(visitor.get("/security")), "email": friend, "scope": "admin"}
+        content = urlencode(fields).encode()
+
+        def slowly() -> Iterator[bytes]:
+            yield content[:-1]
+            site.daemon.json(*change[:2], fallen, *change[2:])
+            yield content[-1:]
+
+        headers = {
+            "Content-Type": "application/x-www-form-urlencoded",
+            "Content-Length": str(len(content)),
+            "Sec-Fetch-Site": "same-origin",
+        }
+        response = visitor.client.post("/security/users", content=slowly(), headers=headers)
+    assert response.status_code == status, words(response.text)[:500]
+    assert friend not in [row["email"] for row in site.daemon.json("user", "list", ACCOUNT)]
 
 
 def test_the_last_owner_stays(site: Site) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, select, update
 
 from hepmaild import passwords
 from hepmaild.login import LoginRefusal, TokenSet
+from hepmaild.mail.address import check_address
 from hepmaild.storage import accounts, schema_people, users
 from tests.people.conftest import (
     AGENT,
@@ -72,6 +73,19 @@ async def test_operators_have_a_scope_of_their_own(world: World) -> None:
     await add_account(world.store, "account-3", "op@example.com", world.clock.us, is_operator=True)
     granted = await world.tokens("op@example.com")
     assert granted.scope == ("owner", "operator")
+
+
+@pytest.mark.parametrize(
+    "typed", ["me@münchen.example", "ME@MÜNCHEN.example", " me@mu\u0308nchen.example ", "me@xn--mnchen-3ya.example"]
+)
+async def test_a_domain_may_be_written_in_the_letters_of_its_language(world: World, typed: str) -> None:
+    await world.add_user(check_address("me@münchen.example"), "admin")
+    assert await world.refusal(typed, "wrong password") == 40102
+    assert isinstance(await world.login(typed), TokenSet)
+    for _ in range(4):
+        assert await world.refusal("me@xn--mnchen-3ya.example", "wrong password") == 40102
+    assert await world.refusal("me@münchen.example", "wrong password") == 40102
+    assert await world.refusal(typed) == 42901, "all spellings are one address"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import trio
 
 from hepmaild.login import LoginRefusal, TokenSet, Viewer
 from hepmaild.people import link_url
-from hepmaild.storage import links, users
+from hepmaild.storage import accounts, links, users
 from tests.people.conftest import AGENT, ANN, BEN, EVE, IP, PASSWORD, World, actor_of, add_account
 
 NEW = "another horse battery"
@@ -282,3 +282,35 @@ async def test_a_removed_user_leaves_nothing(world: World) -> None:
     await world.add_user("cat@example.com", "read_only")
     assert isinstance(await world.login("cat@example.com"), TokenSet), "the address is free, its second factor gone"
     assert await world.people.viewer_of(tokens.access_token) is not None
+
+
+async def test_an_account_keeps_its_address_when_its_first_owner_is_gone(world: World) -> None:
+    await world.add_user(BEN, "owner")
+    await world.store.write(users.remove, "account-1", world.ids[ANN])
+    with pytest.raises(ValueError, match=f"there is an account for {ANN} already"):
+        await add_account(world.store, "account-3", ANN, world.clock.us)
+    await world.add_user(ANN, "read_only", of="account-2")
+    assert (await world.store.read(users.find, ANN)).account_id == "account-2"
+
+
+async def test_of_many_that_take_an_address_at_once_one_gets_it(world: World) -> None:
+    """Accounts and invitations, in two processes: the others are told so, and leave nothing behind."""
+    said: list[str] = []
+
+    async def take(process: World, number: int) -> None:
+        try:
+            if number % 2:
+                await process.add_user(BEN, "admin", of="account-2")
+            else:
+                await add_account(process.store, f"account-{number}", BEN, world.clock.us)
+        except ValueError as error:
+            said.append(str(error))
+
+    async with world.another() as other, trio.open_nursery() as nursery:
+        for number in range(10, 18):
+            nursery.start_soon(take, (world, other)[number % 4 // 2], number)
+    assert len(said) == 7
+    assert all("already" in text for text in said)
+    owner = await world.store.read(users.find, BEN)
+    made = {row["id"] for row in await world.store.read(accounts.list_all)} - {"account-1", "account-2"}
+    assert made == {owner.account_id} - {"account-2"}, "no account without anybody"

@@ -182,9 +182,9 @@ async def test_revoke(world: World) -> None:
     tokens = await world.tokens()
     viewer = await world.people.viewer_of(tokens.access_token)
     assert viewer is not None
-    assert await world.people.revoke(viewer, tokens.refresh_token) is None
+    assert await world.people.revoke(viewer, tokens.refresh_token, ip=IP) is None
     assert not await is_in(world, tokens)
-    again = await world.people.revoke(viewer, tokens.refresh_token)
+    again = await world.people.revoke(viewer, tokens.refresh_token, ip=IP)
     assert again == LoginRefusal(40106, 401, "Refresh token is invalid")
 
 
@@ -192,12 +192,12 @@ async def test_revoke_takes_the_own_users_tokens_only(world: World) -> None:
     viewer = await world.viewer()
     eve = await world.tokens(EVE)
     for token in (eve.refresh_token, "nonsense", ""):
-        answer = await world.people.revoke(viewer, token)
+        answer = await world.people.revoke(viewer, token, ip=IP)
         assert answer is not None
         assert answer.code == 40106
     assert await is_in(world, eve)
     own = await world.tokens()
-    assert await world.people.revoke(viewer, own.refresh_token) is None
+    assert await world.people.revoke(viewer, own.refresh_token, ip=IP) is None
     assert not await is_in(world, own)
 
 
@@ -206,8 +206,9 @@ async def test_revoking_a_used_token_ends_its_session_all_the_same(world: World)
     second = await renewed(world, first)
     viewer = await world.people.viewer_of(second.access_token)
     assert viewer is not None
-    assert await world.people.revoke(viewer, first.refresh_token) is not None
+    assert await world.people.revoke(viewer, first.refresh_token, ip=IP) is not None
     assert not await is_in(world, second)
+    assert await world.actions() == ["session.theft"], "as when it comes to be renewed"
 
 
 # At once, everywhere

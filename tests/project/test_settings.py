@@ -254,6 +254,49 @@ def test_a_secret_that_cannot_be_read_is_one_mistake_and_says_the_way(tmp_path: 
     ]
 
 
+def test_a_secret_is_judged_wherever_it_comes_from(tmp_path: Path) -> None:
+    file = tmp_path / "database.url"
+    for url in ("mysql://me:hunter2@host/x", "sqlite:///:memory:", "nonsense"):
+        file.write_text(f"{url}\n")
+        for said in (
+            problems(f'[database]\nurl_file = "{file}"\n'),
+            problems("", HEPMAILD_DATABASE__URL_FILE=str(file)),
+            problems("", CREDENTIALS_DIRECTORY=str(tmp_path)),
+        ):
+            assert len(said) == 1
+            assert f'{file} must hold "sqlite:///FILE" or "postgresql://' in said[0]
+            assert "hunter2" not in said[0]
+    (tmp_path / "pw").write_text("a\0b\n")
+    (said,) = problems(ROUTE + f'username = "me"\npassword_file = "{tmp_path}/pw"\n')
+    assert "must hold text without control characters" in said
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql:h/x", 'must be "sqlite:///FILE" or'),
+        ("POSTGRESQL://h/x", 'must be "sqlite:///FILE" or'),
+        (
+            "postgresql://h/x?sslmode=sometimes",
+            "one of disable, allow, prefer, require, verify-ca, verify-full as its ssl",
+        ),
+        ("postgresql://h/x?connect_timeout=5", "no options but sslmode,"),
+        ("postgresql://h/x?sslmode=require&sslmode=disable", "each once"),
+        ("postgresql:///x?port=big", "65535 as its port"),
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_a_mistake(url: str, said: str) -> None:
+    (found,) = problems(f'[database]\nurl = "{url}"\n')
+    assert said in found
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql:///x?host=/run/postgresql&port=5433", "postgresql://u@h/x?sslmode=verify-full"]
+)
+def test_a_database_may_be_named_by_options(url: str) -> None:
+    assert read(f'[database]\nurl = "{url}"\n').database.url == url
+
+
 def test_a_new_plan_inherits_from_standard() -> None:
     plans = read("[plans.standard]\nlog_days = 60\n[plans.tiny]\ncalls_per_minute = 1\n").plans
     assert plans["tiny"] == config.Plan(calls_per_minute=1, log_days=60)

@@ -150,8 +150,9 @@ async def test_a_port_that_is_taken_is_named() -> None:
             await open_listener(address)
 
 
-async def test_all_addresses_means_ipv4_too() -> None:
-    listening = await open_listener("[::]:0")
+@pytest.mark.parametrize("every", ["[::]:0", "*:0", ":0"])
+async def test_all_addresses_means_ipv4_too(every: str) -> None:
+    listening = await open_listener(every)
     with listening:
         port = listening.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port), timeout=5):

@@ -186,6 +186,9 @@ class Pages:
                 if isinstance(visit, Response):
                     return visit
                 form = await read_form()
+                visit = await self._look_again(visit, needs)
+                if isinstance(visit, Response):
+                    return visit
                 if not same_origin(self.dashboard) or not self.dashboard.people.check_csrf(
                     visit.viewer.session_id, form.get("csrf", "")
                 ):
@@ -198,7 +201,17 @@ class Pages:
         return mount
 
     async def _visit(self, needs: str) -> Visit | Response:
-        visit = await open_visit(self.dashboard)
+        return self._admit(await open_visit(self.dashboard), needs)
+
+    async def _look_again(self, visit: Visit, needs: str) -> Visit | Response:
+        """A form comes as slowly as its sender likes: they may have been signed out meanwhile, or have another role."""
+        viewer = await self.dashboard.people.viewer_in(visit.viewer.session_id)
+        if viewer is None:
+            visit.call.renewed = None
+            return self._admit(None, needs)
+        return self._admit(Visit(self.dashboard, viewer, visit.call), needs)
+
+    def _admit(self, visit: Visit | None, needs: str) -> Visit | Response:
         if visit is None:
             back = request.full_path.rstrip("?") if request.method == "GET" else "/"
             return clear_tokens(see("/sign-in" + ("" if back == "/" else "?" + urlencode({"next": back}))))

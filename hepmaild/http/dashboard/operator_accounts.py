@@ -44,17 +44,8 @@ class Typed(Exception):
 
 
 async def change(visit: Visit, topic: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run a unit and tell everybody.  Raises ValueError with a sentence where `fn` says no."""
-
-    def run(conn: Any) -> Any:
-        try:
-            return fn(conn, *args, **kwargs)
-        except ValueError as error:
-            return error
-
-    done = await visit.store.write(run)
-    if isinstance(done, ValueError):
-        raise done
+    """Run a unit and tell everybody.  Raises ValueError with a sentence where `fn` says no, and nothing is changed."""
+    done = await visit.store.write(fn, *args, **kwargs)
     operations = visit.dashboard.extras.get("operations")
     if topic == QUEUE and operations is not None:
         await operations.changed()

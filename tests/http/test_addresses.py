@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the HTTPS door listens: every address that the settings take is one that it can listen on, and none at all."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from trio.testing import wait_all_tasks_blocked
+
+from hepmaild.config import HttpSettings, parse_address
+from tests.http.door import open_door
+
+
+async def test_a_service_may_do_without_the_door(tmp_path: Path) -> None:
+    async with open_door(tmp_path, settings=HttpSettings(listen=())) as running:
+        assert (running.bound.https, running.bound.plain) == ([], [])
+        await wait_all_tasks_blocked()
+        assert running.door.connections == 0
+
+
+@pytest.mark.parametrize("address", ["[::]:0", "*:0", ":0"])
+@pytest.mark.parametrize("has_ipv6", [True, False])
+async def test_all_addresses_means_ipv4_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, has_ipv6: bool
+) -> None:
+    if not has_ipv6:
+        monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    async with open_door(tmp_path, settings=HttpSettings(listen=(address,))) as running:
+        host, _ = parse_address(running.bound.https[0])
+        assert host == ("::" if has_ipv6 and socket.has_dualstack_ipv6() else "0.0.0.0")
+        assert (await running.post()).status_code == 200
