@@ -80,6 +80,9 @@ class TlsStream(trio.abc.HalfCloseableStream):
             # Decrypted text is no longer than what it was made of; room that is not needed has its price too.
             while ahead := incoming.pending + tls.pending():
                 piece = tls.read(min(ahead, RECORD_OCTETS))
+                if not piece:  # close_notify: nothing behind it is ever read, so it stays pending (RFC 8446 §6.1)
+                    self._at_end = True
+                    break
                 if first:
                     rest.append(piece)
                 else:

@@ -214,6 +214,18 @@ async def test_p8_a_client_that_closes_without_close_notify(
     assert not [event for event in log_events if event["level"] in ("warning", "error")]
 
 
+async def test_p8_a_client_that_closes_with_close_notify_alone(tmp_path: Path) -> None:
+    """It waits for our own before it closes TCP, and is not kept until the idle time-out."""
+    async with open_door(tmp_path) as door:
+        stream = await door.connect()
+        await stream.do_handshake()
+        with trio.fail_after(30):
+            raw, _ = await stream.unwrap()
+            assert await raw.receive_some() == b""
+        await raw.aclose()
+        await until(lambda: door.door.connections == 0)
+
+
 async def test_p9_one_broken_connection_does_not_end_the_others(quick: Running, log_events: LogEvents) -> None:
     import h2.config
     import h2.connection
