@@ -209,6 +209,7 @@ class Connection(TCPServer):
                 else:
                     return
             await trio.aclose_forcefully(self.stream)  # a send that was cut short leaves a TLS stream unusable
+        self._reader.cancel()  # it may wait for the end of an answer that is not sent any more, with a request in hand
         await self.protocol.handle(Closed())
 
     async def _read_data(self) -> None:
