@@ -14,6 +14,8 @@ import ssl
 import trio
 
 RECORD_OCTETS = 16_384  # as many as one read gives at most (RFC 8446 §5.1)
+# Of answers of OpenSSL's own: an alert to each attempt to renegotiate, which nobody makes twice.
+MAX_UNASKED_OCTETS = 4096
 
 
 class TlsStream(trio.abc.HalfCloseableStream):
@@ -88,7 +90,8 @@ class TlsStream(trio.abc.HalfCloseableStream):
                 else:
                     first = piece
         except ssl.SSLWantReadError:
-            pass
+            if self._outgoing.pending > MAX_UNASKED_OCTETS:  # they leave with what we send next, but may never
+                raise trio.BrokenResourceError("the peer makes us answer and waits for none of it") from None
         except ssl.SSLZeroReturnError:
             self._at_end = True
         except ssl.SSLError as problem:
