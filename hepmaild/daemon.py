@@ -210,7 +210,7 @@ class _Daemon:
             settings.limits,
             self.intake,
             self.lifecycle,
-            tls.http,
+            lambda: tls.http,
             readiness=self.problems,
             spool_dir=spool_dir,
             meter=meter,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """TLS of both doors: contexts, the self-made certificate, and new certificates without a restart.
 
-`ServerTls` holds one live `SSLContext` for SMTP and one for HTTPS.  Loading a certificate into a live context changes
-what new handshakes present; open connections keep what they have.
+`ServerTls` holds one `SSLContext` for SMTP and one for HTTPS, and makes new ones of a new certificate: a context keeps
+one for each kind of key, so that one of another kind would still be shown.  Open connections keep what they have.
 """
 
 from __future__ import annotations
@@ -51,9 +51,12 @@ def new_context(alpn: tuple[str, ...] = ()) -> ssl.SSLContext:
 class ServerTls:
     """The contexts of the two doors, and the files they come from.
 
-    smtp: for STARTTLS and implicit TLS.  http: offers h2 and http/1.1.  The objects stay the same for the life of the
-    process; `reload` changes what they present.  Raises OSError, which names the files, when the first load fails.
+    smtp: for STARTTLS and implicit TLS.  http: offers h2 and http/1.1.  Ask for each handshake: `reload` puts others in
+    their place.  Raises OSError, which names the files, when the first load fails.
     """
+
+    smtp: ssl.SSLContext
+    http: ssl.SSLContext
 
     def __init__(self, settings: TlsSettings, *, state_dir: Path, hostname: str) -> None:
         self._hostname = hostname
@@ -64,8 +67,6 @@ class ServerTls:
             self._renew_self_made()
         else:
             self.certificate, self.private_key = Path(settings.certificate), Path(settings.private_key)
-        self.smtp = new_context()
-        self.http = new_context(("h2", "http/1.1"))
         self._stamp = self._look()
         self._load()
 
@@ -101,10 +102,9 @@ class ServerTls:
         return x509.load_pem_x509_certificate(self.certificate.read_bytes()).not_valid_after_utc
 
     def _load(self) -> None:
-        # A mismatched pair leaves a context half changed, so try it on one that nobody uses.
-        trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        smtp, http = new_context(), new_context(("h2", "http/1.1"))
         try:
-            for context in (trial, self.smtp, self.http):
+            for context in (smtp, http):
                 context.load_cert_chain(self.certificate, self.private_key, password=no_password)
         except (OSError, ValueError) as error:
             raise OSError(
@@ -112,6 +112,7 @@ class ServerTls:
                 f"{why_unusable(self.certificate, self.private_key, error)}; tls.certificate and tls.private_key must "
                 "name PEM files that belong together, the key without a passphrase, readable by hepmaild's user"
             ) from error
+        self.smtp, self.http = smtp, http
 
     def _look(self) -> Stamp:
         return tuple(_stat(path) for path in (self.certificate, self.private_key))

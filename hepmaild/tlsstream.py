@@ -14,6 +14,8 @@ import ssl
 import trio
 
 RECORD_OCTETS = 16_384  # as many as one read gives at most (RFC 8446 §5.1)
+# Of answers of OpenSSL's own: an alert to each attempt to renegotiate, which nobody makes twice.
+MAX_UNASKED_OCTETS = 4096
 
 
 class TlsStream(trio.abc.HalfCloseableStream):
@@ -80,12 +82,16 @@ class TlsStream(trio.abc.HalfCloseableStream):
             # Decrypted text is no longer than what it was made of; room that is not needed has its price too.
             while ahead := incoming.pending + tls.pending():
                 piece = tls.read(min(ahead, RECORD_OCTETS))
+                if not piece:  # close_notify: nothing behind it is ever read, so it stays pending (RFC 8446 §6.1)
+                    self._at_end = True
+                    break
                 if first:
                     rest.append(piece)
                 else:
                     first = piece
         except ssl.SSLWantReadError:
-            pass
+            if self._outgoing.pending > MAX_UNASKED_OCTETS:  # they leave with what we send next, but may never
+                raise trio.BrokenResourceError("the peer makes us answer and waits for none of it") from None
         except ssl.SSLZeroReturnError:
             self._at_end = True
         except ssl.SSLError as problem:

@@ -21,6 +21,9 @@ from hepmaild.http.quick import QuickRequest
 from hepmaild.mail.content import Content, ContentBuilder
 
 WRITE_OCTETS = 256 << 10  # so much is written to the spool at a time
+# Of JSON outside its strings: commas, brackets, numbers, spaces.  A value takes few of them, and up to a hundred times
+# as much memory; what makes good requests large stands in few strings.
+MAX_AROUND_OCTETS = 512 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +128,33 @@ def check_media_type(request: Request | QuickRequest) -> None:
         )
 
 
+def has_too_many_values(octets: bytes) -> bool:
+    """Whether this JSON would become many small objects, by `MAX_AROUND_OCTETS`.  Makes none itself; linear."""
+    if len(octets) <= MAX_AROUND_OCTETS:
+        return False
+    if b"\\" in octets:
+        octets = octets.replace(rb"\\", b"").replace(rb"\"", b"")  # what is left of quotes begins or ends a string
+    if octets.count(b'"') > 2 * MAX_AROUND_OCTETS:  # between two strings there is something
+        return True
+    around = at = 0
+    is_inside = False
+    while (quote := octets.find(b'"', at)) >= 0:
+        if not is_inside:
+            around += quote - at
+        at, is_inside = quote + 1, not is_inside
+    return around + (0 if is_inside else len(octets) - at) > MAX_AROUND_OCTETS
+
+
 def load_object(content: Content) -> dict[str, Any]:
     """The JSON object in `content`, which is closed.  Raises RefusedError (INVALID_JSON).
 
-    Stricter than the library: UTF-8, no member twice (which one counts would depend on the reader), no NaN.
+    Stricter than the library: UTF-8, no member twice (which one counts would depend on the reader), no NaN, and not
+    millions of values.
     """
     octets = content.head(content.size)
     content.close()
+    if has_too_many_values(octets):
+        raise _invalid("it has too many values: what is large may only be text and files")
     try:
         text = octets.decode("utf-8")
         del octets

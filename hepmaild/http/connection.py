@@ -8,6 +8,8 @@
   stream was reset, and one that came by `Upgrade: h2c`, are never ended at all; and each request starts a task, in a
   nursery of its own, to watch for idleness.  So the reading loop here keeps the time itself.
 - An answer in two TLS records and two segments costs more than the rest of sending it: small ones go out whole.
+- A websocket that is refused by the library itself is never ended; octets ahead of its handshake leave its server alone
+  for ever; a message that is too long is kept, with all that comes behind it.
 
 A plain send request is read and answered here (`quick`), while the library's machine stays where it is, between two
 requests.
@@ -26,7 +28,9 @@ import structlog
 import trio
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.events import Body, Data, StreamClosed
 from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.tcp_server import TCPServer
 from quart.wrappers import Response
 
@@ -122,6 +126,8 @@ class Connection(TCPServer):
             protocol._send_error_response = partial(self._refuse_malformed, protocol)  # noqa: SLF001
             send = protocol._send_h11_event  # noqa: SLF001
             protocol._send_h11_event = partial(self._send_h11, protocol, send)  # noqa: SLF001
+        create = protocol._create_stream  # noqa: SLF001
+        protocol._create_stream = partial(self._create_stream, protocol, create)  # noqa: SLF001
         self._protocol = wrapper
 
     async def run(self) -> None:
@@ -203,6 +209,7 @@ class Connection(TCPServer):
                 else:
                     return
             await trio.aclose_forcefully(self.stream)  # a send that was cut short leaves a TLS stream unusable
+        self._reader.cancel()  # it may wait for the end of an answer that is not sent any more, with a request in hand
         await self.protocol.handle(Closed())
 
     async def _read_data(self) -> None:
@@ -301,6 +308,26 @@ class Connection(TCPServer):
             if int(next(lengths, b"0")) > self._max_request:
                 return
         await send(event)
+
+    async def _create_stream(self, protocol: Any, create: Callable[[Any], Awaitable[None]], request: Any) -> None:
+        """As the library does, but a websocket comes to its end whatever the client does."""
+        await create(request)
+        stream = protocol.streams.get(request.stream_id) if isinstance(protocol, H2Protocol) else protocol.stream
+        if not isinstance(stream, WSStream):
+            return
+        if stream.closed:  # no handshake that could be accepted: the client was told, and nobody else knows of it
+            await protocol.stream_send(StreamClosed(stream_id=stream.stream_id))
+        else:
+            stream.handle = partial(self._hear, stream, stream.handle)  # type: ignore[method-assign]
+
+    async def _hear(self, stream: WSStream, handle: Callable[[Any], Awaitable[None]], event: Any) -> None:
+        """As the library does, and no further.  Raises BrokenResourceError, which ends the connection."""
+        is_early = isinstance(event, Body | Data) and not stream.handshake.accepted
+        if is_early:
+            raise trio.BrokenResourceError("octets came before the websocket was accepted")
+        await handle(event)
+        if stream.buffer.length > stream.buffer.max_length:  # and it was told so
+            raise trio.BrokenResourceError("a message was too long")
 
     def _is_at_work(self) -> bool:
         protocol = self.protocol.protocol

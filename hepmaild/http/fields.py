@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -142,10 +142,7 @@ def _read_addresses(
     """The mailboxes of one field, each once; new ones are added to `recipients`."""
     if not value:
         return ()
-    if isinstance(value, str):
-        labelled = [(kind.value, value)]
-    else:
-        labelled = [(f"{kind.value}[{index}]", each) for index, each in enumerate(value)]
+    labelled: Iterable[tuple[str, str]] = ((kind.value, value),) if isinstance(value, str) else _numbered(kind, value)
     mailboxes: dict[str, Mailbox] = {}
     for label, each in labelled:
         mailbox = _mailbox(each, label)
@@ -156,6 +153,11 @@ def _read_addresses(
             text = f"A message may have {max_recipients} recipients over to, cc and bcc; send several."
             raise _refused(ErrorKind.TOO_MANY_RECIPIENTS, text, label)
     return tuple(mailboxes.values())
+
+
+def _numbered(kind: Kind, values: list[str]) -> Iterator[tuple[str, str]]:
+    for index, value in enumerate(values):
+        yield f"{kind.value}[{index}]", value
 
 
 def _mailbox(value: str, field: str) -> Mailbox:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import ssl
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,7 +57,7 @@ class BoundHttp:
 class HttpDoor:
     """The HTTPS door.
 
-    ssl_context: offers h2 and http/1.1 by ALPN; whoever made it may load another certificate into it at any time.
+    ssl_context: called for each connection, so that a renewed one is used; offers h2 and http/1.1 by ALPN.
     readiness: why no new mail can be taken, empty when it can.  spool_dir: for large request bodies; None: the
     system's folder for temporary files.  people: who may log in; None: nobody.
     dashboard: what pages need; None: there are none.  own_servers: SMTP servers of accounts; None: there are none.
@@ -70,7 +70,7 @@ class HttpDoor:
         limits: LimitSettings,
         intake: Intake,
         lifecycle: Lifecycle,
-        ssl_context: ssl.SSLContext,
+        ssl_context: Callable[[], ssl.SSLContext],
         *,
         readiness: Readiness,
         spool_dir: Path | None = None,
@@ -248,7 +248,7 @@ class _TlsStream(TlsStream):
 class _TlsListener(trio.abc.Listener[_TlsStream]):
     """Owns a listening socket; the handshake is the connection's."""
 
-    def __init__(self, listening: socket.socket, context: ssl.SSLContext) -> None:
+    def __init__(self, listening: socket.socket, context: Callable[[], ssl.SSLContext]) -> None:
         self._listening = listening
         self._context = context
 
@@ -260,7 +260,7 @@ class _TlsListener(trio.abc.Listener[_TlsStream]):
                 connected, _ = self._listening.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 continue
-            return _TlsStream(SocketTransport(connected), self._context)
+            return _TlsStream(SocketTransport(connected), self._context())
 
     async def aclose(self) -> None:
         """Close the socket."""

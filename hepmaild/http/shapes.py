@@ -35,7 +35,8 @@ _PLAIN = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
 LINE = f"^{_PLAIN}*$"
 # Every mailbox that is accepted fits this; the converse would be a page of RFC 5321.
 MAILBOX = f"^{_PLAIN}+@{_PLAIN}+$"
-MEDIA_TYPE = r"[A-Za-z0-9!#$&^_.+-]{1,127}/[A-Za-z0-9!#$&^_.+-]{1,127}(?: *; *[\x20-\x7e]{1,500})?"
+# Every repetition has its end, since it goes into one line, and no character two of them that are neighbours.
+MEDIA_TYPE = r"[A-Za-z0-9!#$&^_.+-]{1,127}/[A-Za-z0-9!#$&^_.+-]{1,127}(?: {0,20};[\x20-\x7e]{1,500})?"
 CONTENT_ID = r"[!-;=?-~]{1,200}"
 
 

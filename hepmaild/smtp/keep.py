@@ -8,7 +8,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from hepmaild.mail.content import CHUNK_OCTETS, SPOOL_OCTETS, Content, ContentBuilder
+from hepmaild.mail.content import CHUNK_OCTETS, SPOOL_OCTETS, Content, ContentBuilder, add_piece
 
 log = structlog.get_logger()
 
@@ -39,7 +39,7 @@ class ContentKeeper:
         if not self._pending and not builder.is_spooled and builder.size + len(piece) <= SPOOL_OCTETS:
             builder.write(piece)
             return True
-        self._pending.append(piece)
+        add_piece(self._pending, piece)
         self._pending_octets += len(piece)
         return self._pending_octets < CHUNK_OCTETS or await self._write_pending(builder)
 

@@ -8,13 +8,17 @@ import re
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import Request
+from wsproto.extensions import Extension, PerMessageDeflate
 
 from hepmaild.live import MAX_BATCHES, Batch, Feed, Resync
 from tests.dashboard.conftest import Site
@@ -357,3 +361,54 @@ class Lines:
                 found = json.loads(line)
                 if found["message_id"] == message_id and found["state"] == state:
                     return
+
+
+async def ends(stream: trio.abc.ReceiveStream) -> None:
+    """Read until the daemon has ended the connection."""
+    with trio.fail_after(PATIENCE_S), suppress(trio.BrokenResourceError):  # a reset, since we did not listen
+        while await stream.receive_some():
+            pass
+
+
+@asynccontextmanager
+async def upgrade(site: Site, words: bytes = b"", **handshake: Any) -> AsyncIterator[trio.SSLStream[Any]]:
+    """A browser's websocket by hand: the request, and `words` right behind it."""
+    port = site.daemon.ports["https"]
+    cookies = "; ".join(f"{name}={value}" for name, value in site.owner.client.cookies.items())
+    ours = [(b"Origin", f"https://127.0.0.1:{port}".encode()), (b"Cookie", cookies.encode())]
+    ask = Request(host=f"127.0.0.1:{port}", target="/live", extra_headers=ours, **handshake)
+    async with await trio.open_ssl_over_tcp_stream(
+        "127.0.0.1", port, ssl_context=untrusting_context(), https_compatible=True
+    ) as stream:
+        await stream.send_all(WSConnection(ConnectionType.CLIENT).send(ask) + words)
+        yield stream
+        await trio.aclose_forcefully(stream)
+
+
+def frame_of(octets: bytes, *, is_packed: bool = False) -> bytes:
+    """A text message in one frame, masked with zeros (RFC 6455 §5.2, RFC 7692 §6)."""
+    if is_packed:
+        packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+        octets = (packer.compress(octets) + packer.flush(zlib.Z_SYNC_FLUSH)).removesuffix(b"\x00\x00\xff\xff")
+    length = len(octets)
+    size = bytes([0x80 | length]) if length < 126 else b"\xfe" + length.to_bytes(2, "big")
+    return (b"\xc1" if is_packed else b"\x81") + size + bytes(4) + octets
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+async def test_who_says_more_than_a_page_ever_does_is_left(site: Site, is_packed: bool) -> None:
+    """The library told it so, and then kept every octet of that message and of all that came behind it."""
+    extensions: list[Extension] = [PerMessageDeflate()] if is_packed else []
+    async with upgrade(site, extensions=extensions) as stream:
+        heard = b""
+        with trio.fail_after(PATIENCE_S):
+            while b"hello" not in heard and not (is_packed and heard.partition(b"\r\n\r\n")[2]):
+                heard += await stream.receive_some()
+        await stream.send_all(frame_of(b"x" * 5000, is_packed=is_packed))
+        await ends(stream)
+
+
+async def test_who_speaks_before_the_handshake_is_over_is_left(site: Site) -> None:
+    """The library forgot whoever served it, which then held the connection until the session ended."""
+    async with upgrade(site, frame_of(b"x")) as stream:
+        await ends(stream)

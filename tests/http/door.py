@@ -167,7 +167,7 @@ async def open_door(
         limits or LimitSettings(),
         intake,
         lifecycle,
-        context,
+        lambda: context,
         readiness=readiness,
         spool_dir=folder,
         timeouts=timeouts,

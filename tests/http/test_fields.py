@@ -75,6 +75,10 @@ def refusal(**change: Any) -> tuple[str, str | None]:
         ({"attachments": [{"filename": "a", "content": "é"}]}, "INVALID_ATTACHMENT", "attachments[0].content"),
         ({"attachments": [{"filename": "a", "content": "", "contentType": "x"}]},
          "INVALID_ATTACHMENT", "attachments[0].contentType"),
+        *(({"attachments": [{"filename": "a", "content": "", "contentType": value}]},
+           "INVALID_ATTACHMENT", "attachments[0].contentType")
+          # A line too long for a header; and not a step for each way to share out the spaces.
+          for value in ("a/b" + " " * 1000 + ";c=d", "a/b;" + " " * (1 << 20) + "é")),
         ({"attachments": [{"filename": "a", "content": "", "contentType": "a/b\r\nX: y"}]},
          "INVALID_HEADER_VALUE", "attachments[0].contentType"),
         ({"attachments": [{"filename": "a", "content": "", "contentId": "a b"}]},

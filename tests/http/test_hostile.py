@@ -155,6 +155,15 @@ async def test_websocket_upgrades_to_nowhere(quick: Running) -> None:
         assert answer.startswith(b"HTTP/1.1 4"), answer[:200]
 
 
+@pytest.mark.parametrize(
+    "fields", ["Sec-WebSocket-Version: 12\r\nSec-WebSocket-Key: x\r\n", "Sec-WebSocket-Version: 13\r\n"]
+)
+async def test_a_websocket_handshake_that_is_none(quick: Running, fields: str) -> None:
+    """The library answered, and then kept the connection for as long as the client did."""
+    ask = f"GET /live HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-{fields}\r\n"
+    assert (await exchange(quick, ask.encode())).startswith(b"HTTP/1.1 400 ")
+
+
 async def test_h2c_upgrade(quick: Running) -> None:
     octets = (
         b"GET /healthz HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n"

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hepmaild.errors import RefusedError
+from hepmaild.errors import ErrorKind, RefusedError
 from hepmaild.http.body import load_object
 from hepmaild.http.fields import Wanted, read_fields, read_request
 from hepmaild.http.shapes import REFRESH, SEND, SendRequest
@@ -48,6 +49,42 @@ CLOSELY = [
     b"",
     b"[" * 100_000,
 ]
+
+
+MANY = 1 << 20
+VALUES = {
+    "strings": b'{"to":[' + b'"",' * MANY + b'""]}',
+    "objects": b'{"to":"a@b.c","text":"x","attachments":[' + b"{}," * MANY + b"{}]}",
+    "unknown": b'{"to":"a@b.c","text":"x","x":[' + b'{"\\"":0},' * MANY + b"0]}",
+    "names": b'{"to":"a@b.c","text":"x","variables":{' + b",".join(b'"%x":0' % n for n in range(MANY)) + b"}}",
+    "digits": b'{"to":"a@b.c","text":"x","variables":{"a":0.' + b"1" * MANY + b"}}",
+    "spaces": document() + b" " * MANY,
+    "never closed": b'{"to":"a@b.c"' + b"," * MANY + b'"',
+}
+FEW = {
+    "a text": document(text='"\\,[]{}\\\\' * MANY),
+    "escapes": b'{"to":"a@b.c","text":"' + rb"\\\"\n" * MANY + b'"}',
+    "a file": document(attachments=[{"filename": "a", "content": "QUJD" * MANY}]),
+    "variables": document(text="x" * MANY, variables={f"name {n}": "," * 9 for n in range(50_000)}),
+}
+
+
+@pytest.mark.parametrize("octets", VALUES.values(), ids=list(VALUES))
+def test_many_values_are_not_made(octets: bytes) -> None:
+    """25 MB of them took 1.2 GB of memory, and seconds in which nothing else was done."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(RefusedError, match="too many values") as caught:
+            read_request(Content(octets), 100)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(octets)
+    finally:
+        tracemalloc.stop()
+    assert caught.value.refusal.kind is ErrorKind.INVALID_JSON
+
+
+@pytest.mark.parametrize("octets", FEW.values(), ids=list(FEW))
+def test_large_values_are(octets: bytes) -> None:
+    assert read_request(Content(octets), 100).recipients
 
 
 @pytest.mark.parametrize("octets", PLAIN)

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import trio
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 
 from hepmaild.config import TlsSettings
 from hepmaild.tls import ServerTls, make_self_signed, write_private
@@ -22,6 +24,21 @@ def write_pair(folder: Path, hostname: str) -> TlsSettings:
     write_private(folder / "c.pem", certificate)
     write_private(folder / "k.pem", key)
     return TlsSettings(str(folder / "c.pem"), str(folder / "k.pem"))
+
+
+def write_rsa_pair(folder: Path, hostname: str) -> None:
+    """As an authority may sign it: most did before ECDSA."""
+    key, name = rsa.generate_private_key(65_537, 2048), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hostname)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    write_private(folder / "c.pem", certificate.public_bytes(serialization.Encoding.PEM))
+    form = serialization.PrivateFormat.PKCS8
+    write_private(folder / "k.pem", key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
 
 
 def with_passphrase(key: bytes) -> bytes:
@@ -136,6 +153,20 @@ async def test_a_changed_file_is_used_by_the_next_handshake(tmp_path: Path, log_
     for context in (server.smtp, server.http):
         assert common_name((await handshake(context))[1]) == "CN=two.example.com"
     assert log_events.named("certificate_loaded")
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_new_certificate_may_have_another_kind_of_key(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    """In either direction: of two kinds in one context clients choose, and most choose ECDSA."""
+    server = ServerTls(write_pair(tmp_path, "one.example.com"), state_dir=tmp_path, hostname="x")
+    write_rsa_pair(tmp_path, "two.example.com")
+    assert server.reload_if_changed()
+    for context in (server.smtp, server.http):
+        assert common_name((await handshake(context, maximum_version=version))[1]) == "CN=two.example.com"
+    write_pair(tmp_path, "three.example.com")
+    assert server.reload_if_changed()
+    for context in (server.smtp, server.http):
+        assert common_name((await handshake(context, maximum_version=version))[1]) == "CN=three.example.com"
 
 
 async def test_broken_files_keep_the_old_certificate(tmp_path: Path, log_events: Any) -> None:

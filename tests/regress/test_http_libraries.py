@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import trio
 from quart import Response
 
 from hepmaild.http.app import App
+from hepmaild.http.compat import Stream
 from hepmaild.http.limits import Timeouts
 from hepmaild.http.server import HttpDoor
 from hepmaild.mail.submission import Receipt, Submission
@@ -27,6 +28,11 @@ POST = (
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
 
 
+async def endless() -> AsyncGenerator[bytes, None]:
+    while True:
+        yield b"x" * (64 << 10)
+
+
 class BigDoor(HttpDoor):
     """With a page that does not fit into any socket buffer, and hooks that say that they ran."""
 
@@ -39,6 +45,10 @@ class BigDoor(HttpDoor):
         @app.get("/big")
         async def big() -> Response:
             return Response(b"x" * (64 << 20))
+
+        @app.get("/stream")
+        async def stream() -> Response:
+            return Stream(endless())
 
         @app.before_serving
         async def up() -> None:
@@ -150,6 +160,18 @@ async def test_p6_a_client_that_stops_reading_does_not_keep_us(tmp_path: Path, a
         await trio.aclose_forcefully(stream)
 
 
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_p6_a_client_that_stops_reading_with_a_request_behind(quick: Running, leaves: bool) -> None:
+    """The library's reader waited for the first answer to end, and kept the connection's place for ever."""
+    stream = await quick.connect()
+    await stream.send_all((GET.replace(b"/healthz", b"/stream") + b"\r\n") * 2)
+    await stream.receive_some(100)
+    if leaves:
+        await trio.aclose_forcefully(stream)
+    await until(lambda: quick.door.connections == 0)
+    await trio.aclose_forcefully(stream)
+
+
 async def test_p7_the_end_is_orderly(tmp_path: Path) -> None:
     """Drain: idle connections end at once, running requests get their answers, hooks run, the port is free."""
     answers: list[int] = []
@@ -212,6 +234,18 @@ async def test_p8_a_client_that_closes_without_close_notify(
     await stream.transport_stream.aclose()  # TCP only: no TLS alert
     await until(lambda: quick.door.connections == 0, 0.9)
     assert not [event for event in log_events if event["level"] in ("warning", "error")]
+
+
+async def test_p8_a_client_that_closes_with_close_notify_alone(tmp_path: Path) -> None:
+    """It waits for our own before it closes TCP, and is not kept until the idle time-out."""
+    async with open_door(tmp_path) as door:
+        stream = await door.connect()
+        await stream.do_handshake()
+        with trio.fail_after(30):
+            raw, _ = await stream.unwrap()
+            assert await raw.receive_some() == b""
+        await raw.aclose()
+        await until(lambda: door.door.connections == 0)
 
 
 async def test_p9_one_broken_connection_does_not_end_the_others(quick: Running, log_events: LogEvents) -> None:

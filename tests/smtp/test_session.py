@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from hepmaild.mail.content import SPOOL_OCTETS
 from hepmaild.mail.submission import Submission
 from hepmaild.smtp import session as session_module
 from hepmaild.smtp.keep import ContentKeeper
@@ -265,6 +267,25 @@ async def test_pieces_of_any_size_keep_their_order(tmp_path: Path) -> None:
     assert content is not None
     assert b"".join(content.chunks()) == b"".join(pieces)
     content.close()
+
+
+@pytest.mark.parametrize("before", [0, SPOOL_OCTETS + 1])
+async def test_tiny_pieces_take_no_more_memory_than_large_ones(tmp_path: Path, before: int) -> None:
+    """BDAT 2 as often as one likes: an object for each was 22 times as large as what was in it."""
+    keeper = ContentKeeper(tmp_path, trio.CapacityLimiter(1))
+    keeper.begin()
+    assert await keeper.write(bytes(before))
+    source = os.urandom(100_000)
+    tracemalloc.start()
+    for at in range(0, len(source), 2):
+        assert await keeper.write(source[at : at + 2])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    content = await keeper.finish()
+    assert content is not None
+    assert b"".join(content.chunks(before)) == source, "the octets differ"
+    content.close()
+    assert peak < 4 * len(source)
 
 
 async def test_a_transaction_that_stalls_does_not_hold_the_drain(autojump_clock: trio.testing.MockClock) -> None:
