@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Connection, event
 
 from hepmaild.search_words import parse
-from hepmaild.storage import gauges, search, stats
+from hepmaild.storage import gauges, prune, search, stats
 from hepmaild.storage import queue as queue_rows
 from hepmaild.storage.search import Place
 from tests.storage.conftest import make_opener
@@ -51,6 +51,29 @@ LOOKS: dict[str, Callable[[Connection], Any]] = {
         conn, ACCOUNT, parse("order before:2d", NOW_US), before=Place(NOW_US, "a" * 16)
     ),
 }
+
+
+PRUNES: dict[str, Callable[[Connection], Any]] = {
+    "old messages": lambda conn: prune.finished_messages(conn, "free", NOW_US),
+    "old messages of plans that are no more": lambda conn: prune.finished_messages(
+        conn, "standard", NOW_US, ["free", "standard"]
+    ),
+    "orphans": lambda conn: prune.orphans(conn, 7, NOW_US),
+    "content": lambda conn: prune.bodies(conn, NOW_US),
+}
+
+
+@pytest.mark.parametrize("what", PRUNES)
+async def test_what_is_old_is_found_without_what_is_kept(what: str, tmp_path: Path) -> None:
+    """Every minute: neither what other plans keep longer is gone through for it, nor all content there is."""
+    async with make_opener("sqlite:///plans.db", tmp_path)() as store:
+        await store.upgrade()
+        plans = await store.write(plans_of, PRUNES[what])
+    assert plans
+    wading = [
+        plan for plan in plans if plan.startswith(("SCAN message", "SCAN body")) or "_message_accepted_at" in plan
+    ]
+    assert not wading, wading
 
 
 @pytest.mark.parametrize("what", LOOKS)
