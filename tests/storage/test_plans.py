@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event
 
+from hepmaild.own_routes import ALL
 from hepmaild.search_words import parse
-from hepmaild.storage import gauges, prune, search, stats
+from hepmaild.storage import gauges, prune, queue_page, search, stats
 from hepmaild.storage import queue as queue_rows
+from hepmaild.storage.queue_page import UNDER_WAY, Wish
 from hepmaild.storage.search import Place
 from tests.storage.conftest import make_opener
 
@@ -73,6 +75,20 @@ async def test_what_is_old_is_found_without_what_is_kept(what: str, tmp_path: Pa
     wading = [
         plan for plan in plans if plan.startswith(("SCAN message", "SCAN body")) or "_message_accepted_at" in plan
     ]
+    assert not wading, wading
+
+
+@pytest.mark.parametrize("state", ["", "deferred", "held", UNDER_WAY])
+@pytest.mark.parametrize("route", ["", "up", ALL])
+async def test_a_page_of_what_waits_does_not_go_through_the_queue(route: str, state: str, tmp_path: Path) -> None:
+    """Neither for the servers of accounts, which are many routes."""
+    wish = Wish(("up", ALL), route, state=state)
+    async with make_opener("sqlite:///plans.db", tmp_path)() as store:
+        await store.upgrade()
+        plans = await store.read(plans_of, lambda conn: queue_page.page(conn, wish))
+        plans += await store.read(plans_of, queue_page.waiting_routes)
+    assert [plan for plan in plans if plan.startswith("SEARCH queue")]
+    wading = [plan for plan in plans if plan.startswith("SCAN")]
     assert not wading, wading
 
 
