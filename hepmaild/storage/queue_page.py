@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
+from sqlalchemy import Connection, and_, func, or_, select
 
 from hepmaild.own_routes import ALL, PREFIX
 from hepmaild.storage import audit
@@ -124,7 +124,7 @@ def _rows(conn: Connection, wish: Wish, after: Cursor | None, *, falling: bool) 
     else:
         parts = []
         for route in (wish.route,) if wish.route else wish.routes:
-            here = _of_accounts(conn) if route == ALL else queue.c.route == route
+            here = rows.of_accounts(conn) if route == ALL else queue.c.route == route
             query = select(queue).where(here, queue.c.owner.is_(None))
             if wish.destination and _has_destinations(conn, route):
                 query = query.where(queue.c.destination == wish.destination)
@@ -132,15 +132,6 @@ def _rows(conn: Connection, wish: Wish, after: Cursor | None, *, falling: bool) 
         order: Callable[[Any], Any] = lambda r: (r.due_at_us, r.message_id, r.destination)  # noqa: E731
         found = list(heapq.merge(*parts, key=order, reverse=falling))
     return found[:look], len(found) <= look
-
-
-def _of_accounts(conn: Connection) -> ColumnElement[bool]:
-    """Rows of accounts' own servers.  SQLite finds a beginning only as a stretch of its index, PostgreSQL orders words
-    by its locale."""
-    if conn.dialect.name == "sqlite":
-        return and_(queue.c.route >= PREFIX, queue.c.route < PREFIX[:-1] + chr(ord(PREFIX[-1]) + 1))
-    found: ColumnElement[bool] = queue.c.route.startswith(PREFIX)
-    return found
 
 
 def _quiet(column: Any) -> Any:
@@ -231,7 +222,7 @@ def waiting_routes(conn: Connection) -> tuple[str, ...]:
             break
         found.append(str(route))
         last = str(route)
-    own = select(queue.c.route).where(_of_accounts(conn)).limit(1)
+    own = select(queue.c.route).where(rows.of_accounts(conn)).limit(1)
     return (*found, ALL) if conn.execute(own).first() else tuple(found)
 
 
