@@ -266,27 +266,27 @@ def _conditions(search: Search) -> list[ColumnElement[bool]]:
 
 
 def _spellings(text: str) -> list[str]:
-    """The usual ones.  SQLite knows only ASCII's capitals, as does PostgreSQL where its locale is C."""
-    return list(dict.fromkeys((text, text.lower(), text.upper(), text.capitalize(), text.title())))
+    """The usual ones, with ASCII's capitals made small: SQLite knows no others, as PostgreSQL where its locale is C."""
+    usual = (text, text.lower(), text.upper(), text.capitalize(), text.title())
+    return list(dict.fromkeys(each.encode("utf-8", "replace").lower().decode() for each in usual))
 
 
-def _contains(column: Any, text: str) -> ColumnElement[bool]:
-    """Without regard to case."""
-    spellings = [text] if text.isascii() else _spellings(text)
-    return or_(*(column.icontains(each, autoescape=True) for each in spellings))
+def contains(column: Any, text: str) -> ColumnElement[bool]:
+    """Whether a column has this text in it, without regard to case."""
+    return or_(*(column.icontains(each, autoescape=True) for each in _spellings(text)))
 
 
 def _ways_to_write(address: str) -> list[str]:
-    """How this address may stand in the log, whose domains are in A-labels; with ASCII's capitals made small."""
+    """How this address may stand in the log, whose domains are in A-labels; without regard to case."""
     ways = {address}
     with suppress(ValueError):
         ways.add(check_address(address))
-    return sorted({each.encode().lower().decode() for way in ways for each in _spellings(way)})
+    return sorted({each for way in ways for each in _spellings(way)})
 
 
 def _is_key(term: Term) -> ColumnElement[bool]:
     return or_(
-        _contains(message.c.key_name, term.value),
+        contains(message.c.key_name, term.value),
         message.c.key_last_five == term.value,
         message.c.key_id == term.value.lower(),
     )
@@ -295,14 +295,14 @@ def _is_key(term: Term) -> ColumnElement[bool]:
 def _is_from(term: Term) -> ColumnElement[bool]:
     if term.is_address:
         return func.lower(message.c.sender).in_(_ways_to_write(term.value))
-    return _contains(message.c.sender, term.value)
+    return contains(message.c.sender, term.value)
 
 
 def _is_id(term: Term) -> ColumnElement[bool]:
     value = term.value.strip("<>")
     if is_message_id(value.lower()):
         return message.c.id == value.lower()
-    return or_(message.c.id.startswith(value.lower(), autoescape=True), _contains(message.c.header_message_id, value))
+    return or_(message.c.id.startswith(value.lower(), autoescape=True), contains(message.c.header_message_id, value))
 
 
 def _has_recipient(term: Term) -> ColumnElement[bool]:
@@ -310,7 +310,7 @@ def _has_recipient(term: Term) -> ColumnElement[bool]:
         # Not by the index on addresses, which would give all that anybody sent there.
         here: ColumnElement[bool] = func.lower(recipient.c.address.concat("")).in_(_ways_to_write(term.value))
     else:
-        here = _contains(recipient.c.address, term.value)
+        here = contains(recipient.c.address, term.value)
     # With an offset PostgreSQL asks for each message, and does not go through all recipients there are beforehand.
     theirs: Select[Any] = select(literal_column("1")).where(recipient.c.message_id == message.c.id, here)
     return exists(theirs.offset(literal_column("0", Integer)))
@@ -320,11 +320,11 @@ def _has_text(term: Term) -> ColumnElement[bool]:
     if term.is_address:
         return _has_recipient(term)  # as the index knows it, also where there are too many for that
     value = term.value
-    parts = [_contains(message.c.subject, value), _has_recipient(term)]
+    parts = [contains(message.c.subject, value), _has_recipient(term)]
     if value.isascii() and not any(ch.isspace() for ch in value):
         parts += [
             message.c.id.startswith(value.lower(), autoescape=True),
-            _contains(message.c.header_message_id, value),
+            contains(message.c.header_message_id, value),
         ]
     return or_(*parts)
 
