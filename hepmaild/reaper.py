@@ -55,6 +55,7 @@ class Reaper:
         self._wake = wake
         self._now_us = now_us
         self._tallier = Tallier(store)
+        self._looked_at = 0  # the last piece of content that was looked at for orphans
 
     async def run(self) -> None:
         """A round every minute, until cancelled."""
@@ -74,7 +75,7 @@ class Reaper:
         await self._all(prune.rate_calls, now_us)
         await self._all(prune.idempotency_words, now_us - WORD_LIFE_US)
         await self._all(prune.bodies, now_us)
-        await self._all(prune.orphans, now_us - ORPHAN_AGE_US)
+        await self._orphans(now_us - ORPHAN_AGE_US)
         await self._all(uploads.prune, now_us)
         await self._all(uploads.prune_pieces)
         await self._all(cap_line.prune, now_us)
@@ -84,7 +85,9 @@ class Reaper:
             await self._all(prune_people, now_us)
         for name, plan in self.plans.items():
             known = sorted(self.plans) if name == STANDARD_PLAN else []  # others count as it (`policy.plan_of`)
-            await self._all(prune.finished_messages, name, now_us - plan.log_days * DAY_US, known)
+            before_us = now_us - plan.log_days * DAY_US
+            while ids := await self._store.read(prune.finished_messages, name, before_us, known):
+                await self._store.write(prune.drop_messages, ids)
         for _ in range(SHRINK_STEPS):
             if await self._store.write(shrink) < KEEP_FREE_PAGES:
                 break
@@ -106,6 +109,12 @@ class Reaper:
             cursor = await self._store.write(cap_line.refresh, cap_key, now_us)
             while cursor is not None:
                 cursor = await self._store.write(cap_line.refresh, cap_key, now_us, cursor)
+
+    async def _orphans(self, before_us: int) -> None:
+        """Some of the pieces in a round, where there are very many: those behind the last round's."""
+        lost, self._looked_at = await self._store.read(prune.orphans, self._looked_at, before_us)
+        for n in range(0, len(lost), prune.BATCH):
+            await self._store.write(prune.drop_orphans, lost[n : n + prune.BATCH], before_us)
 
     async def _all(self, step: Callable[..., int], *args: object) -> None:
         while await self._store.write(step, *args):

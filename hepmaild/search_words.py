@@ -5,6 +5,7 @@
 
 Plain words look at recipients, subject and ids.  Named ones narrow: `to: from: key: status: door: id: before: after:`.
 What has a space stands in quotes.  A name that is none is a plain word, so that `Re: hello` finds what it says.
+A whole address finds what was sent there, and a whole id its message; in quotes both are words as others.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def _rows(conn: Connection, wish: Wish, after: Cursor | None, *, falling: bool) 
     else:
         parts = []
         for route in (wish.route,) if wish.route else wish.routes:
-            here = queue.c.route.startswith(PREFIX) if route == ALL else queue.c.route == route
+            here = rows.of_accounts(conn) if route == ALL else queue.c.route == route
             query = select(queue).where(here, queue.c.owner.is_(None))
             if wish.destination and _has_destinations(conn, route):
                 query = query.where(queue.c.destination == wish.destination)
@@ -222,7 +222,7 @@ def waiting_routes(conn: Connection) -> tuple[str, ...]:
             break
         found.append(str(route))
         last = str(route)
-    own = select(queue.c.route).where(queue.c.route.startswith(PREFIX)).limit(1)
+    own = select(queue.c.route).where(rows.of_accounts(conn)).limit(1)
     return (*found, ALL) if conn.execute(own).first() else tuple(found)
 
 

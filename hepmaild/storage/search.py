@@ -9,11 +9,13 @@ account's messages; a page that ends there says so, and the next one looks on.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 from sqlalchemy import ColumnElement, Connection, Integer, Select, exists, func, literal_column, or_, select
 
+from hepmaild.mail.address import check_address
 from hepmaild.mail.chaos import kind_of
 from hepmaild.mail.ids import is_message_id
 from hepmaild.search_words import TEXT, Search, Term
@@ -95,8 +97,8 @@ def find(
     going_up = after is not None and before is None
     start = after if going_up else before
     low, high = (start, None) if going_up else (None, start)
-    wanted = _conditions(conn, search)
-    ids = _indexed(conn, search)
+    wanted = _conditions(search)
+    ids = _indexed(conn, account_id, search)
     end = None
     if ids is not None:
         where = [*_whose(account_id, of_ids=True), *_span(search, low, high, start), *wanted]
@@ -121,7 +123,7 @@ def find(
 def matching(conn: Connection, account_id: str | None, search: Search, ids: Collection[str]) -> list[dict[str, Any]]:
     """Of these messages those that fit, newest first: as `find` shows them."""
     wanted = sorted(ids)
-    where = [*_whose(account_id, of_ids=True), *_span(search, None, None, None), *_conditions(conn, search)]
+    where = [*_whose(account_id, of_ids=True), *_span(search, None, None, None), *_conditions(search)]
     rows: list[Any] = []
     for n in range(0, len(wanted), AT_ONCE):
         here = [message.c.id.in_(wanted[n : n + AT_ONCE]), *where]
@@ -204,26 +206,35 @@ def _stretch_end(conn: Connection, where: Sequence[ColumnElement[bool]], *, goin
     return None if row is None else _place(row)
 
 
-def _indexed(conn: Connection, search: Search) -> set[str] | None:
+def _indexed(conn: Connection, account_id: str | None, search: Search) -> set[str] | None:
     """The messages that an index gives for the rarest term; None: no term has few enough."""
     best: set[str] | None = None
     for term in search.terms:
         if term.field == "id" and len(search.values("id")) > 1:
             continue  # any of them will do
-        found = _ids_of(conn, term)
+        found = _ids_of(conn, account_id, term)
         if found is not None and (best is None or len(found) < len(best)):
             best = found
     return best
 
 
-def _ids_of(conn: Connection, term: Term) -> set[str] | None:
-    if not term.quoted and term.field in (TEXT, "id") and is_message_id(term.value.lower()):
-        return {term.value.lower()}
+def _ids_of(conn: Connection, account_id: str | None, term: Term) -> set[str] | None:
+    message_id = _whole_id(term)
+    if message_id:
+        # Sixteen digits that are no message of theirs may be a number in a subject.
+        here = [message.c.id == message_id, *_whose(account_id, of_ids=True)]
+        is_theirs = term.field == "id" or conn.execute(select(message.c.id).where(*here)).first() is not None
+        return {message_id} if is_theirs else None
     if term.field not in (TEXT, "to") or not term.is_address:
         return None
-    here = func.lower(recipient.c.address) == func.lower(term.value)
-    ids = conn.execute(select(recipient.c.message_id).where(here).limit(MANY + 1)).scalars().all()
+    here = [func.lower(recipient.c.address).in_(_ways_to_write(term.value))]
+    ids = conn.execute(select(recipient.c.message_id).where(*here).limit(MANY + 1)).scalars().all()
     return set(ids) if len(ids) <= MANY else None
+
+
+def _whole_id(term: Term) -> str:
+    value = term.value.lower()
+    return value if not term.quoted and term.field in (TEXT, "id") and is_message_id(value) else ""
 
 
 def _needs_looking(search: Search) -> bool:
@@ -235,7 +246,7 @@ def _needs_looking(search: Search) -> bool:
     return not (len(states) == 1 == len(others) and states[0] in _EVERY_TROUBLE)
 
 
-def _conditions(conn: Connection, search: Search) -> list[ColumnElement[bool]]:
+def _conditions(search: Search) -> list[ColumnElement[bool]]:
     """What a message must be, but for its time.  `or` within states, doors, keys, senders and ids; else `and`."""
     found: list[ColumnElement[bool]] = []
     states = search.values("status")
@@ -248,62 +259,72 @@ def _conditions(conn: Connection, search: Search) -> list[ColumnElement[bool]]:
     for field, matches in (("key", _is_key), ("from", _is_from), ("id", _is_id)):
         terms = [term for term in search.terms if term.field == field]
         if terms:
-            found.append(or_(*(matches(conn, term) for term in terms)))
-    found += [_has_recipient(conn, term) for term in search.terms if term.field == "to"]
-    found += [_has_text(conn, term) for term in search.terms if term.field == TEXT]
+            found.append(or_(*(matches(term) for term in terms)))
+    found += [_has_recipient(term) for term in search.terms if term.field == "to"]
+    found += [_has_text(term) for term in search.terms if term.field == TEXT]
     return found
 
 
-def _contains(conn: Connection, column: Any, text: str) -> ColumnElement[bool]:
-    """Without regard to case.  SQLite knows only ASCII's: the usual spellings of the rest are tried."""
-    if conn.dialect.name != "sqlite" or text.isascii():
-        matched: ColumnElement[bool] = column.icontains(text, autoescape=True)
-        return matched
-    spellings = dict.fromkeys((text, text.lower(), text.upper(), text.capitalize(), text.title()))
-    return or_(*(column.icontains(each, autoescape=True) for each in spellings))
+def _spellings(text: str) -> list[str]:
+    """The usual ones, with ASCII's capitals made small: SQLite knows no others, as PostgreSQL where its locale is C."""
+    usual = (text, text.lower(), text.upper(), text.capitalize(), text.title())
+    return list(dict.fromkeys(each.encode("utf-8", "replace").lower().decode() for each in usual))
 
 
-def _is_key(conn: Connection, term: Term) -> ColumnElement[bool]:
+def contains(column: Any, text: str) -> ColumnElement[bool]:
+    """Whether a column has this text in it, without regard to case."""
+    return or_(*(column.icontains(each, autoescape=True) for each in _spellings(text)))
+
+
+def _ways_to_write(address: str) -> list[str]:
+    """How this address may stand in the log, whose domains are in A-labels; without regard to case."""
+    ways = {address}
+    with suppress(ValueError):
+        ways.add(check_address(address))
+    return sorted({each for way in ways for each in _spellings(way)})
+
+
+def _is_key(term: Term) -> ColumnElement[bool]:
     return or_(
-        _contains(conn, message.c.key_name, term.value),
+        contains(message.c.key_name, term.value),
         message.c.key_last_five == term.value,
         message.c.key_id == term.value.lower(),
     )
 
 
-def _is_from(conn: Connection, term: Term) -> ColumnElement[bool]:
+def _is_from(term: Term) -> ColumnElement[bool]:
     if term.is_address:
-        return func.lower(message.c.sender) == func.lower(term.value)
-    return _contains(conn, message.c.sender, term.value)
+        return func.lower(message.c.sender).in_(_ways_to_write(term.value))
+    return contains(message.c.sender, term.value)
 
 
-def _is_id(conn: Connection, term: Term) -> ColumnElement[bool]:
+def _is_id(term: Term) -> ColumnElement[bool]:
     value = term.value.strip("<>")
     if is_message_id(value.lower()):
         return message.c.id == value.lower()
-    return or_(
-        message.c.id.startswith(value.lower(), autoescape=True), _contains(conn, message.c.header_message_id, value)
-    )
+    return or_(message.c.id.startswith(value.lower(), autoescape=True), contains(message.c.header_message_id, value))
 
 
-def _has_recipient(conn: Connection, term: Term) -> ColumnElement[bool]:
+def _has_recipient(term: Term) -> ColumnElement[bool]:
     if term.is_address:
         # Not by the index on addresses, which would give all that anybody sent there.
-        here = func.lower(recipient.c.address.concat("")) == func.lower(term.value)
+        here: ColumnElement[bool] = func.lower(recipient.c.address.concat("")).in_(_ways_to_write(term.value))
     else:
-        here = _contains(conn, recipient.c.address, term.value)
+        here = contains(recipient.c.address, term.value)
     # With an offset PostgreSQL asks for each message, and does not go through all recipients there are beforehand.
     theirs: Select[Any] = select(literal_column("1")).where(recipient.c.message_id == message.c.id, here)
     return exists(theirs.offset(literal_column("0", Integer)))
 
 
-def _has_text(conn: Connection, term: Term) -> ColumnElement[bool]:
+def _has_text(term: Term) -> ColumnElement[bool]:
+    if term.is_address:
+        return _has_recipient(term)  # as the index knows it, also where there are too many for that
     value = term.value
-    parts = [_contains(conn, message.c.subject, value), _has_recipient(conn, term)]
+    parts = [contains(message.c.subject, value), _has_recipient(term)]
     if value.isascii() and not any(ch.isspace() for ch in value):
         parts += [
             message.c.id.startswith(value.lower(), autoescape=True),
-            _contains(conn, message.c.header_message_id, value),
+            contains(message.c.header_message_id, value),
         ]
     return or_(*parts)
 

@@ -13,6 +13,7 @@ from hepmaild.storage import audit
 from hepmaild.storage.audit import Fault
 from hepmaild.storage.schema_people import audit as rows
 from hepmaild.storage.schema_people import audit_head, login_session, user
+from hepmaild.storage.search import contains
 
 PIECE = 2000  # rows that one page looks through for a search: it says so and goes on from there
 
@@ -55,7 +56,7 @@ def audit_page(
         query = query.where(rows.c.action.startswith(f"{kind}.", autoescape=True))
     if words:
         columns = (rows.c.actor, rows.c.subject, rows.c.ip, rows.c.action)
-        query = query.where(or_(*(column.icontains(words, autoescape=True) for column in columns)))
+        query = query.where(or_(*(contains(column, words) for column in columns)))
     found = conn.execute(query.order_by(rows.c.seq.desc()).limit(most + 1)).mappings().all()
     shown = [{**row, "data": json.loads(row["data"])} for row in found[:most]]
     if len(found) > most:

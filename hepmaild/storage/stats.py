@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, literal, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, case, func, literal, select
 
 from hepmaild.own_routes import ALL, PREFIX, is_own, label_of
 from hepmaild.storage import queue as rows_of
@@ -221,6 +221,7 @@ class _Describer:
     rates: Rates
     span_s: float
     paused: set[tuple[str, str]]
+    last_few: dict[str, Sequence[Any]] = field(default_factory=dict)  # of each route: one look for all its destinations
 
     def __call__(self, group: Group) -> dict[str, Any]:
         """A group as it is shown."""
@@ -255,22 +256,23 @@ class _Describer:
         return newest
 
     def _last_few(self, group: Group) -> Sequence[Any]:
-        here = queue.c.route.startswith(PREFIX) if group.route == ALL else queue.c.route == group.route
-        last = select(queue.c.message_id).where(here)
-        of_route = last.where(queue.c.owner.is_(None)).order_by(queue.c.due_at_us.desc()).limit(LAST_FEW)
-        queries = [of_route]
-        if group.destination is not None:
-            of_one = last.where(queue.c.destination == group.destination, queue.c.due_at_us < NEVER_US)
-            queries.insert(0, of_one.order_by(queue.c.due_at_us.desc()).limit(LAST_FEW))
-        for query in queries:
-            ids = list(self.conn.execute(query).scalars())
-            if ids:
-                columns = (
-                    recipient.c.address,
-                    recipient.c.destination,
-                    recipient.c.last_reply,
-                    recipient.c.changed_at_us,
-                )
-                waiting = and_(recipient.c.message_id.in_(ids), recipient.c.due_at_us.is_not(None))
-                return self.conn.execute(select(*columns).where(waiting)).all()
-        return ()
+        due_last = queue.c.due_at_us.desc()
+        if group.route != ALL and group.destination is not None:
+            here = (queue.c.route == group.route, queue.c.destination == group.destination)
+            of_one = select(queue.c.message_id).where(*here, queue.c.due_at_us < NEVER_US)
+            found = self._recipients_of(of_one.order_by(due_last).limit(LAST_FEW))
+            if found:
+                return found
+        if group.route not in self.last_few:
+            of_route = rows_of.of_accounts(self.conn) if group.route == ALL else queue.c.route == group.route
+            idle = select(queue.c.message_id).where(of_route, queue.c.owner.is_(None))
+            self.last_few[group.route] = self._recipients_of(idle.order_by(due_last).limit(LAST_FEW))
+        return self.last_few[group.route]
+
+    def _recipients_of(self, messages: Select[str]) -> Sequence[Any]:
+        ids = list(self.conn.execute(messages).scalars())
+        if not ids:
+            return ()
+        columns = (recipient.c.address, recipient.c.destination, recipient.c.last_reply, recipient.c.changed_at_us)
+        waiting = and_(recipient.c.message_id.in_(ids), recipient.c.due_at_us.is_not(None))
+        return self.conn.execute(select(*columns).where(waiting)).all()

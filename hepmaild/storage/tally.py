@@ -27,6 +27,8 @@ DAY_US = 86_400_000_000
 MINUTE_S, HOUR_S = 60, 3600
 CURSOR = "tally"  # in `counter`: up to where closed minutes are counted
 CLOSED_US = 30_000_000  # a minute is closed when no unit can still bring a message of it
+AHEAD_US = MINUTE_US  # of the clock, as far as those of several processes may differ
+STEP_BACK_US = 5 * MINUTE_US  # a round comes every minute
 STRETCH = 20_000  # messages that one step counts, about
 RECOUNTED = 100  # minutes of accounts in one step
 FOLDED = 500
@@ -110,10 +112,11 @@ def next_stretch(conn: Connection, now_us: int) -> tuple[int | None, int, int] |
     """
     cursor = conn.execute(select(counter.c.value).where(counter.c.name == CURSOR)).scalar_one_or_none()
     closed_us = minute_of(now_us - CLOSED_US)
-    if cursor == closed_us:
+    if cursor is not None and cursor > now_us + AHEAD_US:
+        # The clock was ahead when that was written, and was put back: what is accepted now would never be counted.
+        return cursor, closed_us - STEP_BACK_US, closed_us - STEP_BACK_US
+    if cursor is not None and cursor >= closed_us:
         return None
-    if cursor is not None and cursor > closed_us:
-        return cursor, closed_us, closed_us
     messages = select(message.c.accepted_at_us).order_by(message.c.accepted_at_us)
     first = conn.execute(messages.where(message.c.accepted_at_us >= (cursor or 0)).limit(1)).scalar_one_or_none()
     if first is None or first >= closed_us:

@@ -126,6 +126,12 @@ FORMULAS = (
     "－1",
     "＠x",
     "'=1",
+    "x;=1+1",
+    "x; @SUM(1);y",
+    'x;"=1+1;"',
+    'x; ""+1;y, z',
+    "x;;＝1",
+    "x;\u00a0-1+1",
 )
 
 
@@ -141,5 +147,8 @@ def test_no_cell_of_an_export_is_a_formula(site: HostileSite) -> None:
     for cell in cells:
         bare = cell.lstrip(" \u00a0")
         assert bare.lstrip("-").isdigit() or bare[:1] not in "=+-@\t\r＝＋－＠" or not bare, cell
+    for cell in (cell for line in shown.splitlines() for cell in line.split(";")[1:]):  # as in Germany, or in France
+        assert cell.lstrip(' \u00a0"')[:1] not in tuple("=+-@\t\r＝＋－＠"), cell
+    assert "x;'=1+1" in shown
     lines = [json.loads(line) for line in site.owner.client.get("/logs/export.jsonl").text.splitlines()]
     assert any(f"no{TICKS}@example.net" in line["recipients"] for line in lines)

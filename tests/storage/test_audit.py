@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from hepmaild.storage import audit
+from hepmaild.storage import audit, security_page
 from hepmaild.storage.audit import Actor
 from hepmaild.storage.store import Store
 from tests.storage.conftest import Opener, outside
@@ -53,6 +53,18 @@ async def test_rows_are_numbered_and_read_backwards(store: Store) -> None:
     assert await store.read(audit.history, "a", action="ke") == []
     assert await store.read(audit.chains) == ["a", "b"]
     assert await store.read(audit.verify, "a") is await store.read(audit.verify, "nobody") is None
+
+
+@pytest.mark.parametrize(
+    "words", ["MÜLLER & söhne", "müller", "Müller", "MÜLLER", "ÖH", "ann@EXAMPLE", "key.M", "192.0"]
+)
+async def test_words_are_found_in_any_case(store: Store, words: str) -> None:
+    await note(store, "Müller & Söhne")
+    await note(store, "MÜLLER & SÖHNE")
+    found = await store.read(security_page.audit_page, "a", before_seq=None, kind="key", words=words, most=9)
+    assert [row["seq"] for row in found.rows] == [2, 1]
+    nothing = await store.read(security_page.audit_page, "a", before_seq=None, kind="", words="m_ller", most=9)
+    assert nothing.rows == []
 
 
 async def test_notes_at_once_make_one_chain(opener: Opener, store: Store) -> None:

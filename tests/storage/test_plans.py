@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event
 
+from hepmaild.own_routes import ALL
 from hepmaild.search_words import parse
-from hepmaild.storage import gauges, message_page, search, stats
+from hepmaild.storage import gauges, message_page, prune, queue_page, search, stats
 from hepmaild.storage import queue as queue_rows
+from hepmaild.storage.queue_page import UNDER_WAY, Wish
 from hepmaild.storage.search import Place
 from tests.storage.conftest import make_opener
 
@@ -51,6 +53,43 @@ LOOKS: dict[str, Callable[[Connection], Any]] = {
         conn, ACCOUNT, parse("order before:2d", NOW_US), before=Place(NOW_US, "a" * 16)
     ),
 }
+
+
+PRUNES: dict[str, Callable[[Connection], Any]] = {
+    "old messages": lambda conn: prune.finished_messages(conn, "free", NOW_US),
+    "old messages of plans that are no more": lambda conn: prune.finished_messages(
+        conn, "standard", NOW_US, ["free", "standard"]
+    ),
+    "orphans": lambda conn: prune.orphans(conn, 7, NOW_US),
+    "content": lambda conn: prune.bodies(conn, NOW_US),
+}
+
+
+@pytest.mark.parametrize("what", PRUNES)
+async def test_what_is_old_is_found_without_what_is_kept(what: str, tmp_path: Path) -> None:
+    """Every minute: neither what other plans keep longer is gone through for it, nor all content there is."""
+    async with make_opener("sqlite:///plans.db", tmp_path)() as store:
+        await store.upgrade()
+        plans = await store.write(plans_of, PRUNES[what])
+    assert plans
+    wading = [
+        plan for plan in plans if plan.startswith(("SCAN message", "SCAN body")) or "_message_accepted_at" in plan
+    ]
+    assert not wading, wading
+
+
+@pytest.mark.parametrize("state", ["", "deferred", "held", UNDER_WAY])
+@pytest.mark.parametrize("route", ["", "up", ALL])
+async def test_a_page_of_what_waits_does_not_go_through_the_queue(route: str, state: str, tmp_path: Path) -> None:
+    """Neither for the servers of accounts, which are many routes."""
+    wish = Wish(("up", ALL), route, state=state)
+    async with make_opener("sqlite:///plans.db", tmp_path)() as store:
+        await store.upgrade()
+        plans = await store.read(plans_of, lambda conn: queue_page.page(conn, wish))
+        plans += await store.read(plans_of, queue_page.waiting_routes)
+    assert [plan for plan in plans if plan.startswith("SEARCH queue")]
+    wading = [plan for plan in plans if plan.startswith("SCAN")]
+    assert not wading, wading
 
 
 @pytest.mark.parametrize("what", LOOKS)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
 import trio
 from sqlalchemy import Connection, select
 
@@ -80,6 +81,34 @@ async def test_calls_go_by_the_clock_of_their_windows(opener: Opener, database_u
         assert await books.store.write(prune.rate_calls, ahead_us) == 3
 
 
+async def test_orphans_among_much_content_take_several_rounds(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every round looks at some of it only, since all of it may be a million pieces."""
+    monkeypatch.setattr(prune, "LOOK", 3)
+
+    def left(conn: Connection) -> list[str]:
+        return sorted(set(conn.execute(select(schema.body.c.message_id)).scalars()))
+
+    async with open_books(opener) as books:
+        reaper = make_reaper(books, log_days=30)
+        for again in range(2):
+            waiting = [books.accept() for _ in range(5)]
+            for n, member in enumerate(waiting):
+                await books.store.write(messages.stage_piece, f"{again}{n:015x}", 0, b"piece", books.clock.us)
+                await books.store.submit(member)
+            books.clock.us += HOUR_US + 1
+            await books.store.write(messages.stage_piece, "f" * 16, 0, b"still arriving", books.clock.us)
+            for _ in range(6):  # to the end, and once more from the beginning
+                await reaper.round()
+            kept = await books.store.read(left)
+            assert kept == sorted([*(member.message_id for member in waiting), "f" * 16])
+            for member in waiting:  # SQLite gives the numbers of their pieces to the next ones
+                await books.store.submit(books.report(member, Result.DELIVERED))
+            books.clock.us += HOUR_US + 1
+            for _ in range(6):
+                await reaper.round()
+            assert await books.store.read(left) == []
+
+
 async def test_logs_go_in_small_batches_and_leave_room_for_the_next(
     opener: Opener, database_url: str, tmp_path: Path
 ) -> None:
@@ -91,7 +120,9 @@ async def test_logs_go_in_small_batches_and_leave_room_for_the_next(
             books.clock.us += 8 * DAY_US
             taken: list[int] = []
             while not taken or taken[-1]:
-                taken.append(await books.store.write(prune.finished_messages, "standard", books.clock.us - 7 * DAY_US))
+                old = await books.store.read(prune.finished_messages, "standard", books.clock.us - 7 * DAY_US)
+                await books.store.write(prune.drop_messages, old)
+                taken.append(len(old))
             assert taken == [500, 200, 0]
             for table in () if books.store.is_sqlite else LOGGED:
                 outside(database_url, tmp_path, f"VACUUM {table}")

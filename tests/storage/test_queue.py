@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 from hepmaild.delivery.job import Result
 from hepmaild.storage import claim, log, queue, stats
@@ -232,8 +232,8 @@ async def test_the_figures(books: Books) -> None:
     job = job_of(first, "x.example")
     report = report_on(job, books.clock.us, Result.DELIVERED, Result.IN_DOUBT)
     outcomes = [{"recipient": n, "result": r} for n, r in ((0, "delivered"), (1, "in_doubt"))]
-    event = json.dumps({"route": "mx", "destination": "x.example", "outcomes": outcomes})
-    await books.store.submit(replace(report, event=event))
+    told = json.dumps({"route": "mx", "destination": "x.example", "outcomes": outcomes})
+    await books.store.submit(replace(report, event=told))
     await books.store.write(queue.hold, first.message_id, books.clock.us)
     await books.store.write(queue.pause_route, "mx", "y.example", "", books.clock.us)
     books.clock.us += 10 * MINUTE_US
@@ -268,6 +268,30 @@ async def test_the_figures_of_much(books: Books) -> None:
     assert found["routes"][0]["wait_p50_s"] == 3600  # all were accepted an hour ago
     empty = await books.store.read(stats.stats, now_us, 0)
     assert empty["destinations"] == []
+
+
+async def test_accounts_servers_are_looked_at_once_for_all_their_destinations(books: Books) -> None:
+    """Each look may go through all that waits on them."""
+
+    def asked(conn: Connection) -> tuple[int, Any]:
+        statements = []
+        note = lambda *given: statements.append(given[2])  # noqa: E731
+        event.listen(conn, "before_cursor_execute", note)
+        found = stats.stats(conn, books.clock.us)
+        event.remove(conn, "before_cursor_execute", note)
+        return len(statements), found
+
+    counts = []
+    for destinations in (range(2), range(2, 20)):
+        for n in destinations:
+            member = books.accept(f"a@d{n}.example", route=f"own:{n % 3}")
+            await books.store.submit(member)
+            await books.store.submit(books.report(member, Result.DEFERRED))
+        count, found = await books.store.read(asked)
+        counts.append(count)
+    assert counts[0] == counts[1]
+    assert [route["route"] for route in found["routes"]] == ["own:*"]
+    assert [each["last_error"] for each in found["destinations"]] == ["250 2.0.0 fine"] * 20
 
 
 def test_waiting_times_are_interpolated() -> None:

@@ -20,7 +20,7 @@ from tests.storage.conftest import Opener
 
 NOW_US = 1_780_000_000_000_000
 ACCOUNT, OTHER = "a" * 36, "b" * 36
-SUBJECTS = ("Your order", "Grüße aus Köln", "100% off_now", "مرحبا", "Invoice <b>1</b>")
+SUBJECTS = ("Your order", "Grüße aus Köln", "Müller & Söhne", "100% off_now", "مرحبا", "Invoice <b>1</b>")
 STATES = ("sent", "sent", "sent", "sent", "queued", "failed", "deferred", "in_doubt")
 
 
@@ -122,6 +122,8 @@ SEARCHES = (
     "order",
     "GRÜSSE",
     "köln",
+    "KÖLN",
+    "MÜLLER",
     "100% off_",
     "%",
     "_",
@@ -195,6 +197,51 @@ async def test_ids_of_another_account_are_not_found(log: Store, rows: list[Row])
         assert len((await log.read(search.find, OTHER, parse(text, NOW_US))).lines) == 1
     assert await log.read(search.matching, ACCOUNT, Search(), [theirs.id]) == []
     assert len(await log.read(search.matching, None, Search(), [theirs.id])) == 1
+
+
+ODD = (
+    ("Welcome", "jörg@example.org"),
+    ("Welcome", "Örjan@example.org"),
+    ("Welcome", "anna@xn--bcher-kva.example"),  # as both doors keep it
+    ("Signed up: nina@example.org", "boss@example.org"),
+    ("Order 1234567890123456", "boss@example.org"),
+)
+
+
+@pytest.mark.parametrize("many", [search.MANY, 0])
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("JÖRG@example.org", [0]),
+        ("to:JÖRG@EXAMPLE.ORG", [0]),
+        ("to:örjan@example.org", [1]),
+        ("to:ÖRJAN@example.org status:sent", [1]),
+        ("anna@bücher.example", [2]),
+        ("to:Anna@BÜCHER.example", [2]),
+        ("boss@example.org", [3, 4]),
+        ("nina@example.org", []),  # nobody was written to there
+        ('"nina@example.org"', [3]),
+        ("1234567890123456", [4]),
+        ("to:boss@example.org 1234567890123456", [4]),
+        ("id:1234567890123456", []),
+    ],
+)
+async def test_whole_addresses_and_ids(
+    opener: Opener, text: str, found: list[int], many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However they are written, and whether or not an index is used."""
+    monkeypatch.setattr(search, "MANY", many)
+    rows = [
+        Row(f"{n:016x}", ACCOUNT, NOW_US - n, "sent", "http", "shop@example.com", "shop", subject, (address,))
+        for n, (subject, address) in enumerate(ODD)
+    ]
+    async with opener() as store:
+        await store.upgrade()
+        await store.write(put, rows)
+        wanted = parse(text, NOW_US)
+        page = await store.read(search.find, ACCOUNT, wanted)
+        assert [line["message_id"] for line in page.lines] == [f"{n:016x}" for n in found]
+        assert await store.read(search.matching, ACCOUNT, wanted, [r.id for r in rows]) == page.lines
 
 
 def test_places_are_what_they_were() -> None:

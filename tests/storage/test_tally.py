@@ -140,6 +140,23 @@ async def test_what_the_log_has_dropped_stays_counted(opener: Opener) -> None:
         assert summed(found.parts) == Count(0, sent=5, waiting=1)
 
 
+async def test_a_clock_that_was_ahead_for_a_while(opener: Opener) -> None:
+    """What is accepted once it was put back counts, at once and later."""
+    async with opener() as store:
+        await store.upgrade()
+        await store.write(put, [message_row(n, "a", NOW_US - n * MINUTE_US, "sent") for n in range(60)])
+        await Tallier(store).round(NOW_US)
+        await Tallier(store).round(NOW_US + 9 * HOUR_US)
+        rows = [message_row(100 + n, "a", NOW_US + n * MINUTE_US // 10, "sent") for n in range(100)]
+        await store.write(put, rows[:10])
+        for minutes in range(1, 10):
+            await Tallier(store).round(NOW_US + minutes * MINUTE_US)
+            await store.write(put, rows[minutes * 10 : minutes * 10 + 10])
+            await check(store, "a", NOW_US - 30 * DAY_US)
+        await Tallier(store).round(NOW_US + 20 * HOUR_US)
+        await check(store, "a", NOW_US - 30 * DAY_US)
+
+
 async def test_two_processes_take_turns(opener: Opener) -> None:
     async with opener() as store:
         await store.upgrade()

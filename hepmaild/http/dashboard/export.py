@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -38,6 +39,8 @@ COLUMNS = (
     "chaos",
 )
 _ACTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # also as East Asian spreadsheets read them
+# Where the comma is in numbers, a spreadsheet ends a cell at each semicolon, and knows no quotes but those in front.
+_NEXT_CELL = re.compile(rf';(?=[ \u00a0"]*[{re.escape("".join(_ACTS))}])')
 
 
 def pages(dashboard: Dashboard) -> Pages:
@@ -109,5 +112,5 @@ def csv_rows(lines: list[dict[str, Any]]) -> bytes:
 def harmless(value: Any) -> str:
     """A cell that no spreadsheet takes for a formula."""
     text = "" if value is None else " ".join(value) if isinstance(value, list) else str(value)
-    text = text.replace("\x00", "")
+    text = _NEXT_CELL.sub(";'", text.replace("\x00", ""))
     return f"'{text}" if text.lstrip(" \u00a0").startswith(_ACTS) and not isinstance(value, int) else text

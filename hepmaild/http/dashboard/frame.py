@@ -114,8 +114,8 @@ class Visit:
         return SCOPES.index(self.viewer.scope) >= SCOPES.index(needs)
 
     def arg(self, name: str, default: str = "") -> str:
-        """A value of the query string."""
-        return request.args.get(name, default)
+        """A value of the query string, without NUL, which PostgreSQL does not take."""
+        return request.args.get(name, default).replace("\0", "")
 
     async def render(self, template: str, *, status: int = 200, **values: Any) -> Response:
         """A page."""
@@ -167,7 +167,7 @@ class Pages:
 
         def mount(handler: Handler) -> Handler:
             async def serve(**parameters: Any) -> Response:
-                visit = await self._visit(needs)
+                visit = await self._visit(needs, parameters)
                 if isinstance(visit, Response):
                     return visit
                 return finish(await handler(visit, **parameters))
@@ -182,7 +182,7 @@ class Pages:
 
         def mount(handler: Handler) -> Handler:
             async def serve(**parameters: Any) -> Response:
-                visit = await self._visit(needs)
+                visit = await self._visit(needs, parameters)
                 if isinstance(visit, Response):
                     return visit
                 form = await read_form()
@@ -200,8 +200,11 @@ class Pages:
 
         return mount
 
-    async def _visit(self, needs: str) -> Visit | Response:
-        return self._admit(await open_visit(self.dashboard), needs)
+    async def _visit(self, needs: str, parameters: dict[str, Any]) -> Visit | Response:
+        visit = self._admit(await open_visit(self.dashboard), needs)
+        if isinstance(visit, Visit) and any("\0" in str(value) for value in parameters.values()):
+            visit.not_found()
+        return visit
 
     async def _look_again(self, visit: Visit, needs: str) -> Visit | Response:
         """A form comes as slowly as its sender likes: they may have been signed out meanwhile, or have another role."""
@@ -251,6 +254,8 @@ async def read_form() -> Form:
     if (request.content_length or 0) > MAX_FORM_OCTETS:
         raise BadRequest("This form is too large.")
     form: Form = await request.form
+    if any("\0" in value for value in form.values()):
+        raise BadRequest("A field of this form holds a character that is none of a text: type it again.")
     return form
 
 
