@@ -129,6 +129,24 @@ async def test_the_pace_of_a_route_is_kept_and_others_go_on(autojump_clock: Mock
         assert w.queue.results("other") == [Result.DELIVERED]
 
 
+@pytest.mark.parametrize("attempt_timeout_s", [900, 20])
+async def test_a_slow_pace_is_used_however_much_waits_and_whoever_has_room(
+    autojump_clock: MockClock, attempt_timeout_s: int
+) -> None:
+    """No more is claimed than leaves in a minute: leases grow old.  What did so all the same takes nobody's turn."""
+    settings = DeliverySettings(attempt_timeout_s=attempt_timeout_s, final_dot_timeout_s=10)
+    async with world(smtp("slow", messages_per_second=0.1), smtp("other"), settings=settings) as w:
+        for n in range(300):
+            w.queue.add(f"m{n:03}", route="slow")
+        w.pool.wake()
+        await trio.sleep(2999)
+        sent = [a.job.message_id for a in w.reported]
+        assert sorted(sent) == [f"m{n:03}" for n in range(300)]
+        if attempt_timeout_s == 900:
+            assert sent == sorted(sent)  # the oldest first
+            assert not w.queue.released
+
+
 @given(st.floats(0.1, 5000), st.lists(st.floats(0, 0.2), max_size=200))
 def test_in_no_second_more_leave_than_allowed(rate: float, gaps: list[float]) -> None:
     pace, now, taken = Pace(rate), 0.0, []
