@@ -42,6 +42,7 @@ USES_UNIT = 1000  # uses written in one unit, which locks all their keys in one 
 USE_EVERY_US = 5_000_000
 UNCERTAIN_US = 600_000_000  # twice the longest `database.unit_timeout_s`
 LOOK_FOR_UNCERTAIN_US = 1_000_000
+SET_BACK_US = 1_000_000  # a clock that is behind the last claim by less is only slow
 LIVELY_S = 0.02  # after a message was accepted the next unit comes soon
 CLAIM_ROUNDS = 8  # units of one claim at most, while it has not looked everywhere
 CLAIM_S = 5  # after that a claim brings what it has
@@ -287,8 +288,7 @@ class Outbox:
         *,
         patient: bool,
     ) -> Look:
-        # No two claims have the same instant: by it the leases of one are known.
-        now_us = self._claimed_at_us = max(self._now_us(), self._claimed_at_us + 1)
+        now_us = self._claimed_at_us = self._instant_us()
         self._uncertain_claims.append(now_us)  # until there is an answer
         arguments = (self._body_keep_us, tuple(exclude), tuple(full), self._cursors)
         # Leases need not outlive a power cut: the process that has them does not either.
@@ -298,6 +298,18 @@ class Outbox:
         self._cursors, self._paused = found.claimed.cursors, found.claimed.paused
         self._note_expired(found.claimed.expired)
         return found
+
+    def _instant_us(self) -> int:
+        """Now, but no instant twice: by it the leases of a claim are known.
+
+        A clock that was set back is followed, or everything would be due, and expire, by the time that it had before.
+        """
+        now_us = self._now_us()
+        if 0 <= self._claimed_at_us - now_us < SET_BACK_US:
+            now_us = self._claimed_at_us + 1
+        while now_us in self._uncertain_claims:
+            now_us += 1
+        return now_us
 
     def _when(self, due_at_us: int | None, line_at_us: int | None) -> int | None:
         """When the next claim has something to do: the queue, the lines behind caps, or leases that may be ours."""

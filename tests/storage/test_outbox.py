@@ -128,6 +128,21 @@ async def test_a_claim_brings_no_more_of_a_route_than_it_may(books: Books) -> No
     assert Counter(job.route for job in jobs) == {"mx": 200}
 
 
+@pytest.mark.parametrize("back_us", [HOUR_US, 5 * 24 * HOUR_US])
+async def test_a_clock_that_is_set_back_is_followed(books: Books, back_us: int) -> None:
+    """By the time of before every retry would be due at once, and after some days everything would have expired."""
+    outbox = outbox_of(books)
+    assert (await outbox.claim(10)).jobs == []
+    books.clock.us -= back_us
+    await books.store.write(fill, "up", {"": 1}, books.clock.us)
+    (job,) = (await outbox.claim(10)).jobs
+    due_us = books.clock.us + 60_000_000
+    assert await outbox.report(report_on(job, books.clock.us, Result.DEFERRED, due_us=due_us).attempt)
+    assert (await outbox.claim(10)).jobs == []
+    books.clock.us = due_us
+    assert [again.message_id for again in (await outbox.claim(10)).jobs] == [job.message_id]
+
+
 async def test_one_claim_looks_at_all_destinations(books: Books) -> None:
     """The ring is longer than one unit visits; only its last destination has something to do."""
     later = books.clock.us + 3_600_000_000
