@@ -388,7 +388,11 @@ class Runner:
             delay_s: float = SOON_S
         else:
             delay_s = retry_delay_s(
-                self._settings.retry_after_s, recipient.attempts + 1, self._random(), hint_s=verdict.hint_s
+                self._settings.retry_after_s,
+                recipient.attempts + 1,
+                self._random(),
+                hint_s=verdict.hint_s,
+                age_s=(now_us - job.accepted_at_us) / 1_000_000,
             )
         due = retry_at_us(now_us, delay_s, job.expires_at_us)
         return Outcome(recipient.recipient_id, verdict.result, verdict.reply, due)
