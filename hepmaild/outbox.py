@@ -8,7 +8,8 @@ afterwards, in the same process; a caller whose message another process delivers
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple
@@ -41,6 +42,7 @@ USES_UNIT = 1000  # uses written in one unit, which locks all their keys in one 
 USE_EVERY_US = 5_000_000
 UNCERTAIN_US = 600_000_000  # twice the longest `database.unit_timeout_s`
 LOOK_FOR_UNCERTAIN_US = 1_000_000
+SET_BACK_US = 1_000_000  # a clock that is behind the last claim by less is only slow
 LIVELY_S = 0.02  # after a message was accepted the next unit comes soon
 CLAIM_ROUNDS = 8  # units of one claim at most, while it has not looked everywhere
 CLAIM_S = 5  # after that a claim brings what it has
@@ -224,6 +226,7 @@ class Outbox:
         *,
         exclude: Collection[str] = (),
         full: Collection[tuple[str, str]] = (),
+        most_of: Mapping[str, int] | None = None,
         patient: bool = False,
     ) -> Claim:
         """See `Queue.claim`.  Also ends what has expired, lets go what stood behind a daily cap, and takes over the
@@ -234,7 +237,7 @@ class Outbox:
             await self._take_over()
         jobs: list[Job] = []
         try:
-            due_at_us = await self._claim_all(jobs, limit, exclude, full, patient=patient)
+            due_at_us = await self._claim_all(jobs, limit, exclude, full, most_of or {}, patient=patient)
         except StoreUnavailable:
             if not jobs:
                 raise
@@ -251,6 +254,7 @@ class Outbox:
         limit: int,
         exclude: Collection[str],
         full: Collection[tuple[str, str]],
+        most_of: Mapping[str, int],
         *,
         patient: bool,
     ) -> int | None:
@@ -260,7 +264,8 @@ class Outbox:
         for _ in range(CLAIM_ROUNDS):
             if jobs and trio.current_time() >= late_at:
                 return self._claimed_at_us  # the store is slow: what it gave is not to wait for the rest
-            found = await self._claim(min(limit - len(jobs), CLAIM_UNIT), exclude, full, patient=patient and not jobs)
+            most = min(limit - len(jobs), CLAIM_UNIT)
+            found = await self._claim(most, exclude, full, _rest(most_of, jobs), patient=patient and not jobs)
             jobs += found.claimed.jobs
             line_at_us = found.line_at_us
             if line_at_us is not None and line_at_us <= self._claimed_at_us:
@@ -275,19 +280,36 @@ class Outbox:
         return self._when(due_at_us, line_at_us)
 
     async def _claim(
-        self, limit: int, exclude: Collection[str], full: Collection[tuple[str, str]], *, patient: bool
+        self,
+        limit: int,
+        exclude: Collection[str],
+        full: Collection[tuple[str, str]],
+        most_of: Mapping[str, int],
+        *,
+        patient: bool,
     ) -> Look:
-        # No two claims have the same instant: by it the leases of one are known.
-        now_us = self._claimed_at_us = max(self._now_us(), self._claimed_at_us + 1)
+        now_us = self._claimed_at_us = self._instant_us()
         self._uncertain_claims.append(now_us)  # until there is an answer
         arguments = (self._body_keep_us, tuple(exclude), tuple(full), self._cursors)
         # Leases need not outlive a power cut: the process that has them does not either.
         write = self._store.write_idly if patient else self._store.write_soon
-        found = await write(queue_claim.claim_and_look, self.owner, now_us, limit, *arguments)
+        found = await write(queue_claim.claim_and_look, self.owner, now_us, limit, *arguments, most_of=most_of)
         self._uncertain_claims.remove(now_us)
         self._cursors, self._paused = found.claimed.cursors, found.claimed.paused
         self._note_expired(found.claimed.expired)
         return found
+
+    def _instant_us(self) -> int:
+        """Now, but no instant twice: by it the leases of a claim are known.
+
+        A clock that was set back is followed, or everything would be due, and expire, by the time that it had before.
+        """
+        now_us = self._now_us()
+        if 0 <= self._claimed_at_us - now_us < SET_BACK_US:
+            now_us = self._claimed_at_us + 1
+        while now_us in self._uncertain_claims:
+            now_us += 1
+        return now_us
 
     def _when(self, due_at_us: int | None, line_at_us: int | None) -> int | None:
         """When the next claim has something to do: the queue, the lines behind caps, or leases that may be ours."""
@@ -445,6 +467,14 @@ class Outbox:
                 if is_back:
                     log.warning("attempt_forgotten", message_id=key[0])
                 del self._forsaken[key]
+
+
+def _rest(most_of: Mapping[str, int], jobs: Iterable[Job]) -> Mapping[str, int]:
+    """What may still be claimed of these routes."""
+    if not most_of:
+        return most_of
+    taken = Counter(job.route for job in jobs)
+    return {route: most - taken[route] for route, most in most_of.items()}
 
 
 def _attempt_json(attempt: Attempt) -> str:

@@ -275,17 +275,17 @@ class Runner:
         if isinstance(answer, NoHops) or not hosts:
             reply = answer.reply if isinstance(answer, NoHops) else Reply(451, "4.4.3", "no host has an address")
             return await self._report_nowhere(flight, destination, reply)
+        if not job.destination:
+            ours = [n for n, r in enumerate(job.recipients) if _domain(r.address) == destination]
+            flight.chosen = tuple(ours) if len(ours) < len(job.recipients) else None
         if answer.group != flight.place.key:
             joined = self._join(flight, answer.group)
             if joined is Joined.WAIT:
                 return End.PUT_BACK
             if joined is Joined.DEFER:
                 text = f"not tried: the hosts of {destination} give trouble just now, and many messages wait for them"
-                await self._report(flight, (deferred(Failed(Stage.CONNECT, None, text)),) * len(job.recipients))
+                await self._report(flight, self._verdicts(flight, Failed(Stage.CONNECT, None, text)))
                 return End.NEITHER
-        if not job.destination:
-            ours = [n for n, r in enumerate(job.recipients) if _domain(r.address) == destination]
-            flight.chosen = tuple(ours) if len(ours) < len(job.recipients) else None
         content = await self._content(job)
         try:
             return await self._attempt_smtp(flight, hosts, content)
@@ -335,14 +335,16 @@ class Runner:
     def _verdicts(self, flight: Flight, failure: Failed | None) -> tuple[Verdict, ...]:
         """A verdict for each recipient, in the job's order."""
         transaction = flight.connection.machine.transaction if flight.connection else None
-        if transaction is None:
+        everybody = len(flight.job.recipients)
+        if transaction is not None:
+            verdicts = judge(transaction, failure)
+        else:
             if failure is None:
                 failure = Failed(Stage.LOCAL, None, "the attempt ended without a result")
-            return (deferred(failure),) * len(flight.job.recipients)
-        verdicts = judge(transaction, failure)
+            verdicts = (deferred(failure),) * (everybody if flight.chosen is None else len(flight.chosen))
         if flight.chosen is None:
             return verdicts
-        every = [_ANOTHER_DESTINATION] * len(flight.job.recipients)
+        every = [_ANOTHER_DESTINATION] * everybody
         for n, verdict in zip(flight.chosen, verdicts, strict=True):
             every[n] = verdict
         return tuple(every)
@@ -386,7 +388,11 @@ class Runner:
             delay_s: float = SOON_S
         else:
             delay_s = retry_delay_s(
-                self._settings.retry_after_s, recipient.attempts + 1, self._random(), hint_s=verdict.hint_s
+                self._settings.retry_after_s,
+                recipient.attempts + 1,
+                self._random(),
+                hint_s=verdict.hint_s,
+                age_s=(now_us - job.accepted_at_us) / 1_000_000,
             )
         due = retry_at_us(now_us, delay_s, job.expires_at_us)
         return Outcome(recipient.recipient_id, verdict.result, verdict.reply, due)

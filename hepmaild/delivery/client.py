@@ -195,6 +195,9 @@ class ClientMachine:
                 return None
             if self._secrets:
                 reply = self._masked(reply)
+            if self.stage is not Stage.EHLO:  # every line of which counts
+                # Kept for each recipient of each attempt, and told to who waits: a hundred of the longest are 5 MB.
+                reply = reply.shortened()
             self.transcript.add(now_us, Who.PEER, str(reply))
             handler = self._handlers.get(self.stage)
             action = self._on_transaction_reply(reply, now_us) if handler is None else handler(reply, now_us)

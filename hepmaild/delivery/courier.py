@@ -21,7 +21,7 @@ from hepmaild.delivery.client import Do, Failed, Stage
 from hepmaild.delivery.connections import Connect, Connection, Patience, discard_all
 from hepmaild.delivery.flight import Flight, LeaseLost
 from hepmaild.delivery.job import Queue
-from hepmaild.delivery.public import connect_public
+from hepmaild.delivery.public import NAMES_AT_ONCE, connect_public
 from hepmaild.delivery.route import Host, OwnWays
 from hepmaild.delivery.tls_policy import suits
 from hepmaild.events import Who
@@ -66,6 +66,7 @@ class Courier:
         self._connect = connect
         self._now_us = now_us
         self._spool_limiter = trio.CapacityLimiter(4)
+        self._names_limiter = trio.CapacityLimiter(NAMES_AT_ONCE)
 
     async def deliver(
         self, flight: Flight, hosts: Sequence[Host], envelope: Envelope, content: Content
@@ -155,7 +156,9 @@ class Courier:
         """Not open yet.  Raises `SecretsUnavailable` where the password cannot be read."""
         route = flight.route
         credentials = None if self._own is None or route.sealed is None else self._own.open(route)
-        connect = partial(connect_public, self._connect) if route.public_only else self._connect
+        connect = self._connect
+        if route.public_only:
+            connect = partial(connect_public, connect, names=self._names_limiter)
         return Connection(route, self._hostname, connect, tls, flight.transcript, host, credentials)
 
     async def _deliver(self, flight: Flight, envelope: Envelope, content: Content, most_s: float) -> Failed | None:

@@ -79,6 +79,12 @@ class Flight:
     is_stalled: bool = False
     put_off_until_us: int | None = None
 
+    def is_late(self, now: float) -> bool:
+        """Whether it is not to begin: it stood ready too long to be sure of its lease, or the next claim finds it
+        expired."""
+        stood_s, lease_s = now - self.leased, self.lease_ends - self.leased
+        return stood_s > lease_s / 2 or self.job.expires_at_us <= self.started_at_us
+
     @property
     def is_current(self) -> bool:
         """Whether the track still has the flight's route: otherwise nothing it keeps fits, and it learns nothing."""

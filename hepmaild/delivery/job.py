@@ -6,7 +6,7 @@ The engine never sees a database: it claims `Job`s, reports `Outcome`s, and the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -114,13 +114,15 @@ class Queue(Protocol):
         *,
         exclude: Collection[str] = (),
         full: Collection[tuple[str, str]] = (),
+        most_of: Mapping[str, int] | None = None,
         patient: bool = False,
     ) -> Claim:
         """Lease up to `limit` due jobs to this process: of every destination some, of each the oldest due first.
 
         exclude: routes that have no room (or are down); full: such destinations, as (route, destination).  Neither
-        these nor what somebody paused is leased, and their backlog does not stand before the others'.  patient: what is
-        due may wait some milliseconds, for a moment in which nobody else needs the store.
+        these nor what somebody paused is leased, and their backlog does not stand before the others'.  most_of: of each
+        of these routes so many at most.  patient: what is due may wait some milliseconds, for a moment in which nobody
+        else needs the store.
         """
 
     async def load(self, job: Job) -> Content:

@@ -8,6 +8,7 @@ only if, `dns.trust_ad` says that they validate and that nobody stands between (
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 import dns.asyncbackend
@@ -27,10 +28,14 @@ from hepmaild.config import DnsSettings
 from hepmaild.config_read import parse_nameserver
 from hepmaild.delivery.answers import Answer, Failed, MxRow, TlsaRow
 from hepmaild.delivery.flights import Flights
+from hepmaild.delivery.turns import Turns
 
 T = TypeVar("T")
 
 QUESTIONS_AT_ONCE = 100
+SLOW_S = 1.0  # a question that waits for longer counts apart
+SLOW_AT_ONCE = 400
+TURN_S = 30.0  # so long a question waits for its turn
 ANSWERS_KEPT = 20_000
 MIN_TTL_S, MAX_TTL_S = 5.0, 3600.0
 MAX_NEGATIVE_TTL_S = 300.0
@@ -41,16 +46,16 @@ MAX_VALUES = 100
 
 
 class Lookups:
-    """settings: [dns].
+    """settings: [dns].  slow_s: from when on a question counts apart, so that others may be asked.
 
     The system's servers are read from /etc/resolv.conf once; without any, 127.0.0.1 is asked, as libc does.
     """
 
-    def __init__(self, settings: DnsSettings) -> None:
+    def __init__(self, settings: DnsSettings, *, slow_s: float = SLOW_S) -> None:
         self._resolver = _make_resolver(settings)
         self._lifetime_s = settings.lifetime_s
         self._trusts_ad = settings.trust_ad
-        self._limiter = trio.CapacityLimiter(QUESTIONS_AT_ONCE)
+        self._turns = Turns(QUESTIONS_AT_ONCE, SLOW_AT_ONCE, slow_s)
         self._answers: Flights[tuple[str, RdataType], Answer[Any] | Failed] = Flights(ANSWERS_KEPT)
 
     @property
@@ -100,18 +105,22 @@ class Lookups:
     async def _ask(self, name: str, kind: RdataType, read: Callable[[Any], T]) -> Answer[T] | Failed:
         """Ask, or wait for the same question, or take what is known.
 
-        Takes `dns.lifetime_s` and a second at most; cancel-safe.
+        Takes `dns.lifetime_s` and a second at most, and `TURN_S` before it where hundreds wait; cancel-safe.
         """
 
         async def make() -> tuple[Answer[Any] | Failed, float]:
-            with trio.move_on_after(self._lifetime_s + MARGIN_S):
-                async with self._limiter:
-                    answer = await self._question(name, kind, read)
+            with trio.move_on_after(TURN_S + self._lifetime_s + MARGIN_S):
+                answer = await self._turns.run(partial(self._timely, name, kind, read))
                 return answer, answer.until
-            failed = _failed(f"no answer within {self._lifetime_s:g} s")
+            failed = _failed("too many other questions wait for answers")
             return failed, failed.until
 
         return await self._answers.get((name, kind), make)
+
+    async def _timely(self, name: str, kind: RdataType, read: Callable[[Any], T]) -> Answer[T] | Failed:
+        with trio.move_on_after(self._lifetime_s + MARGIN_S):
+            return await self._question(name, kind, read)
+        return _failed(f"no answer within {self._lifetime_s:g} s")
 
     async def _question(self, name: str, kind: RdataType, read: Callable[[Any], T]) -> Answer[T] | Failed:
         try:

@@ -20,6 +20,7 @@ from hepmaild.delivery.mta_sts import Policy
 from hepmaild.delivery.mx import Host
 from hepmaild.mail.reply import Reply
 
+HOSTS_AT_ONCE = 4  # of one destination: what its hosts' name servers do not answer is not to fill all turns
 OPPORTUNISTIC = TlsPolicy(TlsLevel.OPPORTUNISTIC)
 
 
@@ -88,6 +89,7 @@ class Search:
         self._tlsa_port = tlsa_port if secure else 0
         self._canonical = answer.canonical if isinstance(answer, Answer) else destination
         self._until = [answer.until]
+        self._limiter = trio.CapacityLimiter(HOSTS_AT_ONCE)
         self._hosts: list[tuple[Host, TlsPolicy | Failed | None]] = []
 
     def seen(self) -> Seen:
@@ -97,7 +99,11 @@ class Search:
         return Seen(self._destination, tuple(hosts), self._implicit, self._ipv6, min(self._until))
 
     async def find_host(self, row: MxRow) -> None:
-        """Ask for everything about one host."""
+        """Ask for everything about one host; of several some at a time."""
+        async with self._limiter:
+            await self._find_host(row)
+
+    async def _find_host(self, row: MxRow) -> None:
         answers: dict[int, Answer[str] | Failed] = {}
 
         async def ask(version: int) -> None:

@@ -280,8 +280,6 @@ class DeliveryPool:
             place = track.next_place(now)
             if place is None:
                 continue  # listed again when one of its attempts ends
-            if pace is not None:
-                pace.take()
             lane, job, leased = track.pop(place)
             if job.content is not None:
                 self._ready_octets -= job.size
@@ -291,8 +289,14 @@ class DeliveryPool:
             if track.line and not track.listed:
                 self._list_track(track)
             lease_ends = leased + self._settings.attempt_timeout_s
-            return Flight(job, track, lane, place, standing, track.route, leased, now, self._now_us(), lease_ends)
+            flight = Flight(job, track, lane, place, standing, track.route, leased, now, self._now_us(), lease_ends)
+            if pace is not None and not self._is_vain(flight):
+                pace.take()
+            return flight
         return None
+
+    def _is_vain(self, flight: Flight) -> bool:
+        return flight.is_late(self._time()) or self._is_paused(flight.job.route, flight.job.destination)
 
     def _resume_track(self, track: Track) -> None:
         track.resumes_at = 0.0
@@ -323,11 +327,8 @@ class DeliveryPool:
                 return  # another worker took its place long ago
 
     async def _do(self, flight: Flight) -> End:
-        job = flight.job
-        is_late = self._time() - flight.leased > self._settings.attempt_timeout_s / 2
-        if is_late or job.expires_at_us <= flight.started_at_us or self._is_paused(job.route, job.destination):
-            # Too long to be sure of its lease; or the next claim finds it expired; or nobody is to work on it now.
-            await self._release(job)
+        if self._is_vain(flight):
+            await self._release(flight.job)
             self._scheduler.wake()
             return End.NEITHER
         end = await self._runner.attempt(flight)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -17,6 +19,10 @@ from hepmaild.delivery.connections import Connect, connect_first
 
 if TYPE_CHECKING:
     from trio.abc import Stream
+
+# A name that nobody answers for holds a thread until the system's resolver gives up, whoever gave up before.  With
+# threads of their own, accounts' servers keep nobody from looking up the next hops of the service's routes.
+NAMES_AT_ONCE = 64
 
 _EMBEDDING = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address in its last four octets
 _UNICAST = ipaddress.ip_network("2000::/3")  # all that was ever given out (RFC 4291 §2.4)
@@ -42,9 +48,14 @@ def is_public(text: str) -> bool:
     return address.is_global and not address.is_multicast
 
 
-async def connect_public(connect: Connect, host: str, port: int) -> Stream:
-    """Connect to a host of the public Internet, by one of its public addresses.  Raises OSError; cancel-safe."""
-    found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+async def connect_public(
+    connect: Connect, host: str, port: int, *, names: trio.CapacityLimiter | None = None
+) -> Stream:
+    """Connect to a host of the public Internet, by one of its public addresses.  Raises OSError; cancel-safe.
+
+    names: for looking up, see `NAMES_AT_ONCE`; None: Trio's own.
+    """
+    found = await _look_up(host, port, names)
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     allowed = [address for address in addresses if is_public(address)]
     if not allowed:
@@ -57,6 +68,14 @@ async def connect_public(connect: Connect, host: str, port: int) -> Stream:
         await trio.aclose_forcefully(stream)
         raise OSError("this is the address of this service itself")
     return stream
+
+
+async def _look_up(host: str, port: int, names: trio.CapacityLimiter | None) -> list[Any]:
+    name = host.encode()  # as octets no codec refuses it with an error of another kind
+    with suppress(OSError):  # an address needs no thread
+        return socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    ask = partial(socket.getaddrinfo, name, port, type=socket.SOCK_STREAM)
+    return await trio.to_thread.run_sync(ask, limiter=names, abandon_on_cancel=True)
 
 
 def _is_ourselves(connected: trio.socket.SocketType) -> bool:

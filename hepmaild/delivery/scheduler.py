@@ -7,6 +7,7 @@ nothing: an idle daemon asks the store once a minute, in case another process le
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -33,12 +34,17 @@ NEVER_US = 1 << 62
 
 @dataclass(slots=True)
 class Room:
-    """How much more may be claimed.  open: tracks with room.  exclude, full: what `Queue.claim` takes."""
+    """How much more may be claimed.  open: tracks with room.  exclude, full, most_of: what `Queue.claim` takes.
+
+    Only what leaves at a pace has a bound of its own: it would stand ready until its leases are too old, and others
+    that are idle have room for a thousand.
+    """
 
     room: int = 0
     open: list[Track] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
     full: list[tuple[str, str]] = field(default_factory=list)
+    most_of: dict[str, int] = field(default_factory=dict)
 
 
 class Scheduler:
@@ -141,15 +147,19 @@ class Scheduler:
                 return LOOK_AGAIN_S
             limit = min(found.room, CLAIM_LIMIT)
             calm = patient and not any(track.is_behind for track in found.open)
-            jobs, due_us = await self._queue.claim(limit, exclude=found.exclude, full=found.full, patient=calm)
+            jobs, due_us = await self._queue.claim(
+                limit, exclude=found.exclude, full=found.full, most_of=found.most_of, patient=calm
+            )
             more = len(jobs) >= limit
+            taken = Counter(job.route for job in jobs if job.route in found.most_of)
             if more:
                 self._take(jobs)
             else:
                 await self._hand_out(jobs)
             now = trio.current_time()
             for track in found.open:
-                track.note_behind(now, behind=more)
+                name = track.route.name
+                track.note_behind(now, behind=more or taken[name] >= found.most_of.get(name, CLAIM_LIMIT))
             if self._stopping.is_set():
                 return 0.0
             if more:
@@ -190,6 +200,8 @@ class Scheduler:
                 found.room += room
                 found.open.append(track)
                 found.full += full
+                if track.pace is not None:
+                    found.most_of[track.route.name] = room
             else:
                 track.note_full()
                 found.exclude.append(track.route.name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\u00a0-\U0010ffff]+")
 _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?:[ \t]+|$)")
+MAX_TEXT = 2000
 _LINE_OCTETS = 400  # RFC 5321 §4.5.3.1.5 allows 512 octets with code and CRLF; some room for the codes
 
 
@@ -33,6 +34,12 @@ class Reply:
     def is_permanent(self) -> bool:
         """5yz: repeating the same command is pointless."""
         return 500 <= self.code < 600
+
+    def shortened(self) -> Reply:
+        """With MAX_TEXT characters of its text at most."""
+        if len(self.text) <= MAX_TEXT:
+            return self
+        return Reply(self.code, self.enhanced, f"{self.text[: MAX_TEXT - 3]}...")
 
     def encode(self) -> bytes:
         """The octets on the wire, every line ended by CRLF, each with code and enhanced code."""

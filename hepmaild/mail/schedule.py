@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 JITTER = 0.1  # a tenth up or down, so that what failed together does not come back together
@@ -11,16 +12,27 @@ JITTER = 0.1  # a tenth up or down, so that what failed together does not come b
 SHORT_HINTS = 2
 
 
-def retry_delay_s(schedule_s: Sequence[int], attempts: int, randomness: float, *, hint_s: int | None = None) -> float:
+def retry_delay_s(
+    schedule_s: Sequence[int], attempts: int, randomness: float, *, hint_s: int | None = None, age_s: float = math.inf
+) -> float:
     """How long to wait after the `attempts`-th attempt (1 for the first).
 
     schedule_s: the waiting times; past its end the last one again.  hint_s: the peer's own "try again in": never
     earlier than it said, up to a tenth later.  It stands instead of the schedule; after SHORT_HINTS attempts only where
-    it is longer.
+    it is longer.  age_s: how old the message is.  Attempts that came sooner than by the schedule do not use it up:
+    somebody asked for them, or others of the message went first.  But those that a short hint asks for do.
     """
     if attempts < 1:
         raise ValueError("attempts counts from 1")
-    base = schedule_s[min(attempts, len(schedule_s)) - 1]
+    if hint_s is not None and hint_s < schedule_s[0]:
+        age_s = math.inf
+    place, passed_s = 0, 0.0
+    while place + 1 < min(attempts, len(schedule_s)):
+        passed_s += schedule_s[place] * (1 - JITTER)
+        if passed_s > age_s:
+            break
+        place += 1
+    base = schedule_s[place]
     scheduled_s = base * (1 - JITTER + 2 * JITTER * randomness)
     if hint_s is None:
         return scheduled_s

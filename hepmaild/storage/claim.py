@@ -6,7 +6,7 @@ How a claim finds what is due, fairly and without looking at backlogs in vain: `
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,12 +117,14 @@ def claim(
     exclude: Collection[str] = (),
     full: Collection[tuple[str, str]] = (),
     cursors: Mapping[str, str] | None = None,
+    *,
+    most_of: Mapping[str, int] | None = None,
 ) -> Claimed:
     """Lease up to `most` due rows; see the module, and `delivery.job.Queue.claim`.  What has expired is ended, too."""
     expired = expire(conn, now_us, body_keep_us)
     shut = ring.what_is_shut(conn, exclude, full)
     found, ahead, is_complete = ring.look(conn, now_us, most, shut, cursors or {})
-    dues = {(f.message_id, f.destination): f.due_at_us for f in found}
+    dues = {(f.message_id, f.destination): f.due_at_us for f in _within(found, most_of or {})}
     rows = []
     if dues:
         ids = sorted({m for m, _ in dues})
@@ -136,6 +138,16 @@ def claim(
     return Claimed(_lease(conn, owner, rows, now_us), expired, ahead, is_complete, shut.paused)
 
 
+def _within(found: Iterable[ring.Found], most_of: Mapping[str, int]) -> Iterable[ring.Found]:
+    """Of each route no more than it may have; the others are left due."""
+    left = dict(most_of)
+    for f in found:
+        if f.route in left:
+            left[f.route] -= 1
+        if left.get(f.route, 0) >= 0:
+            yield f
+
+
 def claim_and_look(
     conn: Connection,
     owner: str,
@@ -145,9 +157,11 @@ def claim_and_look(
     exclude: Collection[str],
     full: Collection[tuple[str, str]],
     cursors: Mapping[str, str],
+    *,
+    most_of: Mapping[str, int],
 ) -> Look:
     """`claim`, and `next_due_at_us`, as one unit: to ask by itself for the second cost as much as the first."""
-    found = claim(conn, owner, now_us, most, body_keep_us, exclude, full, cursors)
+    found = claim(conn, owner, now_us, most, body_keep_us, exclude, full, cursors, most_of=most_of)
     is_all = len(found.jobs) < most and found.is_complete and found.expired < EXPIRE_AT_ONCE
     due_at_us = next_due_at_us(conn, now_us, exclude, full) if is_all else None
     return Look(found, is_all, due_at_us, cap_line.next_at_us(conn))

@@ -23,8 +23,9 @@ from hepmaild.storage.bulk import Bulk
 from hepmaild.storage.schema import account, suppression
 
 PRUNED = 500
-FOR_DOMAINS = frozenset({"5.1.10"})  # RFC 7505: a domain says so for all its addresses
-FOR_ADDRESSES = frozenset({"5.1.1", "5.1.3", "5.1.6"})
+FOR_DOMAIN = (556, "5.1.10")  # RFC 7505: a domain says so for all its addresses
+# Exchange says 550 5.1.10 of a mailbox that it does not have, and may say it only to the final dot.
+FOR_ADDRESSES = frozenset({"5.1.1", "5.1.3", "5.1.6", "5.1.10"})
 MAX_REPLY = 500
 
 
@@ -95,7 +96,7 @@ def refused(attempt: Attempt) -> list[tuple[str, Reply]]:
         reply = o.reply
         assert reply is not None
         shared = sum(other.reply is reply for other in failed) > 1
-        if reply.enhanced in FOR_DOMAINS or (reply.enhanced in FOR_ADDRESSES and not shared):
+        if (reply.code, reply.enhanced) == FOR_DOMAIN or (reply.enhanced in FOR_ADDRESSES and not shared):
             found.append((addresses[o.recipient_id], reply))
     return found
 

@@ -6,7 +6,7 @@ A message has one destination here; claims go round robin over them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import trio
@@ -109,6 +109,7 @@ class MemoryQueue:
         *,
         exclude: Collection[str] = (),
         full: Collection[tuple[str, str]] = (),
+        most_of: Mapping[str, int] | None = None,
         patient: bool = False,
     ) -> Claim:
         await self._unit()
@@ -116,8 +117,14 @@ class MemoryQueue:
         self.patient_claims += patient
         exclude, full = set(exclude), set(full)
         self.most_full = max(self.most_full, len(full))
+        left = dict(most_of or {})
         due = [w for w in self._waiting(exclude, full) if w.due_us <= self.now_us()][:limit]
-        for waiting in due:
+        for waiting in list(due):
+            if waiting.job.route in left:
+                left[waiting.job.route] -= 1
+                if left[waiting.job.route] < 0:
+                    due.remove(waiting)
+                    continue
             if waiting.job.expires_at_us <= self.now_us():
                 waiting.done = True
                 self.expired.append(waiting.job.message_id)

@@ -14,7 +14,7 @@ from hepmaild.delivery.capabilities import Capabilities, parse_capabilities, ref
 from hepmaild.delivery.client import Action, ClientMachine, Credentials, Do, Envelope, Failed, Send, Stage
 from hepmaild.delivery.reader import MAX_LINE_OCTETS, MAX_LINES, ProtocolError, ReplyReader
 from hepmaild.events import Transcript
-from hepmaild.mail.reply import Reply, from_lines
+from hepmaild.mail.reply import MAX_TEXT, Reply, from_lines
 
 ENVELOPE = Envelope("s@example.com", ("a@example.net", "b@example.net"), 100)
 PLAIN = base64.b64encode(b"\0user\0secret").decode()
@@ -496,3 +496,23 @@ def test_our_refusal_of_everybody_sends_nothing() -> None:
         ! FINISHED
         """
     )
+
+
+def test_what_a_peer_says_of_many_recipients_stays_small() -> None:
+    """It is in the record of every attempt, and in the answer to who waits; what EHLO offers is read to its end."""
+    many = Envelope("s@example.com", tuple(f"r{n}@example.net" for n in range(100)), 100)
+    dialogue = Dialogue(envelope=many)
+    assert dialogue.feed(b"220 peer\r\n") == Send(b"EHLO me\r\n")
+    offer = b"".join(b"250-X-%b\r\n" % (b"x" * 380) for _ in range(MAX_LINES - 1)) + b"250 PIPELINING\r\n"
+    assert dialogue.feed(b"250-peer\r\n" + offer) is Do.READY
+    machine = dialogue.machine
+    assert machine.capabilities.pipelining
+    machine.begin(many, dialogue.transcript, 0)
+    refusal = b"550-5.1.1 " + b"no " * 130 + b"\r\n"
+    assert dialogue.feed(b"250 ok\r\n") is None
+    for _ in range(100):
+        assert dialogue.feed(refusal * MAX_LINES + refusal.replace(b"550-", b"550 ")) is None
+    assert dialogue.feed(b"554 nobody\r\n") is Do.FINISHED
+    replies = [reply for reply in machine.transaction.rcpt if reply is not None] if machine.transaction else []
+    assert [reply.enhanced for reply in replies] == ["5.1.1"] * 100
+    assert all(380 < len(str(reply)) < MAX_TEXT + 20 for reply in replies)

@@ -298,6 +298,18 @@ async def test_mail_accepted_for_another_kind_of_route_goes_to_each_domain(autoj
         assert trio.current_time() < 5
 
 
+async def test_a_dead_domain_does_not_delay_the_others_of_such_mail(autojump_clock: MockClock) -> None:
+    """Who could not be reached waits for the schedule; whose servers nobody tried goes next."""
+    async with direct(Names(), dead={"10.dead.example"}) as w:
+        w.queue.add("m1", ["x@dead.example", "y@b.example", "z@dead.example"], route="direct")
+        w.pool.wake()
+        await w.queue.until(lambda: bool(w.reported))
+        first = w.reported[0]
+        waits_s = [round(((o.retry_at_us or 0) - first.ended_at_us) / 1e6) for o in first.outcomes]
+        assert waits_s == [60, 1, 60]
+        assert ["refused" in str(o.reply) for o in first.outcomes] == [True, False, True]
+
+
 async def test_a_route_changes_its_kind_and_goes(autojump_clock: MockClock) -> None:
     async with direct(Names()) as w:
         w.peers["10.a.example"].reactions["MAIL"] = after(5, b"250 ok\r\n")

@@ -158,6 +158,14 @@ def test_schedule() -> None:
         retry_delay_s(schedule, 0, 0.0)
 
 
+def test_attempts_that_came_early_do_not_use_up_the_schedule() -> None:
+    schedule = (60, 300, 900)
+    ages_s = (0, 53, 54, 323, 324, 100_000)
+    assert [retry_delay_s(schedule, 40, 0.5, age_s=age_s) for age_s in ages_s] == [60, 60, 300, 300, 900, 900]
+    assert [retry_delay_s(schedule, n, 0.5, age_s=1e6) for n in (1, 2, 3, 4)] == [60, 300, 900, 900]
+    assert [round(retry_delay_s(schedule, 40, 0.0, hint_s=s, age_s=2)) for s in (1, 59, 60, 300)] == [810, 810, 60, 300]
+
+
 def test_a_short_hint_does_not_hold_for_ever() -> None:
     schedule = (60, 300, 900)
     assert [round(retry_delay_s(schedule, n, 0.5, hint_s=1)) for n in (1, 2, 3, 4)] == [1, 1, 900, 900]

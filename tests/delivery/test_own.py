@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import itertools
+import socket
+import threading
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import trio
@@ -21,6 +25,7 @@ from tests.delivery.peer import EHLO, Peer, hang
 from tests.delivery.test_pool import smtp, world
 
 OWN = "own:1"
+DEFAULT_THREADS = 40  # of Trio, for all who bring no limiter of their own
 
 
 def server(name: str = OWN, host: str = "mine", **more: object) -> Route:
@@ -249,6 +254,38 @@ async def test_a_private_server_is_not_connected_to() -> None:
     with pytest.raises(ConnectionRefusedError):
         await connect_public(refuse, "9.9.9.9", 2525)
     assert asked == [("9.9.9.9", 2525)]
+
+
+async def test_names_that_nobody_answers_for_keep_no_route_from_its_next_hop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a thread for as long as the system's resolver waits, also when the attempt has given up long ago."""
+    servers = [f"own:{n}" for n in range(9)]
+    ways = Ways({own: replace(server(own, f"{own[4:]}.tarpit.example"), public_only=True) for own in servers})
+    answered, many_wait, waiting = threading.Event(), trio.Event(), itertools.count(1)
+    really = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0) -> Any:  # noqa: A002
+        name = host.decode() if isinstance(host, bytes) else host
+        if not name.endswith(".tarpit.example") or flags & socket.AI_NUMERICHOST:
+            return really(host, port, family, type, proto, flags)
+        if next(waiting) == DEFAULT_THREADS:
+            trio.from_thread.run_sync(many_wait.set)
+        answered.wait(60)
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+    try:
+        async with world(own=ways) as w:
+            monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+            for n in range(45):
+                w.queue.add(f"m{n}", route=servers[n % 9])
+            w.pool.wake()
+            with trio.fail_after(60):
+                await many_wait.wait()
+            with trio.fail_after(10):
+                await trio.socket.getaddrinfo("localhost", 25)  # as a next hop's name is looked up
+            answered.set()
+            await w.queue.until(lambda: len(w.reported) == 45)
+    finally:
+        answered.set()
 
 
 async def test_the_pool_does_not_reach_into_our_network(autojump_clock: MockClock) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import socket
 from collections import Counter
@@ -12,15 +13,18 @@ from contextlib import asynccontextmanager, closing
 import dns.flags
 import dns.message
 import dns.rcode
+import dns.rdatatype
 import dns.rrset
 import pytest
 import trio
+from trio.testing import MockClock
 
 from hepmaild.config import DnsSettings
 from hepmaild.delivery.answers import Answer, Failed
 from hepmaild.delivery.hops import Hops, NoHops
 from hepmaild.delivery.lookups import Lookups
 from hepmaild.delivery.resolver import Flags, Resolver
+from hepmaild.delivery.turns import Turns
 from tests.peers.nameservers import Nameservers
 
 DEADLINE_S = 60
@@ -215,14 +219,17 @@ class Counting:
         self.open = trio.Event()
         self.port = 0
         self.at_once = self.most_at_once = 0
+        self.tarpit = ""  # of what is below it nothing is said; `badN.test` has ten hosts there
         self.respond: Callable[[dns.message.Message], dns.message.Message] = self.as_mx
 
     def as_mx(self, query: dns.message.Message) -> dns.message.Message:
         response = dns.message.make_response(query)
         name, kind = query.question[0].name, query.question[0].rdtype
-        record = {dns.rdatatype.MX: "10 mx.example.test.", dns.rdatatype.A: "192.0.2.1"}.get(kind)
+        record = {dns.rdatatype.MX: ["10 mx.example.test."], dns.rdatatype.A: ["192.0.2.1"]}.get(kind)
+        if kind == dns.rdatatype.MX and name.to_text().startswith("bad"):
+            record = [f"10 h{n}.{name.labels[0].decode()}.{self.tarpit}" for n in range(10)]
         if record is not None:
-            response.answer.append(dns.rrset.from_text(name, 60, "IN", kind, record))
+            response.answer.append(dns.rrset.from_text_list(name, 60, "IN", kind, record))
         return response
 
     async def serve(self, ear: trio.socket.SocketType, nursery: trio.Nursery) -> None:
@@ -236,6 +243,8 @@ class Counting:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         await self.open.wait()
+        if self.tarpit and query.question[0].name.to_text().endswith(self.tarpit):
+            return
         self.at_once -= 1
         await ear.sendto(self.respond(query).to_wire(), address)
 
@@ -302,7 +311,7 @@ async def test_who_asked_first_may_leave() -> None:
 
 async def test_no_more_than_so_many_questions_at_once() -> None:
     async with counting() as server:
-        lookups = Lookups(settings(server.port, timeout_s=30, lifetime_s=60))
+        lookups = Lookups(settings(server.port, timeout_s=30, lifetime_s=60), slow_s=math.inf)
         async with trio.open_nursery() as nursery:
             for n in range(250):
                 nursery.start_soon(lookups.ipv4, f"host{n}.test")
@@ -311,6 +320,38 @@ async def test_no_more_than_so_many_questions_at_once() -> None:
             assert server.most_at_once == 100
             server.open.set()
         assert server.questions["A"] == 250
+
+
+async def test_hosts_that_nobody_answers_for_keep_no_other_destination_waiting() -> None:
+    """Thirty destinations with ten hosts each, whose name servers say nothing, and one whose do."""
+    async with counting() as server:
+        lookups = Lookups(settings(server.port, timeout_s=30, lifetime_s=60))
+        resolver = Resolver(lookups, None, random.Random(1).random)
+        silent = [f"bad{n}.test" for n in range(30)]
+        server.tarpit = "tarpit.test."
+        server.open.set()
+        async with trio.open_nursery() as nursery:
+            for name in silent:
+                nursery.start_soon(resolver.resolve, name, Flags())
+            await until(lambda: server.at_once >= 100)
+            with trio.fail_after(DEADLINE_S / 3):
+                assert isinstance(await resolver.resolve("example.test", Flags()), Hops)
+            await until(lambda: server.at_once == 30 * 8)  # two questions about each of four hosts
+            nursery.cancel_scope.cancel()
+
+
+async def test_who_takes_long_makes_room_up_to_a_bound(autojump_clock: MockClock) -> None:
+    turns = Turns(quick=2, slow=3, patience_s=1)
+    begun: list[float] = []
+
+    async def work() -> None:
+        begun.append(trio.current_time())
+        await trio.sleep(10)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(turns.run, work)
+    assert begun == [0, 0, 1, 1, 2, 10, 10, 11]
 
 
 async def test_a_failure_is_remembered_for_a_moment() -> None:

@@ -17,7 +17,7 @@ from hepmaild.delivery.job import Job, JobRecipient, Result
 from hepmaild.delivery.pace import Pace
 from hepmaild.delivery.route import Route, from_settings
 from hepmaild.delivery.sandbox import play
-from tests.delivery.peer import after, hang, hang_up
+from tests.delivery.peer import Peer, after, hang, hang_up
 from tests.delivery.test_pool import EPOCH_US, World, now_us, smtp, world
 
 TWO = Route("upstream", RouteKind.SMTP, "first", 25, fallback=(("second", 0), ("third", 2525)))
@@ -129,6 +129,24 @@ async def test_the_pace_of_a_route_is_kept_and_others_go_on(autojump_clock: Mock
         assert w.queue.results("other") == [Result.DELIVERED]
 
 
+@pytest.mark.parametrize("attempt_timeout_s", [900, 20])
+async def test_a_slow_pace_is_used_however_much_waits_and_whoever_has_room(
+    autojump_clock: MockClock, attempt_timeout_s: int
+) -> None:
+    """No more is claimed than leaves in a minute: leases grow old.  What did so all the same takes nobody's turn."""
+    settings = DeliverySettings(attempt_timeout_s=attempt_timeout_s, final_dot_timeout_s=10)
+    async with world(smtp("slow", messages_per_second=0.1), smtp("other"), settings=settings) as w:
+        for n in range(300):
+            w.queue.add(f"m{n:03}", route="slow")
+        w.pool.wake()
+        await trio.sleep(2999)
+        sent = [a.job.message_id for a in w.reported]
+        assert sorted(sent) == [f"m{n:03}" for n in range(300)]
+        if attempt_timeout_s == 900:
+            assert sent == sorted(sent)  # the oldest first
+            assert not w.queue.released
+
+
 @given(st.floats(0.1, 5000), st.lists(st.floats(0, 0.2), max_size=200))
 def test_in_no_second_more_leave_than_allowed(rate: float, gaps: list[float]) -> None:
     pace, now, taken = Pace(rate), 0.0, []
@@ -157,7 +175,27 @@ async def test_a_route_without_a_limit_any_more_goes_on_at_once(autojump_clock: 
         assert trio.current_time() < 2
 
 
-# In doubt, expiry, settings
+# In doubt, expiry, settings, schedule
+
+
+async def test_whose_turn_came_late_has_the_whole_schedule_before_him(autojump_clock: MockClock) -> None:
+    """A next hop that takes one recipient at a time, and greylists the last one."""
+
+    async def one_at_a_time(peer: Peer, line: bytes) -> bytes:
+        since_mail = peer.lines[::-1].index(next(x for x in reversed(peer.lines) if x.startswith(b"MAIL")))
+        if since_mail > 1:
+            return b"452 4.5.3 too many recipients\r\n"
+        return b"451 4.7.1 greylisted\r\n" if b"r9@" in line else b"250 ok\r\n"
+
+    async with world() as w:
+        w.peer.reactions["RCPT"] = one_at_a_time
+        w.pool.offer_nowait(w.queue.add("m1", [f"r{n}@x.example" for n in range(10)], leased=True))
+        await w.queue.until(lambda: len(w.reported) == 10)
+        assert w.queue.results("m1").count(Result.DELIVERED) == 9
+        (last,) = w.reported[-1].outcomes
+        assert last.reply is not None
+        assert last.reply.enhanced == "4.7.1"
+        assert last.retry_at_us == w.reported[-1].ended_at_us + 60_000_000
 
 
 async def test_in_doubt_is_held_where_the_settings_say_so(autojump_clock: MockClock) -> None:

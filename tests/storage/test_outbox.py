@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -111,6 +112,35 @@ async def test_reports_and_releases_reach_the_caller(books: Books) -> None:
     (job,) = (await outbox.claim(10)).jobs
     assert await outbox.report(report_on(job, books.clock.us, Result.DELIVERED).attempt)
     assert outbox.backlog == 1
+
+
+async def test_a_claim_brings_no_more_of_a_route_than_it_may(books: Books) -> None:
+    """The oldest of it; what is left is due still, and the others have their share."""
+    await books.store.write(fill, "slow", {"": 100}, books.clock.us)
+    await books.store.write(fill, "mx", {"x.example": 300, "y.example": 300}, books.clock.us)
+    outbox = outbox_of(books)
+    jobs, again_at_us = await outbox.claim(200, most_of={"slow": 40})
+    assert Counter(job.route for job in jobs)["slow"] == 40
+    assert [job.message_id for job in jobs if job.route == "slow"] == [f"{n:016x}" for n in range(1, 41)]
+    assert again_at_us is not None
+    assert again_at_us <= books.clock.us
+    jobs, _ = await outbox.claim(200, exclude=("slow",))
+    assert Counter(job.route for job in jobs) == {"mx": 200}
+
+
+@pytest.mark.parametrize("back_us", [HOUR_US, 5 * 24 * HOUR_US])
+async def test_a_clock_that_is_set_back_is_followed(books: Books, back_us: int) -> None:
+    """By the time of before every retry would be due at once, and after some days everything would have expired."""
+    outbox = outbox_of(books)
+    assert (await outbox.claim(10)).jobs == []
+    books.clock.us -= back_us
+    await books.store.write(fill, "up", {"": 1}, books.clock.us)
+    (job,) = (await outbox.claim(10)).jobs
+    due_us = books.clock.us + 60_000_000
+    assert await outbox.report(report_on(job, books.clock.us, Result.DEFERRED, due_us=due_us).attempt)
+    assert (await outbox.claim(10)).jobs == []
+    books.clock.us = due_us
+    assert [again.message_id for again in (await outbox.claim(10)).jobs] == [job.message_id]
 
 
 async def test_one_claim_looks_at_all_destinations(books: Books) -> None:

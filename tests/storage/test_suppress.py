@@ -169,6 +169,7 @@ async def test_it_ends_by_itself_and_counts_anew(books: Books) -> None:
         (Reply(550, "5.1.3", "bad syntax"), True),
         (Reply(551, "5.1.6", "moved"), True),
         (Reply(556, "5.1.10", "null MX"), True),
+        (Reply(550, "5.1.10", "recipient not found"), True),
         (Reply(550, "5.1.2", "no such domain"), False),
         (Reply(550, "5.7.1", "spam"), False),
         (Reply(550, "", "no"), False),
@@ -181,11 +182,19 @@ async def test_only_what_speaks_about_the_address_counts(books: Books, reply: Re
     assert bool(await listed(books)) is counts
 
 
-async def test_one_answer_for_several_says_nothing_about_one(books: Books) -> None:
-    at_the_dot = unknown()
+@pytest.mark.parametrize("at_the_dot", [unknown(), Reply(550, "5.1.10", "recipient not found")])
+async def test_one_answer_for_several_says_nothing_about_one(books: Books, at_the_dot: Reply) -> None:
     for _ in range(3):
         await report(books, await send(books, BAD, GOOD), at_the_dot, at_the_dot)
     assert await listed(books) == []
+
+
+async def test_a_domain_without_mail_says_it_of_every_address(books: Books) -> None:
+    """RFC 7505."""
+    null_mx = Reply(556, "5.1.10", "takes no mail")
+    for _ in range(2):
+        await report(books, await send(books, "a@null.example", "b@null.example"), null_mx, null_mx)
+    assert {row["address"] for row in await listed(books)} == {"a@null.example", "b@null.example"}
 
 
 async def test_zero_refusals_never_suppress(books: Books) -> None:
