@@ -230,6 +230,19 @@ def test_curl_sends_a_template_with_an_upload(site: Site, template: str, tmp_pat
     assert send(site, key=other, templateId=template)[1]["code"] == "UNKNOWN_TEMPLATE"
 
 
+def test_a_template_that_was_deleted_since_does_not_make_a_repeated_call_a_refused_one(site: Site) -> None:
+    template_id, _ = make(site.owner, name="For once")
+    body = json.dumps({"to": "joe@example.net", "templateKey": "for-once", "variables": {"order": "1"}})
+    call = ("-H", "Content-Type: application/json", "-H", "Idempotency-Key: for once", "-d", body)
+    first = curl(site, "/api/v1/email/send", *call)
+    assert first[0] == 200, first
+    sent = len(site.sink.deliveries())
+    site.owner.follow(f"/templates/{template_id}/delete", {"confirm": "For once"}, page=f"/templates/{template_id}")
+    assert curl(site, "/api/v1/email/send", *call) == first
+    assert len(site.sink.deliveries()) == sent
+    assert send(site, templateKey="for-once")[1]["code"] == "UNKNOWN_TEMPLATE"
+
+
 def test_a_signed_in_browser_uploads_with_its_token_only(site: Site) -> None:
     def put(visitor: Visitor, **headers: str) -> tuple[int, dict[str, Any]]:
         answer = visitor.client.post("/api/v1/email/uploads", files={"file": ("a.txt", b"x")}, headers=headers)
