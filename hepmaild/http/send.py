@@ -96,7 +96,8 @@ class SendDesk:
     """What the send endpoint needs.
 
     max_request, max_recipients: from the settings.  spool_dir: for large bodies; None: the system's.  materials:
-    templates and uploads.  threads: for parsing bodies; files: for writing them.
+    templates and uploads.  threads: for parsing bodies; files: for writing them.  gate: for what comes large, or names
+    much.  beside: for what a large one names; whoever is inside waits for no other room.
     """
 
     intake: Intake
@@ -108,9 +109,11 @@ class SendDesk:
     threads: trio.CapacityLimiter = field(default_factory=partial(trio.CapacityLimiter, 1))
     files: trio.CapacityLimiter = field(default_factory=partial(trio.CapacityLimiter, 4))
     gate: MemoryGate = field(init=False)
+    beside: MemoryGate = field(init=False)
 
     def __post_init__(self) -> None:
         self.gate = MemoryGate(GATE_OCTETS, self.timeouts.gate_s)
+        self.beside = MemoryGate(MAX_TOTAL_OCTETS, self.timeouts.gate_s)
 
     async def send(self, request: Request, call: Call, endpoint: Endpoint) -> Response:
         """Answer one request at `endpoint`.  Raises RefusedError and StoreUnavailable.
@@ -131,14 +134,17 @@ class SendDesk:
                 found = await self.materials.find(key, wanted.draft, wanted.ask)
                 if found.octets <= THREAD_OCTETS:
                     return await self._accept(request, call, key, body, wanted, found, endpoint)
-                # A few words may name megabytes.  What came large itself has room already, and names little more.
+                # A few words may name megabytes.
                 async with self.gate.admit(min(found.octets, MAX_TOTAL_OCTETS)):
                     return await self._accept(request, call, key, body, wanted, found, endpoint)
             async with self.gate.admit(body.content.size):
                 reading = partial(_judged, request, partial(read, body.content, self.max_recipients))
                 wanted = await trio.to_thread.run_sync(reading, limiter=self.threads)
                 found = await self.materials.find(key, wanted.draft, wanted.ask)
-                return await self._accept(request, call, key, body, wanted, found, endpoint)
+                if found.octets <= THREAD_OCTETS:
+                    return await self._accept(request, call, key, body, wanted, found, endpoint)
+                async with self.beside.admit(found.octets):
+                    return await self._accept(request, call, key, body, wanted, found, endpoint)
         except RefusedError as error:
             return await self._told_before(request, call, key, body, endpoint, error)
         finally:

@@ -158,8 +158,8 @@ def length_bound(wording: Wording, values: Mapping[str, str]) -> int:
     """No less than the characters that `fill` writes, without writing them."""
     octets = len(wording.subject) + len(wording.html or "") + len(wording.text or "")
     for part, most in ((wording.html, LONGEST_REFERENCE), (wording.text, 1)):
-        for name in _PLACEHOLDER.findall(part or ""):
-            octets += most * len(values.get(name, ""))
+        for found in _PLACEHOLDER.finditer(part or ""):  # one at a time: there may be millions
+            octets += most * len(values.get(found[1], ""))
     return octets
 
 
