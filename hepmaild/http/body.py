@@ -21,6 +21,8 @@ from hepmaild.http.quick import QuickRequest
 from hepmaild.mail.content import Content, ContentBuilder
 
 WRITE_OCTETS = 256 << 10  # so much is written to the spool at a time
+# Objects, arrays, their members: each takes thirty times its three octets in memory.  Far more than any call has.
+MAX_VALUES = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,8 @@ def load_object(content: Content) -> dict[str, Any]:
     """
     octets = content.head(content.size)
     content.close()
+    if has_too_many_values(octets):
+        raise _invalid(f"it has more than {MAX_VALUES:,} values")
     try:
         text = octets.decode("utf-8")
         del octets
@@ -149,6 +153,26 @@ def load_object(content: Content) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _invalid("it is no object: put the fields between { and }")
     return value
+
+
+def has_too_many_values(octets: bytes) -> bool:
+    """Whether this JSON has more than `MAX_VALUES`, seen before anything is made of them."""
+    if len(octets) <= MAX_VALUES or _marks(octets, 0, len(octets)) <= MAX_VALUES:  # as nearly always
+        return False
+    plain = octets.replace(b"\\\\", b"").replace(b'\\"', b"")  # each quote is now one around a string
+    if plain.count(b'"') > 4 * MAX_VALUES:  # the name and the value of each are two
+        return True
+    marks = at = 0
+    while at >= 0 and marks <= MAX_VALUES:
+        opening = plain.find(b'"', at)
+        marks += _marks(plain, at, opening if opening >= 0 else len(plain))
+        closing = plain.find(b'"', opening + 1) if opening >= 0 else -1
+        at = closing + 1 if closing >= 0 else -1
+    return marks > MAX_VALUES
+
+
+def _marks(octets: bytes, start: int, end: int) -> int:
+    return sum(octets.count(mark, start, end) for mark in (b",", b"[", b"{"))
 
 
 class _NotAllowedError(ValueError):

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from hepmaild.errors import ErrorKind, Refusal, RefusedError
-from hepmaild.http.body import load_object
+from hepmaild.http.body import has_too_many_values, load_object
 from hepmaild.mail.content import Content
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -45,6 +45,8 @@ class Shape(Generic[T]):
     def decode(self, content: Content) -> T | None:
         """The body, if it is nothing but known members of the right types; None: it has to be looked at closely."""
         octets = content.head(content.size)
+        if has_too_many_values(octets):
+            return None
         try:
             value = self._decoder.decode(octets)
         except (ValueError, RecursionError):

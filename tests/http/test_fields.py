@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import tracemalloc
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hepmaild.errors import Refusal, RefusedError
-from hepmaild.http.fields import Wanted, read_fields, read_idempotency_word
+from hepmaild.errors import ErrorKind, Refusal, RefusedError
+from hepmaild.http.body import MAX_VALUES
+from hepmaild.http.fields import Wanted, read_fields, read_idempotency_word, read_request
 from hepmaild.mail.address import has_control_characters
+from hepmaild.mail.content import Content
 
 GOOD: dict[str, Any] = {"to": "a@b.c", "text": "x"}
 
@@ -112,6 +117,49 @@ def test_what_is_let_pass() -> None:
 def test_a_hundred_recipients_and_repetitions() -> None:
     many = [f"u{n}@x.test" for n in range(100)] * 3
     assert len(read_fields({**GOOD, "to": many, "cc": many}, 100).recipients) == 100
+
+
+def test_repetitions_are_not_counted_but_for_endless_spellings() -> None:
+    """A millisecond for each: a request of 25 MB would keep its thread for minutes."""
+    name = "ä" * 12
+    ways = ["".join(letters) + "@x.test" for letters in itertools.islice(itertools.product("äÄ", repeat=12), 301)]
+    assert len(read_fields({**GOOD, "to": ways[:300] * 5, "cc": name + "@x.test"}, 100).recipients) == 1
+    assert refusal(to=ways[:200], bcc=ways[100:]) == ("TOO_MANY_RECIPIENTS", "bcc[200]")
+    plain = ["".join(letters) + "@x.test" for letters in itertools.product("aA", repeat=10)]
+    assert len(read_fields({**GOOD, "to": plain * 5}, 100).recipients) == 1
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b'"z": [' + b"[]," * MAX_VALUES + b"0]",
+        b'"z": {' + b",".join(b'"%x":0' % n for n in range(MAX_VALUES)) + b"}",
+        b'"z": {' + b",".join(b'"\\\\%x\\"":{}' % n for n in range(MAX_VALUES)) + b"}",
+        b'"to": [' + b'"a@b.c",' * (2 * MAX_VALUES) + b'"a@b.c"]',
+    ],
+    ids=["arrays", "members", "escapes", "strings"],
+)
+def test_a_body_of_nothing_but_values_is_refused_before_it_is_read(rest: bytes) -> None:
+    """Some megabytes of them would be a gigabyte of objects."""
+    body = b'{"subject": null, "text": "x", "to": "joe@example.com", ' + rest + b"}"
+    content = Content(body.replace(b'"to": "joe@example.com", ', b"") if b'"to": [' in rest else body)
+    tracemalloc.start()
+    try:
+        with pytest.raises(RefusedError) as caught:
+            read_request(content, 100)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert caught.value.refusal.kind is ErrorKind.INVALID_JSON
+    assert "more than 200,000 values" in caught.value.refusal.message
+    assert peak < 3 * len(body)
+
+
+def test_what_looks_like_values_within_strings_is_only_text() -> None:
+    text = ',[{"\\' * (MAX_VALUES // 2)
+    body = json.dumps({"to": "joe@example.com", "text": text, "html": text, "subject": None}).encode()
+    wanted = read_request(Content(body), 100)
+    assert (wanted.draft.text, wanted.draft.html) == (text, text)
 
 
 JSON = st.recursive(
