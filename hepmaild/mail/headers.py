@@ -42,6 +42,8 @@ _NOT_AN_ADDRESS = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|\((?:[^()\\]|\\.)*\)?
 _ADDRESS_LIKE = re.compile(r'[^\s<>,;:"()]+')
 _ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+\-/=?^_`{|}~]+(?: [A-Za-z0-9!#$%&'*+\-/=?^_`{|}~]+)*")
 _WORD = re.compile(r"[ \t]*[^ \t]+")
+# What somebody might take for an encoded word; not each `=?`, which stands in addresses of pages, too.
+_LIKE_A_WORD = re.compile(r"=\?[^?]*\?[bBqQ]\?")
 _AROUND_WORD = len("=?utf-8?q??=")
 # What an octet is in an encoded word in Q; these few stay as they are wherever the word stands (RFC 2047 §5 (3)).
 _PLAIN_OCTETS = frozenset(string.ascii_letters + string.digits + "!*+-/")
@@ -218,11 +220,8 @@ def encode_text(name: str, value: str) -> str:
     """
     value = value.strip()
     used = len(name) + 2
-    if (
-        value.isascii()
-        and "=?" not in value
-        and (len(value) < MAX_LINE - used or _longest_word(value) < MAX_LINE - used)
-    ):
+    is_plain = value.isascii() and ("=?" not in value or _LIKE_A_WORD.search(value) is None)
+    if is_plain and (len(value) < MAX_LINE - used or _longest_word(value) < MAX_LINE - used):
         return fold(name, value)
     return encode_words(value, used)
 

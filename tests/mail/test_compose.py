@@ -223,6 +223,23 @@ def test_no_line_is_too_long_for_its_white_space(value: str) -> None:
     assert str(make_header(decode_header(re.sub(r"\r\n(?=[ \t])", "", parsed["X-Foo"])))) == value
 
 
+@pytest.mark.parametrize(
+    ("value", "is_kept"),
+    [
+        ("<https://shop.example/leave?who=?joe&from=?news>, <mailto:leave@shop.example>", True),
+        ("1 =? 2 =? 3", True),
+        ("=?utf-8?q?=41?=", False),
+        ("x=?x?B?QQ==?=x", False),
+        ("=?a b?q?c", False),
+    ],
+)
+def test_only_what_looks_like_an_encoded_word_is_encoded_for_that(value: str, is_kept: bool) -> None:
+    """RFC 2047 §2; nobody looks for encoded words in List-Unsubscribe (RFC 2369)."""
+    written = encode_text("List-Unsubscribe", value)
+    assert (re.sub(r"\r\n(?=[ \t])", "", written) == value) is is_kept
+    assert str(make_header(decode_header(written.replace("\r\n", "")))) == value
+
+
 @given(VALUES, st.integers(0, 100), st.sampled_from([76, 64]))
 def test_encoded_words_keep_their_bounds(text: str, used: int, longest: int) -> None:
     """RFC 2047 §2, §5: at most 75 characters, in lines of at most 76, and each is a text of its own."""
