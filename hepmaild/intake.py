@@ -224,6 +224,10 @@ class Intake:
         word = None if word is None else BY_CALLER + word
         return Call(key.key_id, key.account_id, plan.calls_per_minute, plan.messages_per_day, paid, window_us, word)
 
+    async def told_before(self, key: KeyIdentity, word: str, fingerprint: bytes) -> Receipt | Refusal | None:
+        """What the very call was told that was accepted before with this word of its caller; None: there was none."""
+        return await self._twins.told_before(key.key_id, BY_CALLER + word, fingerprint)
+
     async def accept(self, submission: Submission) -> Receipt | Refusal:
         """Everything after the call was counted, up to the receipt; one that was not counted yet is counted with it.
 

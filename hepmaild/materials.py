@@ -90,7 +90,7 @@ class Materials:
         elif ask.values is not None:
             wording = Wording(draft.subject, draft.html, draft.text)
         if wording is not None:
-            octets += wording_of.length_bound(wording, ask.values or {})
+            octets += await self._length_bound(wording, ask.values or {})
         return Found(
             draft,
             octets=octets,
@@ -111,7 +111,7 @@ class Materials:
         if found.wording is None and not found.uploads:
             return draft
         if found.wording is not None:
-            filled = await self._fill(found.wording, found.values)
+            filled = await self._fill(found)
             if found.keeps_text:
                 filled = replace(filled, text=draft.text)
             if not filled.html and not filled.text:
@@ -146,10 +146,19 @@ class Materials:
                 raise _unknown_upload(n)
         return found
 
-    async def _fill(self, wording: Wording, values: Mapping[str, str]) -> Wording:
-        if wording_of.length_bound(wording, values) <= THREAD_OCTETS:
-            return wording_of.fill(wording, values, MAX_BODY_OCTETS)
-        return await trio.to_thread.run_sync(wording_of.fill, wording, values, MAX_BODY_OCTETS, limiter=self._threads)
+    async def _length_bound(self, wording: Wording, values: Mapping[str, str]) -> int:
+        """Each placeholder is looked at: half a second for as many as a request can hold."""
+        if sum(len(part or "") for part in (wording.subject, wording.html, wording.text)) <= THREAD_OCTETS:
+            return wording_of.length_bound(wording, values)
+        return await trio.to_thread.run_sync(wording_of.length_bound, wording, values, limiter=self._threads)
+
+    async def _fill(self, found: Found) -> Wording:
+        assert found.wording is not None
+        if found.octets <= THREAD_OCTETS:
+            return wording_of.fill(found.wording, found.values, MAX_BODY_OCTETS)
+        return await trio.to_thread.run_sync(
+            wording_of.fill, found.wording, found.values, MAX_BODY_OCTETS, limiter=self._threads
+        )
 
     async def _put_in(self, n: int, attachment: Attachment, found: Mapping[str, Upload]) -> Attachment:
         if not attachment.upload_id or self._store is None:

@@ -251,7 +251,8 @@ def _octets(source: Content | Draft) -> int:
     """How much there is to work on, roughly."""
     if isinstance(source, Content):
         return source.size
-    return len(source.text or "") + len(source.html or "") + sum(len(a.content) for a in source.attachments)
+    texts = [source.text or "", source.html or "", *(value for _, value in source.headers)]
+    return sum(map(len, texts)) + sum(len(a.content) for a in source.attachments)
 
 
 def _recipients(submission: Submission, found: Inspected, settings: PrepareSettings) -> tuple[Recipient, ...] | Refusal:

@@ -18,8 +18,10 @@ MAX_NAME = 100
 MAX_PART_OCTETS = 256 << 10  # so that a form with two of them, written as forms are, stays below 2 MB
 MAX_SAMPLES = 200
 MAX_SAMPLE = 10_000
-# Lines of each side that are compared one by one; what difflib takes grows with their product.
-MAX_COMPARED_LINES = 2_000
+# Lines of each side that are compared one by one: for lines chosen to that end difflib takes time by their third power,
+# a second for so many.
+MAX_COMPARED_LINES = 1_000
+AROUND = 3  # unchanged lines that are shown before and behind a change
 
 _KEY = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?")
 _NAME = re.compile(r"\w{1,100}")
@@ -99,17 +101,27 @@ class DiffLine:
 
 
 def difference(old: str, new: str) -> list[DiffLine]:
-    """What is to be done to `old`, line by line, with three lines around each change; nothing when they are equal."""
+    """What is to be done to `old`, line by line, with `AROUND` lines around each change; equal ones: nothing."""
     if old == new:
         return []
     before, after = old.splitlines(), new.splitlines()
-    if max(len(before), len(after)) > MAX_COMPARED_LINES:
+    changed, by = _without_ends(before, after)
+    if max(len(changed), len(by)) > MAX_COMPARED_LINES:
         return [DiffLine("…", f"Too long to compare line by line: {len(before)} lines before, {len(after)} after.")]
-    return list(_lines(before, after))
+    return list(_lines(changed, by))
+
+
+def _without_ends(before: list[str], after: list[str]) -> tuple[list[str], list[str]]:
+    """Both without what they have in common at their ends, but for the lines that are shown around a change."""
+    shorter = min(len(before), len(after))
+    head = next((n for n in range(shorter) if before[n] != after[n]), shorter)
+    tail = next((n for n in range(shorter - head) if before[-1 - n] != after[-1 - n]), shorter - head)
+    start, left = max(0, head - AROUND), max(0, tail - AROUND)
+    return before[start : len(before) - left], after[start : len(after) - left]
 
 
 def _lines(before: list[str], after: list[str]) -> Iterator[DiffLine]:
-    for n, line in enumerate(difflib.unified_diff(before, after, lineterm="")):
+    for n, line in enumerate(difflib.unified_diff(before, after, lineterm="", n=AROUND)):
         if n < 2:  # the names of files that are none
             continue
         if line.startswith("@@"):

@@ -51,6 +51,15 @@ class Twins:
         """The call has ended, with or without an answer."""
         self._pending.pop(message_id).done.set()
 
+    async def told_before(self, key_id: str, word: str, fingerprint: bytes) -> Receipt | Refusal | None:
+        """The answer to the very call that was accepted with this word; None: there is none, or not any more.
+
+        Raises `StoreUnavailable`.
+        """
+        since_us = self._now_us() - words.WORD_LIFE_US
+        twin = await self._store.read(words.twin_of, key_id, word, fingerprint, since_us)
+        return None if twin is None else await self.answer(twin)
+
     async def answer(self, twin: Twin) -> Receipt | Refusal | None:
         """The first call's answer; if that is still in the making here, wait for it a while.
 

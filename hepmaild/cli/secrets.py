@@ -15,7 +15,10 @@ from hepmaild.config import Settings
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from hepmaild.storage.store import Store
     from hepmaild.vault import SealingKey, Vault
+
+UNIT = 50  # secrets that are sealed anew at once: a tenth of a second
 
 
 @click.group()
@@ -108,7 +111,7 @@ def secrets_rotate(settings: Settings, keep_old: bool, as_json: bool) -> None:
         newest = SealingKey(staged.id, staged.made_at, staged.secret)
         old = [key for key in keys if key.id != newest.id]
         vault.replace((*old, newest))  # before the first value that needs it
-        count = backend.write(settings, backend.KEYS, _reseal, vault, newest.id.hex())
+        count = backend.with_store(settings, lambda store: _reseal(store, vault, newest))
         if not keep_old:
             vault.replace((newest,))
     if as_json:
@@ -117,16 +120,31 @@ def secrets_rotate(settings: Settings, keep_old: bool, as_json: bool) -> None:
         click.echo(f"{count} secrets are sealed under {newest.id.hex()}; keep a new copy of {vault.path}")
 
 
-def _reseal(conn: Connection, vault: Vault, key_id: str) -> int:
+async def _reseal(store: Store, vault: Vault, newest: SealingKey) -> int:
+    """Everything that is not sealed under the newest key, unit by unit: the daemon's come in between.  How many it was.
+
+    Broken off, it leaves some under the old keys and some under the new one; the file has both.
+    """
     from hepmaild.storage import audit, sealed
     from hepmaild.storage.directory import bump
-    from hepmaild.vault import Place
+    from hepmaild.vault import VERSION, Place
 
     def anew(table: str, column: str, row: tuple[str, ...], value: bytes) -> bytes:
         place = Place(table, column, row)
         return vault.seal(place, vault.open(place, value))
 
-    count = sealed.reseal(conn, anew)
-    bump(conn)
-    backend.note(conn, audit.SERVICE, "secrets.rotate", key_id, {"secrets": count})
+    def note(conn: Connection) -> None:
+        backend.note(conn, audit.SERVICE, "secrets.rotate", newest.id.hex(), {"secrets": count})
+
+    def some(conn: Connection) -> int:
+        done = sealed.reseal_some(conn, VERSION + newest.id, anew, UNIT)
+        if done:
+            bump(conn)
+        return done
+
+    count = 0
+    while done := await store.write(backend.refusing(some)):
+        count += done
+    await store.write(note)
+    await backend.tell(store, backend.KEYS)
     return count

@@ -37,6 +37,8 @@ from hepmaild.mail.submission import Attachment, Draft, Kind, Mailbox, Recipient
 from hepmaild.mail.template import MAX_SUBJECT, Ask, Wording, read_ask
 
 MAX_REPLY_TO = 320
+# Of each recipient, not in ASCII: looking at one takes up to a millisecond, and a request has room for 100,000.
+SPELLINGS = 3
 
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
 _CONTENT_TYPE = re.compile(MEDIA_TYPE)
@@ -82,8 +84,9 @@ def check_fields(request: SendRequest, max_recipients: int) -> Wanted:
     if not request.to:
         raise _no_recipients()
     recipients: dict[str, Recipient] = {}
+    spelt: set[str] = set()
     shown = {
-        kind: _read_addresses(value, kind, recipients, max_recipients)
+        kind: _read_addresses(value, kind, recipients, spelt, max_recipients)
         for kind, value in ((Kind.TO, request.to), (Kind.CC, request.cc), (Kind.BCC, request.bcc))
     }
     own = Wording(_one_line(request.subject, "subject"), _text(request.html, "html"), _text(request.text, "text"))
@@ -137,14 +140,23 @@ def _one_line(value: str | None, field: str) -> str:
 
 
 def _read_addresses(
-    value: str | list[str] | None, kind: Kind, recipients: dict[str, Recipient], max_recipients: int
+    value: str | list[str] | None,
+    kind: Kind,
+    recipients: dict[str, Recipient],
+    spelt: set[str],
+    max_recipients: int,
 ) -> tuple[Mailbox, ...]:
-    """The mailboxes of one field, each once; new ones are added to `recipients`."""
+    """The mailboxes of one field, each once; new ones are added to `recipients`, those not in ASCII to `spelt`."""
     if not value:
         return ()
     labelled: Iterable[tuple[str, str]] = ((kind.value, value),) if isinstance(value, str) else _numbered(kind, value)
     mailboxes: dict[str, Mailbox] = {}
     for label, each in labelled:
+        if not each.isascii():
+            spelt.add(each)
+            if len(spelt) > SPELLINGS * max_recipients:
+                text = "The recipients are repeated in too many spellings; name each once."
+                raise _refused(ErrorKind.TOO_MANY_RECIPIENTS, text, label)
         mailbox = _mailbox(each, label)
         key = key_of(mailbox.address)
         mailboxes.setdefault(key, mailbox)

@@ -21,7 +21,7 @@ from quart import Blueprint
 from quart import request as current_request
 from quart.wrappers import Request, Response
 
-from hepmaild.errors import Refusal, RefusedError
+from hepmaild.errors import ErrorKind, Refusal, RefusedError
 from hepmaild.events import MAX_TEXT, Step, Who
 from hepmaild.http.answers import RejectedOut, SendAnswer, SendData
 from hepmaild.http.auth import check_readable, count, identify, recognise
@@ -51,6 +51,18 @@ THREAD_OCTETS = 256 << 10  # above this, JSON and base64 are worked on in a thre
 # Two requests of the largest size at once, one of them being parsed: measured, 20 of them peak at 290 MB in all.
 GATE_OCTETS = 52 << 20
 ENDPOINT = b"email/send\x00"
+# What may be said of a call that was accepted once: what it names has changed since, or has gone.
+_CHANGED_SINCE = frozenset(
+    {
+        ErrorKind.UNKNOWN_UPLOAD,
+        ErrorKind.UNKNOWN_TEMPLATE,
+        ErrorKind.NO_BODY,
+        ErrorKind.BODY_TOO_LARGE,
+        ErrorKind.ATTACHMENT_TOO_LARGE,
+        ErrorKind.SMTP_NOT_FOUND,
+        ErrorKind.SENDER_NOT_ALLOWED,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +96,8 @@ class SendDesk:
     """What the send endpoint needs.
 
     max_request, max_recipients: from the settings.  spool_dir: for large bodies; None: the system's.  materials:
-    templates and uploads.  threads: for parsing bodies; files: for writing them.
+    templates and uploads.  threads: for parsing bodies; files: for writing them.  gate: for what comes large, or names
+    much.  beside: for what a large one names; whoever is inside waits for no other room.
     """
 
     intake: Intake
@@ -96,9 +109,11 @@ class SendDesk:
     threads: trio.CapacityLimiter = field(default_factory=partial(trio.CapacityLimiter, 1))
     files: trio.CapacityLimiter = field(default_factory=partial(trio.CapacityLimiter, 4))
     gate: MemoryGate = field(init=False)
+    beside: MemoryGate = field(init=False)
 
     def __post_init__(self) -> None:
         self.gate = MemoryGate(GATE_OCTETS, self.timeouts.gate_s)
+        self.beside = MemoryGate(MAX_TOTAL_OCTETS, self.timeouts.gate_s)
 
     async def send(self, request: Request, call: Call, endpoint: Endpoint) -> Response:
         """Answer one request at `endpoint`.  Raises RefusedError and StoreUnavailable.
@@ -119,14 +134,19 @@ class SendDesk:
                 found = await self.materials.find(key, wanted.draft, wanted.ask)
                 if found.octets <= THREAD_OCTETS:
                     return await self._accept(request, call, key, body, wanted, found, endpoint)
-                # A few words may name megabytes.  What came large itself has room already, and names little more.
+                # A few words may name megabytes.
                 async with self.gate.admit(min(found.octets, MAX_TOTAL_OCTETS)):
                     return await self._accept(request, call, key, body, wanted, found, endpoint)
             async with self.gate.admit(body.content.size):
                 reading = partial(_judged, request, partial(read, body.content, self.max_recipients))
                 wanted = await trio.to_thread.run_sync(reading, limiter=self.threads)
                 found = await self.materials.find(key, wanted.draft, wanted.ask)
-                return await self._accept(request, call, key, body, wanted, found, endpoint)
+                if found.octets <= THREAD_OCTETS:
+                    return await self._accept(request, call, key, body, wanted, found, endpoint)
+                async with self.beside.admit(found.octets):
+                    return await self._accept(request, call, key, body, wanted, found, endpoint)
+        except RefusedError as error:
+            return await self._told_before(request, call, key, body, endpoint, error)
         finally:
             body.content.close()
 
@@ -147,14 +167,41 @@ class SendDesk:
             # A few words may name megabytes; those wait for room in memory.
             is_small = found.octets <= THREAD_OCTETS
             ready = await self._complete(wanted, found) if is_small else None
-        except RefusedError:
+        except RefusedError as error:
             await count(self.intake, call, key, _word_for_count(request))
-            raise
-        if ready is not None:
-            return await self._submit(request, call, key, body, ready, endpoint, is_counted=False)
-        await count(self.intake, call, key, _word_for_count(request))
-        async with self.gate.admit(min(found.octets, MAX_TOTAL_OCTETS)):
-            return await self._accept(request, call, key, body, wanted, found, endpoint)
+            return await self._told_before(request, call, key, body, endpoint, error)
+        try:
+            if ready is not None:
+                return await self._submit(request, call, key, body, ready, endpoint, is_counted=False)
+            await count(self.intake, call, key, _word_for_count(request))
+            async with self.gate.admit(min(found.octets, MAX_TOTAL_OCTETS)):
+                return await self._accept(request, call, key, body, wanted, found, endpoint)
+        except RefusedError as error:
+            return await self._told_before(request, call, key, body, endpoint, error)
+
+    async def _told_before(
+        self,
+        request: Request | QuickRequest,
+        call: Call,
+        key: KeyIdentity,
+        body: Received,
+        endpoint: Endpoint,
+        error: RefusedError,
+    ) -> Response:
+        """The first answer again, when this very call was accepted before.
+
+        Raises `error` when it was not, RefusedError (IDEMPOTENCY_IN_PROGRESS), and StoreUnavailable.
+        """
+        word = _word_for_count(request) if error.refusal.kind in _CHANGED_SINCE else None
+        if word is None:
+            raise error
+        call.rate = error.refusal.rate or call.rate
+        answer = await self.intake.told_before(key, word, _fingerprint(endpoint, body))
+        if answer is None:
+            raise error
+        if isinstance(answer, Refusal):
+            raise RefusedError(answer)
+        return endpoint.respond(answer)
 
     async def _accept(
         self,
@@ -191,7 +238,7 @@ class SendDesk:
             recipients=ready.recipients,
             source=ready.draft,
             idempotency_word=ready.word,
-            fingerprint=hashlib.sha256(endpoint.namespace + body.digest).digest(),
+            fingerprint=_fingerprint(endpoint, body),
             steps=_steps(request, body, key, f"{version} {cipher}".strip(), ready.note),
             is_counted=is_counted,
         )
@@ -200,6 +247,10 @@ class SendDesk:
             raise RefusedError(answer)
         call.rate = answer.rate or call.rate
         return endpoint.respond(answer)
+
+
+def _fingerprint(endpoint: Endpoint, body: Received) -> bytes:
+    return hashlib.sha256(endpoint.namespace + body.digest).digest()
 
 
 def _word_of(request: Request | QuickRequest) -> str | None:

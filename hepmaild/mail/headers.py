@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import binascii
 import re
+import string
 from collections.abc import Iterable
 from datetime import datetime
-from email.header import Header
 from email.utils import format_datetime
 from functools import lru_cache
 
@@ -42,6 +42,13 @@ _NOT_AN_ADDRESS = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|\((?:[^()\\]|\\.)*\)?
 _ADDRESS_LIKE = re.compile(r'[^\s<>,;:"()]+')
 _ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+\-/=?^_`{|}~]+(?: [A-Za-z0-9!#$%&'*+\-/=?^_`{|}~]+)*")
 _WORD = re.compile(r"[ \t]*[^ \t]+")
+# What somebody might take for an encoded word; not each `=?`, which stands in addresses of pages, too.
+_LIKE_A_WORD = re.compile(r"=\?[^?]*\?[bBqQ]\?")
+_AROUND_WORD = len("=?utf-8?q??=")
+# What an octet is in an encoded word in Q; these few stay as they are wherever the word stands (RFC 2047 §5 (3)).
+_PLAIN_OCTETS = frozenset(string.ascii_letters + string.digits + "!*+-/")
+_QUOTED_OCTETS = {octet: chr(octet) if chr(octet) in _PLAIN_OCTETS else f"={octet:02X}" for octet in range(256)}
+_QUOTED_OCTETS[ord(" ")] = "_"
 
 
 def unfold(raw: bytes) -> str:
@@ -212,10 +219,58 @@ def encode_text(name: str, value: str) -> str:
     `value` must be free of control characters.
     """
     value = value.strip()
-    longest = max(map(len, value.split()), default=0)
-    if value.isascii() and longest < MAX_LINE - len(name) - 2 and "=?" not in value:
+    used = len(name) + 2
+    is_plain = value.isascii() and ("=?" not in value or _LIKE_A_WORD.search(value) is None)
+    if is_plain and (len(value) < MAX_LINE - used or _longest_word(value) < MAX_LINE - used):
         return fold(name, value)
-    return Header(value, "utf-8", maxlinelen=FOLD_AT, header_name=name).encode(linesep="\r\n")
+    return encode_words(value, used)
+
+
+def _longest_word(value: str) -> int:
+    """With the white space before it, within which no line ends."""
+    return max(map(len, _WORD.findall(value)))
+
+
+def encode_words(text: str, used: int, longest: int = FOLD_AT) -> str:
+    """Encoded words (RFC 2047) for `text`, folded, in the encoding that is shorter; none ends within a character.
+
+    used: characters that stand before them in the first line.  longest: of a line.  The standard library encodes a line
+    anew for each character that it adds to it, and takes up to eighty times as long.
+    """
+    octets = text.encode("utf-8")
+    quoted = octets.decode("latin-1").translate(_QUOTED_OCTETS)
+    is_quoted = len(quoted) <= (len(octets) + 2) // 3 * 4
+    lines: list[str] = []
+    at, room = 0, max(0, longest - used - _AROUND_WORD)
+    while at < len(quoted if is_quoted else octets):
+        if is_quoted:
+            end = _end_in_quoted(quoted, at + room)
+            word = f"=?utf-8?q?{quoted[at:end]}?="
+        else:
+            end = _end_in(octets, at + room // 4 * 3)
+            word = f"=?utf-8?b?{binascii.b2a_base64(octets[at:end], newline=False).decode('ascii')}?="
+        lines.append(word if end > at else "")  # not one character beside a long name
+        at, room = max(at, end), longest - 1 - _AROUND_WORD
+    return "\r\n ".join(lines)
+
+
+def _end_in(octets: bytes, end: int) -> int:
+    """Where the character that `end` is in begins."""
+    if end >= len(octets):
+        return len(octets)
+    while octets[end] & 0xC0 == 0x80:
+        end -= 1
+    return end
+
+
+def _end_in_quoted(quoted: str, end: int) -> int:
+    """The same in Q, where some octets are three characters."""
+    if end >= len(quoted):
+        return len(quoted)
+    end = max(end - 2, 0) + (quoted[max(end - 2, 0) : end] + "=").index("=")
+    while quoted.startswith(("=8", "=9", "=A", "=B"), end):
+        end -= 3
+    return end
 
 
 def fold(name: str, value: str) -> str:
@@ -239,8 +294,7 @@ def format_mailbox(mailbox: Mailbox) -> str:
     if not name:
         return mailbox.address
     if not name.isascii() or "=?" in name:
-        # maxlinelen leaves room for the field name, which is not known here.
-        shown = Header(name, "utf-8", maxlinelen=FOLD_AT - 12).encode(linesep="\r\n")
+        shown = encode_words(name, 0, FOLD_AT - 12)  # some room for the field name, which is not known here
     elif _ATOMS.fullmatch(name):
         shown = name
     else:

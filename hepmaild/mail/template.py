@@ -54,6 +54,7 @@ _TOKENS = (
 # (where such a repetition fails in its middle, Python 3.11.2 goes on from there), but only so often that what the
 # engine keeps of them stays small.
 _PLAIN_MARKUP = re.compile(rf"(?>(?:{'|'.join(_TOKENS)}){{1,100}})", re.DOTALL | re.IGNORECASE | re.ASCII)
+_CONDITION = "<!--["
 _TOO_LARGE = 10**400  # a float ends at 10**309; the interpreter writes no more than 4300 digits
 LONGEST_REFERENCE = 6  # of what a character may become: `&#127;`
 _REFERENCES = {code: f"&#{code};" for code in range(128)}
@@ -158,8 +159,8 @@ def length_bound(wording: Wording, values: Mapping[str, str]) -> int:
     """No less than the characters that `fill` writes, without writing them."""
     octets = len(wording.subject) + len(wording.html or "") + len(wording.text or "")
     for part, most in ((wording.html, LONGEST_REFERENCE), (wording.text, 1)):
-        for name in _PLACEHOLDER.findall(part or ""):
-            octets += most * len(values.get(name, ""))
+        for found in _PLACEHOLDER.finditer(part or ""):  # one at a time: there may be millions
+            octets += most * len(values.get(found[1], ""))
     return octets
 
 
@@ -229,7 +230,21 @@ def _plain_to(html: str) -> int:
     at, last = 0, html.rfind("{{")
     while at <= last and (plain := _PLAIN_MARKUP.match(html, at)) is not None:
         at = plain.end()
-    return at
+    return _before_odd_condition(html, at)
+
+
+def _before_odd_condition(html: str, end: int) -> int:
+    """Outlook reads markup in comments such as `<!--[if mso]>`: those must be plain by themselves, too.
+
+    end: how far all of it is plain to everybody else.
+    """
+    at = 0
+    while (begin := html.find(_CONDITION, at, end)) >= 0 and (close := html.find("-->", begin, end)) >= 0:
+        inside = html[begin + len(_CONDITION) : close]
+        if "{{" in inside and _plain_to(inside) <= inside.rfind("{{"):
+            return begin
+        at = close
+    return end
 
 
 def _escape(value: str) -> str:

@@ -32,16 +32,23 @@ def heads(conn: Connection, octets: int) -> Counter[bytes]:
     return found
 
 
-def reseal(conn: Connection, fn: Callable[[str, str, tuple[str, ...], bytes], bytes]) -> int:
-    """Replace every sealed value by `fn(table, column, row, sealed)`; how many there were."""
+def reseal_some(
+    conn: Connection, head: bytes, fn: Callable[[str, str, tuple[str, ...], bytes], bytes], limit: int
+) -> int:
+    """Replace sealed values that do not begin with `head` by `fn(table, column, row, sealed)`; how many it were.
+
+    limit: at most so many, since all else waits for a unit; fewer: none is left.
+    """
     count = 0
     for table, column in COLUMNS:
         keys = list(table.primary_key.columns)
-        filled = select(*keys, column).where(column.is_not(None))
-        for row in conn.execute(filled.order_by(*keys).with_for_update()).all():
+        old = select(*keys, column).where(column.is_not(None), func.substr(column, 1, len(head)) != head)
+        for row in conn.execute(old.order_by(*keys).limit(limit - count).with_for_update()).all():
             *names, sealed = row
             value = fn(table.name, column.name, tuple(str(name) for name in names), bytes(sealed))
             this_row = and_(*(key == name for key, name in zip(keys, names, strict=True)))
             conn.execute(update(table).where(this_row).values({column.name: value}))
             count += 1
+        if count == limit:
+            break
     return count

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, bindparam, delete, exists, select
 
+from hepmaild.storage.accept import Twin
 from hepmaild.storage.bulk import Query
 from hepmaild.storage.schema import idempotency, message, recipient
 
@@ -44,6 +45,22 @@ def is_stored(conn: Connection, key_id: str, word: str, since_us: int) -> bool:
     found = select(idempotency.c.at_us).where(idempotency.c.key_id == key_id, idempotency.c.word == word)
     at_us = conn.execute(found).scalar()
     return at_us is not None and at_us > since_us
+
+
+def twin_of(conn: Connection, key_id: str, word: str, fingerprint: bytes, since_us: int) -> Twin | None:
+    """The message that this key used the word for after `since_us`, if it was by the same call."""
+    found = (
+        select(idempotency.c.message_id, message.c.answer, idempotency.c.at_us)
+        .join(message, message.c.id == idempotency.c.message_id, isouter=True)
+        .where(
+            idempotency.c.key_id == key_id,
+            idempotency.c.word == word,
+            idempotency.c.fingerprint == fingerprint,
+            idempotency.c.at_us > since_us,
+        )
+    )
+    row = conn.execute(found).one_or_none()
+    return None if row is None else Twin(row.message_id, row.answer or "{}", row.at_us)
 
 
 def free_if_refused(conn: Connection, message_id: str) -> bool:

@@ -127,6 +127,9 @@ def test_the_preview_is_what_a_message_would_be(site: Site, template: str) -> No
     assert "<script" not in answer.text
     assert "No sample value for order, missing" in answer.text
     assert HOSTILE in html.unescape(only(r"<pre><bdi>(.*?)</bdi>", answer.text))
+    large = site.owner.post("/templates/preview", {**WISH, "html": "<i>{{name}}</i>" * 20_000})
+    assert "More than 256 kB" in large.text
+    assert "srcdoc" not in large.text
     saved = site.reader.client.get(f"/templates/{template}/preview?revision=1")
     assert "Order 4711" in saved.text
     for wrong in ("0", "9", "x", "9" * 20):
@@ -228,6 +231,19 @@ def test_curl_sends_a_template_with_an_upload(site: Site, template: str, tmp_pat
     other = site.daemon.mint(email=OTHER, name="theirs")["key"]
     assert send(site, key=other, text="x", attachments=[upload])[1]["code"] == "UNKNOWN_UPLOAD"
     assert send(site, key=other, templateId=template)[1]["code"] == "UNKNOWN_TEMPLATE"
+
+
+def test_a_template_that_was_deleted_since_does_not_make_a_repeated_call_a_refused_one(site: Site) -> None:
+    template_id, _ = make(site.owner, name="For once")
+    body = json.dumps({"to": "joe@example.net", "templateKey": "for-once", "variables": {"order": "1"}})
+    call = ("-H", "Content-Type: application/json", "-H", "Idempotency-Key: for once", "-d", body)
+    first = curl(site, "/api/v1/email/send", *call)
+    assert first[0] == 200, first
+    sent = len(site.sink.deliveries())
+    site.owner.follow(f"/templates/{template_id}/delete", {"confirm": "For once"}, page=f"/templates/{template_id}")
+    assert curl(site, "/api/v1/email/send", *call) == first
+    assert len(site.sink.deliveries()) == sent
+    assert send(site, templateKey="for-once")[1]["code"] == "UNKNOWN_TEMPLATE"
 
 
 def test_a_signed_in_browser_uploads_with_its_token_only(site: Site) -> None:

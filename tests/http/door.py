@@ -47,6 +47,7 @@ class ScriptedIntake(Intake):
         self.needed: list[Permission | None] = []
         self.calls = 0
         self.words: list[str | None] = []
+        self.told: dict[tuple[str, bytes], Receipt | Refusal] = {}
         self.submissions: list[Submission] = []
 
     async def authenticate(
@@ -65,6 +66,10 @@ class ScriptedIntake(Intake):
         assert recipients == 0
         self.calls += 1
         return _told(self.window)  # type: ignore[no-any-return]
+
+    async def told_before(self, key: KeyIdentity, word: str, fingerprint: bytes) -> Receipt | Refusal | None:
+        assert key is IDENTITY
+        return self.told.get((word, fingerprint))
 
     async def accept(self, submission: Submission) -> Receipt | Refusal:
         state: RateState | Refusal | None = None

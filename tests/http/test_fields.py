@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -116,6 +117,16 @@ def test_what_is_let_pass() -> None:
 def test_a_hundred_recipients_and_repetitions() -> None:
     many = [f"u{n}@x.test" for n in range(100)] * 3
     assert len(read_fields({**GOOD, "to": many, "cc": many}, 100).recipients) == 100
+
+
+def test_repetitions_are_not_counted_but_for_endless_spellings() -> None:
+    """A millisecond for each: a request of 25 MB would keep its thread for minutes."""
+    name = "ä" * 12
+    ways = ["".join(letters) + "@x.test" for letters in itertools.islice(itertools.product("äÄ", repeat=12), 301)]
+    assert len(read_fields({**GOOD, "to": ways[:300] * 5, "cc": name + "@x.test"}, 100).recipients) == 1
+    assert refusal(to=ways[:200], bcc=ways[100:]) == ("TOO_MANY_RECIPIENTS", "bcc[200]")
+    plain = ["".join(letters) + "@x.test" for letters in itertools.product("aA", repeat=10)]
+    assert len(read_fields({**GOOD, "to": plain * 5}, 100).recipients) == 1
 
 
 JSON = st.recursive(

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import trio
 
 from hepmaild.config import HttpSettings
+from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.http.send import ENDPOINT
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.submission import Attachment, Draft, Kind, Mailbox, Recipient, Rejected, Status, Submission
@@ -239,3 +242,44 @@ async def test_connections_behind_a_proxy_are_their_clients(tmp_path: Path) -> N
                 await trio.sleep(0.005)
             leave.set()
         assert statuses == {"first": 200, "neighbour": 429, "stranger": 200}
+
+
+@pytest.mark.parametrize("padding", ["", "x" * 100_000, "x" * 300_000], ids=["quick", "small", "large"])
+@pytest.mark.parametrize(
+    ("named", "code"),
+    [({"templateKey": "gone"}, "UNKNOWN_TEMPLATE"), ({"attachments": [{"uploadId": "gone"}]}, "UNKNOWN_UPLOAD")],
+    ids=["template", "upload"],
+)
+async def test_what_was_accepted_is_told_again_when_what_it_names_has_gone(
+    door: Running, padding: str, named: dict[str, Any], code: str
+) -> None:
+    body = json.dumps({"to": "joe@example.com", "text": "x", "padding": padding, **named}).encode()
+    headers = {"Content-Type": "application/json", "Idempotency-Key": "order-1"}
+    fingerprint = hashlib.sha256(ENDPOINT + hashlib.sha256(body).digest()).digest()
+
+    async def ask(word: str = "order-1") -> tuple[int, Any, str | None]:
+        answer = await door.post(content=body, headers=headers | {"Idempotency-Key": word})
+        said = answer.json()
+        return answer.status_code, said.get("code") or said["data"], answer.headers.get("idempotency-replayed")
+
+    assert await ask() == (400, code, None), "never accepted"
+    door.intake.told["order-1", fingerprint] = replace(RECEIPT, replayed=True)
+    status, data, replayed = await ask()
+    assert (status, data["messageId"], replayed) == (200, RECEIPT.message_id, "true")
+    assert await ask("order-2") == (400, code, None)
+    running = Refusal(ErrorKind.IDEMPOTENCY_IN_PROGRESS, "the first call still runs")
+    door.intake.told["order-1", fingerprint] = running
+    assert await ask() == (409, "IDEMPOTENCY_IN_PROGRESS", None)
+    assert door.intake.calls == 4, "each is a call"
+    assert not door.intake.submissions
+
+
+async def test_a_sender_that_was_taken_away_since_does_not_make_an_accepted_call_a_refused_one(door: Running) -> None:
+    body = json.dumps(GOOD).encode()
+    door.intake.result = Refusal(ErrorKind.SENDER_NOT_ALLOWED, "not yours")
+    headers = {"Content-Type": "application/json", "Idempotency-Key": "order-1"}
+    assert (await door.post(content=body, headers=headers)).json()["code"] == "SENDER_NOT_ALLOWED"
+    fingerprint = hashlib.sha256(ENDPOINT + hashlib.sha256(body).digest()).digest()
+    door.intake.told["order-1", fingerprint] = replace(RECEIPT, replayed=True)
+    again = await door.post(content=body, headers=headers)
+    assert (again.status_code, again.headers["idempotency-replayed"]) == (200, "true")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from sqlalchemy import Connection, func, select
 from hepmaild.config import DatabaseSettings
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.http.limits import Timeouts
-from hepmaild.mail.submission import Draft
+from hepmaild.mail.submission import Draft, Receipt, Submission
 from hepmaild.materials import Materials
 from hepmaild.storage import accounts, uploads
 from hepmaild.storage.schema_templates import upload, upload_piece
 from hepmaild.storage.store import Store, open_store
 from hepmaild.storage.unit import UnitRunner
-from tests.http.door import IDENTITY, KEY, Running, open_door
+from tests.http.door import GOOD, IDENTITY, KEY, RECEIPT, Running, open_door
 
 MB = 1 << 20
 PATH = "/api/v1/email/uploads"
@@ -60,8 +61,8 @@ def _counts(conn: Connection) -> tuple[int, int]:
     return files, pieces
 
 
-@pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+@asynccontextmanager
+async def open_desk(tmp_path: Path, timeouts: Timeouts) -> AsyncIterator[Desk]:
     settings = DatabaseSettings(url="sqlite:///test.db")
     async with open_store(settings, tmp_path, UnitRunner(lambda: NOW_US), exclusive=True) as store:
         await store.upgrade()
@@ -78,9 +79,14 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
             now_us=NOW_US,
         )
         materials = Materials(store, lambda: NOW_US, trio.CapacityLimiter(1), lambda: QUOTA)
-        timeouts = Timeouts(body_idle_s=1)
         async with open_door(tmp_path, materials=materials, timeouts=timeouts) as running:
             yield Desk(running, store)
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with open_desk(tmp_path, Timeouts(body_idle_s=1)) as opened:
+        yield opened
 
 
 def part(name: str = "file", filename: str | None = "a.txt", content: bytes = b"hello", extra: str = "") -> bytes:
@@ -246,3 +252,38 @@ async def test_who_may_not(desk: Desk) -> None:
     answer = await desk.post(files={"file": ("a", b"x")})
     assert (answer.status_code, answer.json()["code"]) == (403, "KEY_DISABLED")
     assert await desk.left() == (0, 0)
+
+
+@pytest.mark.parametrize("how", ["upload", "variables"])
+async def test_what_a_large_request_names_needs_room_in_memory(tmp_path: Path, how: str) -> None:
+    """300 KB that ask for 15 MB: a second one waits for its room, and is told so when there is none for too long."""
+    async with open_desk(tmp_path, Timeouts(gate_s=0.2)) as desk:
+        payload: dict[str, Any] = {"to": "joe@example.com", "text": "x", "padding": "x" * 300_000}
+        if how == "upload":
+            upload_id = (await desk.post(files={"file": ("a.bin", bytes(15 * MB))})).json()["data"]["uploadId"]
+            payload["attachments"] = [{"uploadId": upload_id}]
+        else:
+            payload |= {"html": "{{a}}" * 1000, "variables": {"a": "x" * 9000}}
+        inside, leave = trio.Event(), trio.Event()
+        first: list[int] = []
+
+        async def accept(_submission: Submission) -> Receipt:
+            if not inside.is_set():
+                inside.set()
+                await leave.wait()
+            return RECEIPT
+
+        async def send_first() -> None:
+            first.append((await desk.running.post(payload)).status_code)
+
+        desk.running.intake.accept_by = accept
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_first)
+            await inside.wait()
+            second = await desk.running.post(payload)
+            assert (second.status_code, second.json()["code"]) == (503, "UNAVAILABLE")
+            plain = await desk.running.post({**GOOD, "padding": "x" * 300_000})
+            assert plain.status_code == 200, "it names nothing, and there is room for it"
+            leave.set()
+        assert first == [200]
+        assert (await desk.running.post(payload)).status_code == 200

@@ -7,6 +7,7 @@ import binascii
 import email
 import email.policy
 import re
+import sys
 from datetime import UTC, datetime
 from email.header import decode_header, make_header
 from email.message import EmailMessage
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from hepmaild.mail.address import has_control_characters
 from hepmaild.mail.compose import compose, encode_base64, encode_body, needs_smtputf8
+from hepmaild.mail.headers import encode_text, encode_words
 from hepmaild.mail.submission import Attachment, Draft, Mailbox, Recipient
 
 SENDER = Mailbox("noreply@hep.gg")
@@ -212,6 +214,60 @@ def test_long_subjects(length: int) -> None:
 def test_a_header_value_without_room_to_fold_is_encoded() -> None:
     parsed = email.message_from_bytes(octets(Draft(None, TO, text="x", headers=(("X-Foo", "y" * 5000),))))
     assert str(make_header(decode_header(parsed["X-Foo"]))).replace(" ", "") == "y" * 5000
+
+
+@pytest.mark.parametrize("value", ["a" + " " * 1500 + "b", "a" + " " * 500 + "b" * 600, "a" + " " * 985 + "b"])
+def test_no_line_is_too_long_for_its_white_space(value: str) -> None:
+    """RFC 5322 §2.1.1: `octets` looks at each line."""
+    parsed = email.message_from_bytes(octets(Draft(None, TO, text="x", headers=(("X-Foo", value),))))
+    assert str(make_header(decode_header(re.sub(r"\r\n(?=[ \t])", "", parsed["X-Foo"])))) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "is_kept"),
+    [
+        ("<https://shop.example/leave?who=?joe&from=?news>, <mailto:leave@shop.example>", True),
+        ("1 =? 2 =? 3", True),
+        ("=?utf-8?q?=41?=", False),
+        ("x=?x?B?QQ==?=x", False),
+        ("=?a b?q?c", False),
+    ],
+)
+def test_only_what_looks_like_an_encoded_word_is_encoded_for_that(value: str, is_kept: bool) -> None:
+    """RFC 2047 §2; nobody looks for encoded words in List-Unsubscribe (RFC 2369)."""
+    written = encode_text("List-Unsubscribe", value)
+    assert (re.sub(r"\r\n(?=[ \t])", "", written) == value) is is_kept
+    assert str(make_header(decode_header(written.replace("\r\n", "")))) == value
+
+
+@given(VALUES, st.integers(0, 100), st.sampled_from([76, 64]))
+def test_encoded_words_keep_their_bounds(text: str, used: int, longest: int) -> None:
+    """RFC 2047 §2, §5: at most 75 characters, in lines of at most 76, and each is a text of its own."""
+    lines = encode_words(text, used, longest).split("\r\n ") if text else []
+    for number, line in enumerate(lines):
+        assert len(line) <= min(75, longest - (1 if number else used)) or (number == 0 and line == "")
+    read = [decode_header(line)[0] for line in lines if line]
+    assert all(charset == "utf-8" for _, charset in read)
+    assert "".join(octets.decode() for octets, _ in read) == text
+
+
+@pytest.mark.parametrize(
+    "value", ["x" * 8192, "ä" * 8192, "=?" * 4096, "ä " * 4096], ids=["x", "a-umlaut", "word", "space"]
+)
+def test_a_long_value_is_encoded_word_by_word(value: str) -> None:
+    """What is called for each character is called ten thousand times for a value, of which a call may have 100."""
+    calls = 0
+
+    def count(_frame: Any, event: str, _arg: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        written = encode_text("X-Foo", value)
+    finally:
+        sys.setprofile(None)
+    assert calls < 50 * (written.count("\r\n") + 1)
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=300))

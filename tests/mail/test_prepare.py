@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from hepmaild.config import LimitSettings, RecipientsFrom, SmtpSettings
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail.content import Content
 from hepmaild.mail.headers import MAX_LISTED_ADDRESSES
-from hepmaild.mail.submission import Door, KeyIdentity, Origin, Recipient, Submission
+from hepmaild.mail.submission import Door, Draft, KeyIdentity, Mailbox, Origin, Recipient, Submission
 from hepmaild.policy import make_book
 from hepmaild.prepare import Prepared, Preparer
 from hepmaild.storage.directory import SenderRow
@@ -87,3 +88,27 @@ async def test_nobody_is_left_out_without_a_word() -> None:
     assert isinstance(refusal, Refusal)
     assert refusal.kind is ErrorKind.TOO_MANY_RECIPIENTS
     assert isinstance(await prepare_for(header, RecipientsFrom.ENVELOPE), Prepared)
+
+
+async def test_large_header_fields_are_written_in_a_thread() -> None:
+    threads = trio.CapacityLimiter(1)
+    preparer = Preparer(hostname="smtp.test", spool_dir=None, limiter=threads, now_us=lambda: 1_800_000_000_000_000)
+    headers = tuple((f"X-{number}", "ä" * 8192) for number in range(40))
+    submission = Submission(
+        key=KeyIdentity("key-1", "app", "", "account-1", "", "standard", 120),
+        origin=Origin(Door.HTTP, "127.0.0.1", "s"),
+        recipients=(Recipient("to@example.net"),),
+        source=Draft(None, (Mailbox("to@example.net"),), text="x", headers=headers),
+    )
+    made: list[Prepared | Refusal] = []
+
+    async def prepare_it() -> None:
+        made.append(await preparer.prepare(submission, BOOK, Obeyed(SmtpSettings())))
+
+    async with trio.open_nursery() as nursery, threads:
+        nursery.start_soon(prepare_it)
+        await wait_all_tasks_blocked()
+        assert not made, "it waits for the thread"
+    (prepared,) = made
+    assert isinstance(prepared, Prepared)
+    assert prepared.content.size > 40 * 8192

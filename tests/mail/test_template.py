@@ -171,6 +171,29 @@ def test_where_escaping_does_not_help_a_value_is_written_in_references(markup: s
     assert html.unescape(written) == markup.replace("{{x}}", value)
 
 
+@pytest.mark.parametrize(
+    "markup",
+    ["<!--[if mso]><v:rect href={{x}}><![endif]-->", "<p>ok</p><!--[if gte mso 9]><td {{x}}><![endif]-->",
+     "<!--[if mso]><b><![endif]--><!--[IF mso]><{{x}}><![endif]-->"],
+)  # fmt: skip
+def test_what_outlook_reads_in_comments_is_markup(markup: str) -> None:
+    value = "x onclick=alert(1)"
+    assert fill_html(markup, {"x": value}, PLENTY) == markup.replace("{{x}}", "".join(f"&#{ord(c)};" for c in value))
+    before = '<!--[if mso]><v:rect href="{{x}}">{{x}}<![endif]-->'
+    assert fill_html(before + markup, {"x": value}, PLENTY).startswith(before.replace("{{x}}", value))
+
+
+@given(SOUP, VALUE_SETS)
+def test_no_value_opens_a_tag_in_what_outlook_reads(markup: str, values: dict[str, str]) -> None:
+    markup = f"<!--[if mso]>{markup}<![endif]-->"
+    harmless = {name: "v" if value else "" for name, value in values.items()}
+    shapes = [
+        shape(fill_html(markup, each, PLENTY).removeprefix("<!--[if mso]>").partition("-->")[0])
+        for each in (values, harmless)
+    ]
+    assert shapes[0] == shapes[1]
+
+
 @given(SOUP, VALUE_SETS)
 def test_no_value_opens_a_tag_an_attribute_or_a_comment(markup: str, values: dict[str, str]) -> None:
     harmless = {name: "v" if value else "" for name, value in values.items()}
@@ -252,7 +275,7 @@ HOSTILE = [
     "<a/" * 30_000,
     "<a b= " * 20_000, "<title>" * 20_000, "<title>{{a}}" * 10_000, "<a b='{{a}}" * 10_000, "<a " + "b " * 50_000,
     "<a b=" + "c" * 100_000, "<!" * 50_000, "</a" * 30_000, "<a\n" + "\n" * 100_000, "<p>{{a}}</p>" * 10_000,
-    "<p>{{a}} {{" * 9_000,
+    "<p>{{a}} {{" * 9_000, "<!--[if a]>{{a}}" * 6_000, "<!--[if a]>{{a}}-->" * 5_000, '<a b="<!--[{{a}}">' * 5_000,
 ]  # fmt: skip
 
 

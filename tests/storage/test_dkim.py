@@ -13,8 +13,9 @@ from typing import Any
 import dkim as dkimpy
 import pytest
 import trio
-from sqlalchemy import delete, select
+from sqlalchemy import Connection, delete, insert, select
 
+from hepmaild.cli.secrets import UNIT, _reseal
 from hepmaild.config import LimitSettings, SmtpSettings
 from hepmaild.delivery.answers import Failed
 from hepmaild.directory import Directory
@@ -33,7 +34,7 @@ from hepmaild.storage import sealed
 from hepmaild.storage.directory import SenderRow, bump
 from hepmaild.storage.schema import dkim_key
 from hepmaild.storage.store import Store
-from hepmaild.vault import HEAD_OCTETS, Place, Vault, new_key
+from hepmaild.vault import HEAD_OCTETS, VERSION, Place, Vault, new_key
 from tests.storage.books import Clock, open_books
 from tests.storage.conftest import Opener
 
@@ -219,19 +220,51 @@ async def test_everything_is_sealed_anew(world: World) -> None:
     await world.signing.check()
     (head,) = await world.store.read(sealed.heads, HEAD_OCTETS)
     before = await world.selectors()
-    world.vault.replace([*world.vault.read(), new_key()])
+    newest = new_key()
+    world.vault.replace([*world.vault.read(), newest])
 
     def anew(table: str, column: str, row: tuple[str, ...], value: bytes) -> bytes:
         place = Place(table, column, row)
         return world.vault.seal(place, world.vault.open(place, value))
 
-    assert await world.store.write(sealed.reseal, anew) == 2
+    new_head = VERSION + newest.id
+    for left in ({head: 1, new_head: 1}, {new_head: 2}):
+        assert await world.store.write(sealed.reseal_some, new_head, anew, 1) == 1
+        assert await world.store.read(sealed.heads, HEAD_OCTETS) == left
+        assert sorted(await world.selectors()) == sorted(before), "whichever of them is how far"
+    assert await world.store.write(sealed.reseal_some, new_head, anew, 1) == 0
     heads = await world.store.read(sealed.heads, HEAD_OCTETS)
     assert list(heads.values()) == [2]
     assert head not in heads
     world.vault.replace([world.vault.read()[-1]])
     await world.store.write(bump)
     assert await world.selectors() == before
+    await world.signing.check()
+
+
+async def test_more_secrets_than_a_unit_takes(world: World) -> None:
+    """All in one took until `database.unit_timeout_s` with ten thousand of them, and nobody else wrote meanwhile."""
+    many = 2 * UNIT + 1
+    pair = make_pair(ED25519)
+
+    def fill(conn: Connection) -> None:
+        sealed_key = {n: world.vault.seal(place_of(f"d{n}.example", "s"), pair.private_key) for n in range(many)}
+        common = {"selector": "s", "algorithm": ED25519, "public_key": pair.public_key, "state": rows.RETIRED}
+        conn.execute(
+            insert(dkim_key),
+            [
+                {**common, "domain": f"d{n}.example", "sealed_key": octets, "created_at_us": 0, "changed_at_us": 0}
+                for n, octets in sealed_key.items()
+            ],
+        )
+
+    await world.store.write(fill)
+    newest = new_key()
+    world.vault.replace((*world.vault.read(), newest))
+    assert await _reseal(world.store, world.vault, newest) == many
+    world.vault.replace((newest,))
+    found = await world.store.read(rows.list_of, "d0.example")
+    assert len(found) == 1
     await world.signing.check()
 
 

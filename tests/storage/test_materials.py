@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from hepmaild.errors import RefusedError
 from hepmaild.mail.submission import Attachment, Draft, Mailbox
@@ -190,3 +191,19 @@ async def test_uploads_count_in_the_limits_of_attachments(materials: Materials, 
     body = replace(attached(ten), text="{{a}}")
     large = Ask(values={"a": "x" * (9 * MB)})
     assert await refusal(materials, books, body, large) == ("ATTACHMENT_TOO_LARGE", "attachments")
+
+
+async def test_many_placeholders_are_counted_in_a_thread(books: Books) -> None:
+    """A request may hold two million of them."""
+    threads = trio.CapacityLimiter(1)
+    materials = Materials(books.store, books.clock.now_us, threads)
+    made: list[Draft] = []
+
+    async def find() -> None:
+        made.append((await materials.find(books.identity, replace(DRAFT, html="{{a}}" * 60_000), Ask(values={}))).draft)
+
+    async with trio.open_nursery() as nursery, threads:
+        nursery.start_soon(find)
+        await wait_all_tasks_blocked()
+        assert not made, "it waits for the thread"
+    assert made

@@ -28,7 +28,7 @@ from hepmaild.storage.schema import cap, sender
 from hepmaild.storage.schema_own_smtp import smtp_server
 from hepmaild.storage.stats import stats
 from hepmaild.storage.store import Store
-from hepmaild.vault import Vault, new_key
+from hepmaild.vault import VERSION, Vault, new_key
 from tests.storage.books import Books, open_books
 from tests.storage.conftest import Opener
 
@@ -250,12 +250,13 @@ async def test_a_password_is_sealed_to_its_row_and_sealed_anew(world: World) -> 
     assert "wörd" not in repr(credentials) + repr(found)
     old = world.vault.read()
     with world.vault.holding(alone=True):
-        world.vault.replace((*old, new_key()))
+        newest = new_key()
+        world.vault.replace((*old, newest))
 
         def anew(_table: str, _column: str, row: tuple[str, ...], value: bytes) -> bytes:
             return world.vault.seal(place_of(row[0]), world.vault.open(place_of(row[0]), value))
 
-        assert await world.store.write(sealed.reseal, anew) == 2
+        assert await world.store.write(sealed.reseal_some, VERSION + newest.id, anew, 100) == 2
         world.vault.replace((world.vault.read()[-1],))
     row = await world.store.read(rows.sealed_row, "s1")
     assert row is not None

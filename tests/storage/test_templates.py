@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import Connection, insert, update
 
 from hepmaild.mail.template import Wording
@@ -255,3 +257,38 @@ def test_a_difference_is_readable() -> None:
     assert difference("", "a") == difference("", "a\n")
     (only,) = difference("x\n" * 3000, "y")
     assert "3000 lines before, 1 after" in only.text
+
+
+def test_a_small_change_of_a_long_text_is_shown() -> None:
+    old = [f"line {n}" for n in range(5000)]
+    new = [*old[:4000], "another", *old[4001:]]
+    shown = [(line.mark, line.text) for line in difference("\n".join(old), "\n".join(new))]
+    assert shown == [
+        *((" ", f"line {n}") for n in (3997, 3998, 3999)),
+        ("-", "line 4000"),
+        ("+", "another"),
+        *((" ", f"line {n}") for n in (4001, 4002, 4003)),
+    ]
+    assert [(line.mark, line.text) for line in difference("\n".join(old), "\n".join(["first", *old]))] == [
+        ("+", "first"),
+        *((" ", f"line {n}") for n in (0, 1, 2)),
+    ]
+    assert [line.mark for line in difference("\n".join(old), "\n".join(old[:-1]))] == [" ", " ", " ", "-"]
+
+
+def test_lines_that_are_chosen_to_take_long_are_not_compared() -> None:
+    """Each that both have stands there twenty times, and no two of them follow one another: two seconds for 256 kB."""
+    old = "".join(f"L{n % 48}\nonly here {n}\n" for n in range(1000))
+    (only,) = difference(old, old.replace("only", "and"))
+    assert "2000 lines before, 2000 after" in only.text
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=30), st.lists(st.sampled_from("abc"), max_size=30))
+def test_a_difference_leads_from_one_to_the_other(old: list[str], new: list[str]) -> None:
+    lines = difference("\n".join(old), "\n".join(new))
+    for mark, side in (("-", old), ("+", new)):
+        shown = [line.text for line in lines if line.mark in (" ", mark)]
+        at = iter(side)
+        assert all(text in at for text in shown), "in their order"
+    counts = [sum(line.mark == mark for line in lines) for mark in "+-"]
+    assert counts[0] - counts[1] == len(new) - len(old)

@@ -251,6 +251,22 @@ async def test_without_room_for_one_more_a_call_is_told_again(house: House) -> N
     assert refused.kind is ErrorKind.SENDER_NOT_ALLOWED
 
 
+async def test_what_was_accepted_is_found_by_word_and_call_for_a_day(house: House) -> None:
+    """For a call that would be refused now, since what it names has gone."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(house.attempt, Result.DELIVERED)
+        first = await house.intake.accept(house.request(word="order-1"))
+    assert isinstance(first, Receipt)
+    key, call = house.books.identity, b"f" * 32
+    assert await house.intake.told_before(key, "order-1", call) == replace(first, replayed=True)
+    assert await house.intake.told_before(key, "order-2", call) is None
+    assert await house.intake.told_before(key, "order-1", b"g" * 32) is None
+    assert await house.intake.told_before(replace(key, key_id="another"), "order-1", call) is None
+    house.books.clock.us += 24 * HOUR_US
+    assert await house.intake.told_before(key, "order-1", call) is None
+    assert await house.money() == [-1]
+
+
 @pytest.mark.parametrize("path", ReversePath)
 async def test_another_reverse_path_is_another_message_where_it_leaves_with_it(
     opener: Opener, path: ReversePath

@@ -13,7 +13,7 @@ from hepmaild.mail import template
 from hepmaild.mail.sizes import MAX_BODY_OCTETS
 from hepmaild.mail.template import Wording
 from hepmaild.storage.templates import Sheet
-from hepmaild.template_rules import TemplateWish, check, key_from, read_samples, show_samples
+from hepmaild.template_rules import MAX_PART_OCTETS, TemplateWish, check, key_from, read_samples, show_samples
 
 MAX_TYPED = 2 << 20
 FIRST = Wording(
@@ -82,7 +82,9 @@ class Preview:
 
 
 def preview_of(wording: Wording, samples: dict[str, str]) -> Preview:
-    """The very function that fills messages, on sample values."""
+    """The very function that fills messages, on sample values.  What is too large to be saved is not shown either."""
+    if any(len(part or "") > MAX_PART_OCTETS for part in (wording.html, wording.text)):
+        return Preview("", None, None, f"More than {MAX_PART_OCTETS >> 10} kB, as much as a template may have.")
     missing = [name for name in template.names_in(wording) if name not in samples]
     problem = f"No sample value for {', '.join(missing[:10])}: empty here, as in a message." if missing else ""
     try:

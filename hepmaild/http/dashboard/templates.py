@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import uuid
+from functools import partial
 from typing import Any
 
+import trio
 from quart.wrappers import Response
 from werkzeug.exceptions import BadRequest, NotFound
 
@@ -153,7 +155,7 @@ def _mount_revisions(group: Pages) -> None:
             t=sheet.template,
             current=sheet.current,
             facts=facts[0] if facts else None,
-            parts=_compare(sheet, against, is_later=with_present),
+            parts=await _compared(visit, sheet, against, is_later=with_present),
             other=other,
             with_present=with_present,
         )
@@ -191,6 +193,15 @@ def _number(form: Form, name: str) -> int:
     if not (text.isascii() and text.isdecimal()) or len(text) > 7:
         raise BadRequest("The form does not say which revision it is about: load the page again.")
     return int(text)
+
+
+async def _compared(visit: Visit, sheet: Sheet, against: Sheet | None, *, is_later: bool) -> list[dict[str, Any]]:
+    """In a thread, as it may take long.  Cancelled, the thread ends by itself and is not waited for."""
+    return await trio.to_thread.run_sync(
+        partial(_compare, sheet, against, is_later=is_later),
+        abandon_on_cancel=True,
+        limiter=visit.dashboard.extras.get("reading") or trio.CapacityLimiter(1),
+    )
 
 
 def _compare(sheet: Sheet, against: Sheet | None, *, is_later: bool) -> list[dict[str, Any]]:
