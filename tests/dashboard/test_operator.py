@@ -388,6 +388,52 @@ def test_a_pause_stops_a_route(desk: Desk) -> None:
     assert "There is no such route" in words(no_route)
 
 
+def test_the_page_of_a_message_says_what_keeps_it(desk: Desk) -> None:
+    """An attempt is offered only where one can be made, and nobody is sent to a command line they do not have."""
+    held, capped = desk.send(EVIL, "joe@fourth.example"), "capped@example.com"
+    desk.daemon.json("queue", "hold", held)
+    desk.daemon.json("sender", "add", capped, "--route", "sink", "--account", ACCOUNT, "--daily-cap", "1")
+    desk.send(capped, "joe@fourth.example")
+    behind = desk.send(capped, "joe@fourth.example")
+    for message_id, why in ((held, "is held"), (behind, "waits for the daily cap")):
+        page = desk.owner.get(f"/logs/{message_id}")
+        assert "Retry now" not in page
+        assert f'action="/logs/{message_id}/cancel"' in page
+        said = words(desk.owner.follow(f"/logs/{message_id}/retry"))
+        assert f"Message {message_id} {why}" in said
+        assert "`" not in said
+    desk.daemon.json("queue", "release", held)
+    assert "Retry now" in desk.owner.get(f"/logs/{held}")
+
+
+def test_the_page_of_a_message_says_that_its_destination_is_paused(desk: Desk) -> None:
+    queue, form = "/operator/queue", {"route": "direct", "destination": "paused.example", "note": SCRIPT}
+    desk.daemon.json("sender", "add", "me@direct.example", "--route", "direct", "--account", ACCOUNT)
+    desk.operator.follow(f"{queue}/pause", form, page=queue)
+    message_id = desk.send("me@direct.example", "joe@paused.example")
+    page = desk.owner.get(f"/logs/{message_id}")
+    assert SCRIPT not in page
+    assert f"What is for paused.example waits: mail for it is paused ( {SCRIPT} )" in words(page)
+    assert "It is tried as soon as the pause is over" in words(page)
+    assert "Next attempt" not in page
+    said = words(desk.owner.follow(f"/logs/{message_id}/retry"))
+    assert "It is due now, and is tried as soon as the pause is over." in said
+    desk.operator.follow(f"{queue}/resume", form, page=queue)
+    assert "mail for it is paused" not in desk.owner.get(f"/logs/{message_id}")
+
+
+def test_only_the_last_attempt_says_when_the_next_one_is_due(desk: Desk) -> None:
+    message_id = desk.send(SENDER, "defer-it@fifth.example")
+    due = "The next attempt is due"
+    assert words(desk.owner.get(f"/logs/{message_id}")).count(due) == 1
+    desk.owner.follow(f"/logs/{message_id}/retry")
+    show = lambda: desk.daemon.json("queue", "show", message_id)["recipients"][0]  # noqa: E731
+    wait_until(lambda: show()["attempts"] >= 2, "another attempt")
+    page = words(desk.owner.get(f"/logs/{message_id}"))
+    assert page.count(due) == 1
+    assert re.search(r"The next attempt was to be \d+ min later\.", page)
+
+
 # Routes and health
 
 
