@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times far away: little things that are in the way."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+
+from playwright.sync_api import expect
+
+from tests.browser.conftest import SignIn
+from tests.browser.house import NEWCOMER, OWNER, House
+
+def test_a_time_that_is_far_away_says_its_year(signed_in: SignIn, house: House) -> None:
+    with signed_in(NEWCOMER) as person:
+        page = person.page
+        person.go("/keys/new")
+        page.get_by_label("Name", exact=True).fill("For years")
+        page.get_by_label("Expires").fill("2051-06-30T12:00:00Z")
+        page.get_by_role("button", name="Make the key").click()
+        page.get_by_label("I have saved it").check()
+        page.get_by_role("link", name="Done").click()
+        expect(page.get_by_role("main").get_by_text(re.compile(r"30 Jun 2051, 14:00"))).to_be_visible()
+    with signed_in(OWNER, locale="en-US") as person:  # whose times are among the longest
+        page = person.page
+        person.go(f"/logs?q=id:{house.ids['sent']}")
+        cell = page.locator("#log-lines .log-time")
+        at = dt.datetime.fromisoformat(str(cell.locator("time").get_attribute("datetime")))
+        for days, says in ((60, r"^\w+ \d+, \d\d:\d\d [AP]M$"), (200, rf"^\w+ \d+, {at.year}, ")):
+            page.clock.install(time=at + dt.timedelta(days=days))
+            page.reload()
+            expect(cell).to_have_text(re.compile(says))
+            assert days > 182 or cell.evaluate("(e) => e.scrollWidth <= e.clientWidth"), "it is cut"
