@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times far away: little things that are in the way."""
+"""Times far away, the menu and the keyboard: little things that are in the way."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 from playwright.sync_api import expect
 
 from tests.browser.conftest import SignIn
+from tests.browser.guard import wait_for_keys
 from tests.browser.house import NEWCOMER, OWNER, House
 
 def test_a_time_that_is_far_away_says_its_year(signed_in: SignIn, house: House) -> None:
@@ -31,3 +32,18 @@ def test_a_time_that_is_far_away_says_its_year(signed_in: SignIn, house: House) 
             page.reload()
             expect(cell).to_have_text(re.compile(says))
             assert days > 182 or cell.evaluate("(e) => e.scrollWidth <= e.clientWidth"), "it is cut"
+
+
+def test_escape_closes_the_menu_before_it_leaves_the_page(signed_in: SignIn) -> None:
+    with signed_in(NEWCOMER) as person:
+        page = person.page
+        person.go("/templates/new")
+        wait_for_keys(page)
+        page.get_by_label("Name", exact=True).fill("Not lost")
+        menu = page.locator("details.menu")
+        menu.locator("summary").click()
+        expect(page.get_by_role("button", name="Sign out")).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("button", name="Sign out")).to_be_hidden()
+        expect(menu.locator("summary")).to_be_focused()
+        expect(page.get_by_label("Name", exact=True)).to_have_value("Not lost")

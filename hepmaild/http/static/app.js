@@ -167,6 +167,11 @@ document.addEventListener("keydown", (event) => {
     case "?": help?.showModal(); break;
     case "c": { const id = current?.dataset.id ?? document.querySelector("[data-page-id]")?.dataset.pageId; if (id) copy(id); break; }
     case "Enter": if (current && nowhere(event.target)) current.querySelector("a")?.click(); break;
-    case "Escape": { const back = document.querySelector("a[data-back]"); if (back) location.assign(back.href); break; }
+    case "Escape": {
+      const menu = document.querySelector("details.menu[open]"), back = document.querySelector("a[data-back]");
+      if (menu) { menu.open = false; menu.querySelector("summary").focus(); }
+      else if (back) location.assign(back.href);
+      break;
+    }
   }
 });
