@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times far away, the menu and the keyboard: little things that are in the way."""
+"""Names without a space, times far away, the menu and the keyboard: little things that are in the way."""
 
 from __future__ import annotations
 
@@ -11,6 +11,35 @@ from playwright.sync_api import expect
 from tests.browser.conftest import SignIn
 from tests.browser.guard import wait_for_keys
 from tests.browser.house import NEWCOMER, OWNER, House
+from tests.browser.pages import find_overflow
+
+NAME = "W" * 100
+
+
+def test_a_long_name_stays_in_the_window(signed_in: SignIn) -> None:
+    with signed_in(NEWCOMER) as person:
+        page = person.page
+        person.go("/keys/new")
+        page.get_by_label("Name", exact=True).fill(NAME)
+        page.get_by_role("button", name="Make the key").click()
+        expect(page.get_by_role("heading", name="Save your key now")).to_be_visible()
+        faults = find_overflow(page, "a fresh key")
+        page.get_by_label("I have saved it").check()
+        page.get_by_role("link", name="Done").click()
+        expect(page.get_by_role("heading", name=NAME)).to_be_visible()
+        faults += find_overflow(page, "its page")
+        page.get_by_label("Type the name of the key").fill(NAME)
+        page.get_by_role("button", name="Delete the key").click()
+        person.saved()
+        faults += find_overflow(page, "what is said of it")
+        person.go("/templates/new")
+        page.get_by_label("Name", exact=True).fill(NAME)
+        page.get_by_label("Subject").fill("{{" + "n" * 100 + "}}")
+        page.get_by_role("button", name="Save").click()
+        expect(page.get_by_role("heading", name=NAME)).to_be_visible()
+        faults += find_overflow(page, "a template")
+    assert not faults, "\n".join(faults)
+
 
 def test_a_time_that_is_far_away_says_its_year(signed_in: SignIn, house: House) -> None:
     with signed_in(NEWCOMER) as person:
