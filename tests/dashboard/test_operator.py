@@ -317,6 +317,17 @@ def test_senders_are_assigned_and_obeyed_at_once(desk: Desk) -> None:
     )
 
 
+def test_the_sender_of_an_own_server_goes_with_it(desk: Desk) -> None:
+    server = ["--name", "Own", "--host", "smtp.example.net", "--address", "me@own.example"]
+    made = desk.daemon.json("smtp-server", "add", ACCOUNT, *server)
+    page = desk.operator.get(desk.page())
+    assert "its SMTP server" in words(page)
+    assert "Remove me@own.example" not in page
+    gone = desk.operator.follow(f"{desk.page()}/senders/remove", {"address": "me@own.example"}, page=desk.page())
+    assert "belongs to its account's SMTP server" in words(gone)
+    desk.daemon.json("smtp-server", "remove", made["id"])
+
+
 def test_what_is_not_there(desk: Desk) -> None:
     for path in ("accounts/nobody", f"accounts/{'0' * 36}", "queue/nothing"):
         desk.operator.get(f"/operator/{path}", status=404)
