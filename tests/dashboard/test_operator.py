@@ -379,6 +379,10 @@ def test_the_figures_and_the_bulk_changes(desk: Desk) -> None:
     )
     said = words(desk.operator.follow("/operator/queue/retry", form, page="/operator/queue"))
     assert "messages are due now" in said
+    alone = {"route": "evil", "destination": "alone.example"}
+    desk.daemon.json("queue", "hold", desk.send(EVIL, "joe@alone.example"))
+    said = words(desk.operator.follow("/operator/queue/release", alone, page="/operator/queue"))
+    assert "1 recipient of 1 message is released" in said
     assert "Name a route" in words(desk.operator.follow("/operator/queue/retry", {}, page="/operator/queue"))
 
 
