@@ -65,6 +65,23 @@ def test_who_only_reads_is_offered_nothing_that_is_refused(site: Site) -> None:
             looker.get(link)
 
 
+@pytest.mark.parametrize(
+    "path", ["/keys/a%00b", "/smtp-servers/a%00b", "/security/users/a%00b", "/logs/a%00b", "/templates/a%00b"]
+)
+def test_no_id_holds_a_nul(site: Site, path: str) -> None:
+    """PostgreSQL refuses texts with one: that is no failure of ours."""
+    site.owner.get(path, status=404)
+
+
+def test_neither_does_a_search_or_a_form(site: Site) -> None:
+    for path in ("/suppressions?q=a%00b", "/suppressions?behind=1:%00", "/security/audit?q=%00", "/logs?q=%00"):
+        site.owner.get(path)
+    fields = {"address": "nul@example.net", "days": "3", "reason": "a\0b"}
+    for path in ("/suppressions", "/suppressions/lift", "/keys"):
+        assert site.owner.post(path, fields).status_code == 400
+    assert "nul@example.net" not in site.owner.get("/suppressions")
+
+
 def test_the_overview_counts(site: Site) -> None:
     before = words(site.owner.get("/"))
     sent = int(re.search(r"Sent today ● ([\d\u202f]+)", before)[1].replace("\u202f", ""))  # type: ignore[index]

@@ -115,8 +115,8 @@ class Visit:
         return SCOPES.index(self.viewer.scope) >= SCOPES.index(needs)
 
     def arg(self, name: str, default: str = "") -> str:
-        """A value of the query string."""
-        return request.args.get(name, default)
+        """A value of the query string; without NUL, which PostgreSQL takes in no text."""
+        return request.args.get(name, default).replace("\0", "")
 
     async def render(self, template: str, *, status: int = 200, **values: Any) -> Response:
         """A page."""
@@ -191,6 +191,8 @@ class Pages:
                     visit.viewer.session_id, form.get("csrf", "")
                 ):
                     raise Forbidden("This form is too old, or did not come from here: load the page again.")
+                if any("\0" in value for _, value in form.items(multi=True)):
+                    raise BadRequest("There is a NUL character in this form, which no browser lets anybody type.")
                 return finish(await handler(visit, form, **parameters))
 
             self.blueprint.add_url_rule(rule, f"post {handler.__name__}", serve, methods=["POST"])
@@ -206,6 +208,8 @@ class Pages:
             raise (NotFound if needs == "operator" else Forbidden)(
                 "Your role in this account does not allow that: ask its owner."
             )
+        if "\0" in request.path:  # no id of anything, and PostgreSQL would not even look
+            raise NotFound
         return visit
 
     def _to_sign_in(self) -> Response:
