@@ -303,7 +303,8 @@ def _changing(
     email_key, client = users.key_of_email(viewer.email), client_of(actor.ip)
     wait_us = tries.begin(conn, try_id=try_id, client=client, email_key=email_key, now_us=now_us)
     if wait_us:
-        return f"too many wrong tries: wait {-(-wait_us // 60_000_000)} minutes"
+        minutes = -(-wait_us // 60_000_000)
+        return f"too many wrong tries: wait {minutes} minute{'' if minutes == 1 else 's'}"
     user = users.locked(conn, viewer.account_id, viewer.user_id)
     if not grants.use_factor(conn, user, factor, now_us):
         tries.wrong_code(conn, try_id)

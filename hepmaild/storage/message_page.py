@@ -38,7 +38,11 @@ def page(conn: Connection, account_id: str, message_id: str) -> dict[str, Any] |
             queue.c.message_id == message_id
         )
     ).all()
-    dues = [r.due_at_us for r in rows if r.due_at_us is not None and r.state in ("queued", "deferred")]
+    destinations = {w.destination for w in waits}
+    pauses = _pauses(conn, head.route, destinations)
+    stopped = destinations if "" in pauses else set(pauses)
+    to_be_tried = [r for r in rows if r.due_at_us is not None and r.state in ("queued", "deferred")]
+    dues = {r.due_at_us for r in to_be_tried if r.destination not in stopped}
     return {
         **head._asdict(),
         "recipient_rows": [
@@ -61,7 +65,9 @@ def page(conn: Connection, account_id: str, message_id: str) -> dict[str, Any] |
         "waits": bool(waits),
         "has_key": keys.of_account(conn, account_id, head.key_id) is not None,
         "server_name": _server_name(conn, head.route),
-        "pause_note": _pause_note(conn, head.route) if waits else None,
+        "pauses": pauses,
+        "can_be_retried": bool(to_be_tried),
+        "dues": dues,
         "due_at_us": min(dues, default=None),
     }
 
@@ -81,9 +87,14 @@ def _server_name(conn: Connection, route: str) -> str | None:
     return "" if name is None else str(name)
 
 
-def _pause_note(conn: Connection, route: str) -> str | None:
-    """Why nothing leaves by this route; None: it is not paused."""
-    return conn.execute(select(pause.c.note).where(pause.c.route == route, pause.c.destination == "")).scalar()
+def _pauses(conn: Connection, route: str, destinations: Collection[str]) -> dict[str, str]:
+    """What of a message is kept from leaving, and why: notes by destination, "" for all of its route."""
+    if not destinations:
+        return {}
+    here = select(pause.c.destination, pause.c.note).where(
+        pause.c.route == route, pause.c.destination.in_({*destinations, ""})
+    )
+    return {row.destination: row.note for row in conn.execute(here.order_by(pause.c.destination))}
 
 
 def _sorted(found: dict[int, Any]) -> list[Any]:
@@ -114,10 +125,15 @@ def cancel(
 
 
 def retry(conn: Connection, account_id: str, message_id: str, *, actor: Actor, now_us: int) -> dict[str, Any] | None:
-    """As `queue.retry`; raises its ValueErrors."""
+    """As `queue.retry`; raises its ValueErrors.  is_paused: nothing of it is tried before somebody ends a pause."""
     if not _is_theirs(conn, account_id, message_id):
         return None
     done = queue_rows.retry(conn, message_id, now_us)
+    here = select(queue.c.route, queue.c.destination).where(queue.c.message_id == message_id)
+    waits = conn.execute(here).all()
+    destinations = {w.destination for w in waits}
+    pauses = _pauses(conn, waits[0].route, destinations)
+    done["is_paused"] = "" in pauses or destinations <= pauses.keys()
     _note(conn, account_id, message_id, actor, "message.retry", {"recipients": done["recipients"]}, now_us)
     return done
 

@@ -16,7 +16,7 @@ from tests.peers.processes import wait_until
 from tests.peers.programs import CLIENTS_FOLDER, missing
 
 AXE = CLIENTS_FOLDER / "node_modules" / "axe-core" / "axe.min.js"
-WIDTHS = (360, 390, 1440, 3840)
+WIDTHS = (360, 390, 768, 1024, 1440, 3840)
 LINKS = """() => [...document.querySelectorAll("nav.rail a[href], main a[href]:not([download])")].map((a) => a.href)"""
 # Who is wider than the window, for the reader of the failure.
 WIDEST = """() => {

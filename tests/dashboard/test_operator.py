@@ -317,6 +317,17 @@ def test_senders_are_assigned_and_obeyed_at_once(desk: Desk) -> None:
     )
 
 
+def test_the_sender_of_an_own_server_goes_with_it(desk: Desk) -> None:
+    server = ["--name", "Own", "--host", "smtp.example.net", "--address", "me@own.example"]
+    made = desk.daemon.json("smtp-server", "add", ACCOUNT, *server)
+    page = desk.operator.get(desk.page())
+    assert "its SMTP server" in words(page)
+    assert "Remove me@own.example" not in page
+    gone = desk.operator.follow(f"{desk.page()}/senders/remove", {"address": "me@own.example"}, page=desk.page())
+    assert "belongs to its account's SMTP server" in words(gone)
+    desk.daemon.json("smtp-server", "remove", made["id"])
+
+
 def test_what_is_not_there(desk: Desk) -> None:
     for path in ("accounts/nobody", f"accounts/{'0' * 36}", "queue/nothing"):
         desk.operator.get(f"/operator/{path}", status=404)
@@ -368,6 +379,10 @@ def test_the_figures_and_the_bulk_changes(desk: Desk) -> None:
     )
     said = words(desk.operator.follow("/operator/queue/retry", form, page="/operator/queue"))
     assert "messages are due now" in said
+    alone = {"route": "evil", "destination": "alone.example"}
+    desk.daemon.json("queue", "hold", desk.send(EVIL, "joe@alone.example"))
+    said = words(desk.operator.follow("/operator/queue/release", alone, page="/operator/queue"))
+    assert "1 recipient of 1 message is released" in said
     assert "Name a route" in words(desk.operator.follow("/operator/queue/retry", {}, page="/operator/queue"))
 
 
@@ -386,6 +401,52 @@ def test_a_pause_stops_a_route(desk: Desk) -> None:
     assert "pause the whole route" in words(one_hop)
     no_route = desk.operator.follow(f"{queue}/pause", {"route": "none"}, page=queue)
     assert "There is no such route" in words(no_route)
+
+
+def test_the_page_of_a_message_says_what_keeps_it(desk: Desk) -> None:
+    """An attempt is offered only where one can be made, and nobody is sent to a command line they do not have."""
+    held, capped = desk.send(EVIL, "joe@fourth.example"), "capped@example.com"
+    desk.daemon.json("queue", "hold", held)
+    desk.daemon.json("sender", "add", capped, "--route", "sink", "--account", ACCOUNT, "--daily-cap", "1")
+    desk.send(capped, "joe@fourth.example")
+    behind = desk.send(capped, "joe@fourth.example")
+    for message_id, why in ((held, "is held"), (behind, "waits for the daily cap")):
+        page = desk.owner.get(f"/logs/{message_id}")
+        assert "Retry now" not in page
+        assert f'action="/logs/{message_id}/cancel"' in page
+        said = words(desk.owner.follow(f"/logs/{message_id}/retry"))
+        assert f"Message {message_id} {why}" in said
+        assert "`" not in said
+    desk.daemon.json("queue", "release", held)
+    assert "Retry now" in desk.owner.get(f"/logs/{held}")
+
+
+def test_the_page_of_a_message_says_that_its_destination_is_paused(desk: Desk) -> None:
+    queue, form = "/operator/queue", {"route": "direct", "destination": "paused.example", "note": SCRIPT}
+    desk.daemon.json("sender", "add", "me@direct.example", "--route", "direct", "--account", ACCOUNT)
+    desk.operator.follow(f"{queue}/pause", form, page=queue)
+    message_id = desk.send("me@direct.example", "joe@paused.example")
+    page = desk.owner.get(f"/logs/{message_id}")
+    assert SCRIPT not in page
+    assert f"What is for paused.example waits: mail for it is paused ( {SCRIPT} )" in words(page)
+    assert "It is tried as soon as the pause is over" in words(page)
+    assert "Next attempt" not in page
+    said = words(desk.owner.follow(f"/logs/{message_id}/retry"))
+    assert "It is due now, and is tried as soon as the pause is over." in said
+    desk.operator.follow(f"{queue}/resume", form, page=queue)
+    assert "mail for it is paused" not in desk.owner.get(f"/logs/{message_id}")
+
+
+def test_only_the_last_attempt_says_when_the_next_one_is_due(desk: Desk) -> None:
+    message_id = desk.send(SENDER, "defer-it@fifth.example")
+    due = "The next attempt is due"
+    assert words(desk.owner.get(f"/logs/{message_id}")).count(due) == 1
+    desk.owner.follow(f"/logs/{message_id}/retry")
+    show = lambda: desk.daemon.json("queue", "show", message_id)["recipients"][0]  # noqa: E731
+    wait_until(lambda: show()["attempts"] >= 2, "another attempt")
+    page = words(desk.owner.get(f"/logs/{message_id}"))
+    assert page.count(due) == 1
+    assert re.search(r"The next attempt was to be \d+ min later\.", page)
 
 
 # Routes and health

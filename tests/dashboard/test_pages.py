@@ -53,6 +53,16 @@ def test_first_steps_until_something_was_sent(site: Site) -> None:
         assert f"<summary>{tool}" in page
     assert "YOUR_API_KEY" in page
     assert SENDER in page
+    assert 'href="/keys/new"' in page
+
+
+def test_who_only_reads_is_offered_nothing_that_is_refused(site: Site) -> None:
+    made = site.daemon.json("user", "add", OTHER, "looker@elsewhere.example", "--scope", "read_only")
+    with sign_in(site.daemon, link_of(made)) as looker:
+        page = looker.get("/")
+        assert "There is no API key yet" in words(page)
+        for link in set(re.findall(r'href="(/[^"]*)"', page)):
+            looker.get(link)
 
 
 def test_the_overview_counts(site: Site) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from hepmaild.errors import StoreUnavailable
-from hepmaild.http.dashboard.frame import NOTICE_COOKIE
+from hepmaild.http.dashboard.frame import NOTICE_COOKIE, TOO_LATE
 from tests.conftest import LogEvents
 from tests.dashboard.inside import ACCESS, REFRESH, Inside, open_inside
-from tests.dashboard.visitor import csrf_of
+from tests.dashboard.visitor import csrf_of, words
 from tests.people.conftest import MINUTE_US, PASSWORD, database_url, opener
 from tests.storage.conftest import Opener
 
@@ -106,3 +106,44 @@ async def test_who_then_changes_the_password_goes_on_with_the_new_session(inside
     assert answer.status_code == 303, answer.text
     assert len(answer.headers.get_list("set-cookie")) == len({ACCESS, REFRESH, NOTICE_COOKIE})
     await assert_stays(inside)
+
+
+@pytest.mark.parametrize(
+    ("path", "stands_on", "leads_to"),
+    [
+        ("/suppressions", "/suppressions?q=ann", "?next=%2Fsuppressions%3Fq%3Dann"),
+        ("/security/password", "/security/password", ""),  # the answer to a form that was refused before
+        ("/suppressions", None, ""),
+        ("/suppressions", "[", ""),  # no address at all
+    ],
+)
+async def test_a_form_that_comes_too_late_says_so(
+    inside: Inside, path: str, stands_on: str | None, leads_to: str
+) -> None:
+    """Its session has ended elsewhere: the sign-in page tells that nothing was changed, and leads back to the form."""
+    await inside.sign_in()
+    token = csrf_of((await inside.browser.get("/suppressions")).text)
+    base = str(inside.browser.base_url).rstrip("/")
+    headers = {} if stands_on is None else {"Referer": "https://[" if stands_on == "[" else base + stands_on}
+    session_id = (await inside.browser.get("/security")).text.partition('action="/security/sessions/')[2][:36]
+    await inside.world.people.sign_out(session_id)
+    answer = await inside.browser.post(path, data={"csrf": token, "address": "ann@example.net"}, headers=headers)
+    assert answer.status_code == 303
+    assert answer.headers["Location"] == "/sign-in" + leads_to
+    assert TOO_LATE in words((await inside.browser.get(answer.headers["Location"])).text)
+    assert TOO_LATE not in words((await inside.browser.get("/sign-in")).text), "said once"
+
+
+async def test_nobody_elses_page_says_that_a_form_came_too_late(inside: Inside) -> None:
+    headers = {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example", "Referer": "https://evil.example/keys"}
+    answer = await inside.browser.post("/suppressions", data={"address": "ann@example.net"}, headers=headers)
+    assert answer.headers["Location"] == "/sign-in"
+    assert NOTICE_COOKIE not in inside.browser.cookies
+
+
+async def test_a_sign_in_form_that_is_too_old_keeps_the_address(inside: Inside) -> None:
+    form = {"csrf": csrf_of((await inside.browser.get("/sign-in")).text), "email": "ann@example.com", "password": "x"}
+    inside.browser.cookies.clear()
+    answer = await inside.browser.post("/sign-in", data=form)
+    assert answer.status_code == 400
+    assert 'value="ann@example.com"' in answer.text

@@ -9,7 +9,7 @@ import pytest
 from markupsafe import Markup
 
 from hepmaild.http.dashboard.key_form import show_expiry
-from hepmaild.http.dashboard.words import no_address, span, told, when
+from hepmaild.http.dashboard.words import many, no_address, span, told, when
 from hepmaild.key_rules import LATEST_US
 
 
@@ -25,6 +25,15 @@ def test_long_times_are_years() -> None:
     assert span(729 * 86_400) == "729 days"
     assert span(731 * 86_400) == "2 years"
     assert span(1_200 * 365 * 86_400) == "1,200 years"
+
+
+def test_one_of_something_is_not_many() -> None:
+    assert [many(n, "credit") for n in (0, 1, 2, 12_345)] == [
+        "0 credits",
+        "1 credit",
+        "2 credits",
+        "12\u202f345 credits",
+    ]
 
 
 def test_an_instant_that_no_date_can_show_is_the_latest() -> None:

@@ -15,10 +15,10 @@ from typing import Any
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from quart import Blueprint, request
+from quart import Blueprint, current_app, request
 from quart.wrappers import Response
 from werkzeug.datastructures import MultiDict
-from werkzeug.exceptions import BadRequest, Forbidden, NotFound
+from werkzeug.exceptions import BadRequest, Forbidden, HTTPException, NotFound
 
 from hepmaild.config import Settings
 from hepmaild.http.call import Call
@@ -36,6 +36,7 @@ NOTICE_COOKIE = "__Host-hepmaild-notice"
 COOKIE_DAYS = 30
 MAX_FORM_OCTETS = 2 << 20
 SCOPES = ("read_only", "admin", "owner")
+TOO_LATE = "You were not signed in any more, so nothing was changed. Sign in, and send the form again."
 
 # No inline script or style; nothing from elsewhere; nobody may frame us.
 POLICY = (
@@ -216,13 +217,31 @@ class Pages:
 
     def _admit(self, visit: Visit | None, needs: str) -> Visit | Response:
         if visit is None:
-            back = request.full_path.rstrip("?") if request.method == "GET" else "/"
-            return clear_tokens(see("/sign-in" + ("" if back == "/" else "?" + urlencode({"next": back}))))
+            return self._to_sign_in()
         if not visit.may(needs):
             raise (NotFound if needs == "operator" else Forbidden)(
                 "Your role in this account does not allow that: ask its owner."
             )
         return visit
+
+    def _to_sign_in(self) -> Response:
+        """Whoever sent a form of ours is told that it came too late, and comes back to the page it stands on."""
+        is_form = request.method == "POST" and same_origin(self.dashboard)
+        back = request.full_path.rstrip("?") if request.method == "GET" else _page_before() if is_form else "/"
+        response = clear_tokens(see("/sign-in" + ("" if back == "/" else "?" + urlencode({"next": back}))))
+        if is_form:
+            set_cookie(response, NOTICE_COOKIE, quote(TOO_LATE), max_age=60)
+        return response
+
+
+def _page_before() -> str:
+    """The page of ours that a form stands on, as far as the browser says it and it can be loaded again; else `/`."""
+    try:
+        parts = urlsplit(request.headers.get("Referer", ""))
+        current_app.url_map.bind("").match(parts.path, "GET")
+    except (HTTPException, ValueError):  # not there, only the answer to a form, or no address
+        return "/"
+    return local_path(parts.path + (f"?{parts.query}" if parts.query else ""))
 
 
 async def open_visit(dashboard: Dashboard) -> Visit | None:
@@ -254,7 +273,7 @@ async def read_form() -> Form:
     if (request.content_length or 0) > MAX_FORM_OCTETS:
         raise BadRequest("This form is too large.")
     form: Form = await request.form
-    if any("\0" in value for value in form.values()):
+    if any("\0" in value for _, value in form.items(multi=True)):
         raise BadRequest("A field of this form holds a character that is none of a text: type it again.")
     return form
 

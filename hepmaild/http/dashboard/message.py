@@ -191,8 +191,11 @@ async def _do(visit: Visit, message_id: str, notice: str, deed: Any, call: dict[
     if done is None:
         return visit.not_found()
     if isinstance(done, ValueError):
-        notice = f"{str(done)[:1].upper()}{str(done)[1:]}."
+        said = str(done).partition(": `")[0]  # what a command line would do about it is the operator's
+        notice = f"{said[:1].upper()}{said[1:]}."
     else:
+        if done.get("is_paused"):
+            notice = "It is due now, and is tried as soon as the pause is over."
         pool = visit.dashboard.extras.get("pool")
         if pool is not None:
             pool.wake()

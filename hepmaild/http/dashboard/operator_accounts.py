@@ -253,7 +253,8 @@ def _mount_account(group: Pages) -> None:
         except ValueError as error:
             return await account_page(visit, account_id, typed=form, errors={"amount": sentence(error)})
         done = "granted" if amount > 0 else "taken back"
-        return visit.redirect(f"{BASE}/{account_id}", f"{abs(amount):,} credits {done}; the balance is {balance:,}.")
+        many = f"{abs(amount):,} credit{'' if abs(amount) == 1 else 's'}"
+        return visit.redirect(f"{BASE}/{account_id}", f"{many} {done}; the balance is {balance:,}.")
 
     @group.post(f"{BASE}/<account_id>/users/<user_id>/link", needs="operator")
     async def make_link(visit: Visit, form: Form, account_id: str, user_id: str) -> Response:

@@ -11,6 +11,7 @@ from quart.wrappers import Response
 from hepmaild.config import DAY_S, RouteKind
 from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
 from hepmaild.http.dashboard.operator_accounts import sentence
+from hepmaild.http.dashboard.words import many
 from hepmaild.mail.dkim_record import check_domain
 from hepmaild.mail.ids import is_message_id
 from hepmaild.own_routes import ALL
@@ -164,12 +165,13 @@ def _mount_many(group: Pages) -> None:
             return visit.redirect(BASE, error or "Name a route or a destination.")
         operations: Any = dashboard.extras["operations"]
         change = await operations.change_many(deed, Where(route, destination or None), visit.actor)
-        what = "due now" if deed == "retry" else "released"
+        which = f"{many(change.recipients, 'recipient')} of {many(change.messages, 'message')}"
+        what = f"{'is' if change.recipients == 1 else 'are'} {'due now' if deed == 'retry' else 'released'}"
         if change.error:
             return visit.redirect(BASE, f"It ended early: {change.error}.")
         if not change.is_done:
             return visit.redirect(BASE, "There are many: it goes on beside this page, which says how far it is.")
-        return visit.redirect(BASE, f"{change.recipients:,} recipients of {change.messages:,} messages are {what}.")
+        return visit.redirect(BASE, f"{which} {what}.")
 
 
 async def _write(visit: Visit, fn: Any, *args: Any) -> Any:

@@ -19,6 +19,7 @@ from werkzeug.exceptions import Forbidden
 from hepmaild.http.call import Call
 from hepmaild.http.dashboard.frame import (
     ACCESS_COOKIE,
+    NOTICE_COOKIE,
     Dashboard,
     Form,
     Pages,
@@ -33,6 +34,7 @@ from hepmaild.http.dashboard.frame import (
     same_origin,
     see,
     set_cookie,
+    take_notice,
 )
 from hepmaild.login import OLD_TICKET
 from hepmaild.people import LoginRefusal
@@ -70,8 +72,8 @@ def _mount_form(blueprint: Blueprint, dashboard: Dashboard) -> None:
         form = await read_form()
         visitor, token = _visitor(), form.get("csrf", "")
         if not visitor or not same_origin(dashboard) or not dashboard.people.check_visitor(visitor, token):
-            error = "The form was too old: try once more."
-            return _sign_in_page(dashboard, error=error, back=form.get("next", "/"), status=400)
+            email, error = form.get("email", "").strip(), "The form was too old: try once more."
+            return _sign_in_page(dashboard, error=error, email=email, back=form.get("next", "/"), status=400)
         otp, ticket = form.get("otp", "").strip() or None, form.get("ticket", "")
         if ticket:
             result = await dashboard.people.code_grant(ticket, otp, visitor=visitor, ip=_ip(), agent=_agent())
@@ -170,13 +172,15 @@ def _sign_in_page(
         "sign_in.html",
         status=status,
         error=error,
-        notice="",
+        notice=take_notice(),
         email=email,
         ticket=ticket,
         next=local_path(back),
         csrf=dashboard.people.visitor_token(visitor),
     )
     set_cookie(response, VISITOR_COOKIE, visitor, max_age=86_400)
+    if request.cookies.get(NOTICE_COOKIE):
+        drop_cookie(response, NOTICE_COOKIE)
     return response
 
 

@@ -64,6 +64,11 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}".replace(",", "\u202f")
 
 
+def many(value: int, word: str) -> str:
+    """How many there are of something: `1 credit`, `12 345 credits`."""
+    return f"{number(value)} {word}{'' if value == 1 else 's'}"
+
+
 def size(octets: int | None) -> str:
     """Octets for people: `2 kB`, `1.4 MB`."""
     if octets is None:
@@ -130,6 +135,7 @@ def no_address(error: ValueError) -> str:
 FILTERS: dict[str, Any] = {
     "when": when,
     "number": number,
+    "many": many,
     "size": size,
     "span": span,
     "state": state,
@@ -137,4 +143,17 @@ FILTERS: dict[str, Any] = {
     "told": told,
 }
 
-__all__ = ["FILTERS", "STATES", "instant", "middle", "no_address", "number", "size", "span", "state", "told", "when"]
+__all__ = [
+    "FILTERS",
+    "STATES",
+    "instant",
+    "many",
+    "middle",
+    "no_address",
+    "number",
+    "size",
+    "span",
+    "state",
+    "told",
+    "when",
+]

@@ -22,7 +22,9 @@ for (const button of document.querySelectorAll("[data-theme-switch]")) {
 
 // Times: the server writes UTC; here they become the reader's, relative while they are young.
 const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
-const sameYear = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
+const minute = { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" };
+const near = new Intl.DateTimeFormat(undefined, minute), far = new Intl.DateTimeFormat(undefined, { ...minute, year: "numeric" });
+const HALF_A_YEAR_S = 182 * 86400; // further away, a day without its year could be that of another one
 
 export function tellTime(at, now = Date.now()) {
   const past = Math.round((now - at) / 1000);
@@ -32,7 +34,7 @@ export function tellTime(at, now = Date.now()) {
   if (seconds < 60) return say(`${seconds} s`);
   if (seconds < 3600) return say(`${Math.floor(seconds / 60)} min`);
   if (seconds < 86400) return say(`${Math.floor(seconds / 3600)} h`);
-  return sameYear.format(at);
+  return (seconds < HALF_A_YEAR_S ? near : far).format(at);
 }
 
 export function localise(within = document) {
@@ -165,6 +167,11 @@ document.addEventListener("keydown", (event) => {
     case "?": help?.showModal(); break;
     case "c": { const id = current?.dataset.id ?? document.querySelector("[data-page-id]")?.dataset.pageId; if (id) copy(id); break; }
     case "Enter": if (current && nowhere(event.target)) current.querySelector("a")?.click(); break;
-    case "Escape": { const back = document.querySelector("a[data-back]"); if (back) location.assign(back.href); break; }
+    case "Escape": {
+      const menu = document.querySelector("details.menu[open]"), back = document.querySelector("a[data-back]");
+      if (menu) { menu.open = false; menu.querySelector("summary").focus(); }
+      else if (back) location.assign(back.href);
+      break;
+    }
   }
 });

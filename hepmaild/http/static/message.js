@@ -31,13 +31,17 @@ async function read() {
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
     for (const id of PARTS) {
       const old = document.getElementById(id), now = fresh.getElementById(id);
-      if (old && now && id !== "message-do") put(old, now);
-      if (id === "message-do" && old.querySelectorAll("form").length !== now.querySelectorAll("form").length) put(old, now);
+      if (old && now && (id !== "message-do" || deeds(old) !== deeds(now))) put(old, now);
     }
     return true;
   } catch {
     return false;
   }
+}
+
+// What can be done now: buttons that stay what they are are left alone, since somebody may be about to press one.
+function deeds(part) {
+  return [...part.querySelectorAll("form")].map((form) => `${form.action} ${form.querySelector("button").disabled}`).join();
 }
 
 function put(old, now) {
