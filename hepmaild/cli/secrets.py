@@ -133,9 +133,6 @@ async def _reseal(store: Store, vault: Vault, newest: SealingKey) -> int:
         place = Place(table, column, row)
         return vault.seal(place, vault.open(place, value))
 
-    def note(conn: Connection) -> None:
-        backend.note(conn, audit.SERVICE, "secrets.rotate", newest.id.hex(), {"secrets": count})
-
     def some(conn: Connection) -> int:
         done = sealed.reseal_some(conn, VERSION + newest.id, anew, UNIT)
         if done:
@@ -145,6 +142,6 @@ async def _reseal(store: Store, vault: Vault, newest: SealingKey) -> int:
     count = 0
     while done := await store.write(backend.refusing(some)):
         count += done
-    await store.write(note)
+    await store.write(backend.note, audit.SERVICE, "secrets.rotate", newest.id.hex(), {"secrets": count})
     await backend.tell(store, backend.KEYS)
     return count
