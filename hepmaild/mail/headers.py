@@ -45,6 +45,7 @@ _WORD = re.compile(r"[ \t]*[^ \t]+")
 # What somebody might take for an encoded word; not each `=?`, which stands in addresses of pages, too.
 _LIKE_A_WORD = re.compile(r"=\?[^?]*\?[bBqQ]\?")
 _AROUND_WORD = len("=?utf-8?q??=")
+_MAX_WORD = 75  # RFC 2047 §2
 # What an octet is in an encoded word in Q; these few stay as they are wherever the word stands (RFC 2047 §5 (3)).
 _PLAIN_OCTETS = frozenset(string.ascii_letters + string.digits + "!*+-/")
 _QUOTED_OCTETS = {octet: chr(octet) if chr(octet) in _PLAIN_OCTETS else f"={octet:02X}" for octet in range(256)}
@@ -241,7 +242,7 @@ def encode_words(text: str, used: int, longest: int = FOLD_AT) -> str:
     quoted = octets.decode("latin-1").translate(_QUOTED_OCTETS)
     is_quoted = len(quoted) <= (len(octets) + 2) // 3 * 4
     lines: list[str] = []
-    at, room = 0, max(0, longest - used - _AROUND_WORD)
+    at, room = 0, max(0, min(longest - used, _MAX_WORD) - _AROUND_WORD)
     while at < len(quoted if is_quoted else octets):
         if is_quoted:
             end = _end_in_quoted(quoted, at + room)

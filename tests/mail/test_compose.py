@@ -14,7 +14,7 @@ from email.message import EmailMessage
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hepmaild.mail.address import has_control_characters
@@ -241,6 +241,7 @@ def test_only_what_looks_like_an_encoded_word_is_encoded_for_that(value: str, is
 
 
 @given(VALUES, st.integers(0, 100), st.sampled_from([76, 64]))
+@example("aaaa" + "\xa0" * 11 + "\U00010000" * 5, 0, 76)
 def test_encoded_words_keep_their_bounds(text: str, used: int, longest: int) -> None:
     """RFC 2047 §2, §5: at most 75 characters, in lines of at most 76, and each is a text of its own."""
     lines = encode_words(text, used, longest).split("\r\n ") if text else []
