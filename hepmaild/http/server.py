@@ -7,6 +7,7 @@ connection ends it; so the loop is here, and hypercorn does the protocols (`comp
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 import sys
@@ -44,6 +45,24 @@ log = structlog.get_logger()
 BACKLOG = 1024
 MAX_HEADER_OCTETS = 32 << 10
 MAX_STREAMS = 32
+# What accept(2) says of a connection that ended, or was forbidden, while it waited: the next one may be good.
+_GONE = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.ECONNRESET,
+        errno.EPROTO,
+        errno.EPERM,
+        errno.EACCES,
+        errno.ETIMEDOUT,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,8 +277,12 @@ class _TlsListener(trio.abc.Listener[_TlsStream]):
             await trio.lowlevel.wait_readable(self._listening.fileno())
             try:
                 connected, _ = self._listening.accept()
-            except (BlockingIOError, ConnectionAbortedError):
+            except BlockingIOError:
                 continue
+            except OSError as problem:
+                if problem.errno in _GONE:
+                    continue
+                raise
             return _TlsStream(SocketTransport(connected), self._context())
 
     async def aclose(self) -> None:

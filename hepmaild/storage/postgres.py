@@ -86,12 +86,20 @@ def store_failure(error: BaseException, *, is_connected: bool = True) -> StoreUn
     return StoreUnavailable(f"PostgreSQL: {words[0]}" + (f" ({state})" if state else ""))
 
 
+def _in_the_dark(failure: StoreUnavailable) -> StoreUnavailable:
+    return StoreUnavailable(f"{failure}; it may have been committed all the same: look before you do it again")
+
+
 @dataclass(slots=True)
 class _Progress:
     """How far a unit came, which decides what its failure means."""
 
     connected: bool = False
     committing: bool = False
+
+    def is_in_the_dark(self, error: BaseException) -> bool:
+        """Whether the connection went while COMMIT was to be answered: the server may have done it."""
+        return self.committing and (sqlstate(error) is None or bool(getattr(error, "connection_invalidated", False)))
 
 
 class _Lane:
@@ -243,7 +251,7 @@ class PostgresBackend:
                     lane.went_down(failure)
                 waits = is_full and trio.current_time() < wait_until  # for one of those that there are
                 if not waits and not self._worth_retrying(error, progress, tries, deadline):
-                    raise failure from error
+                    raise (_in_the_dark(failure) if progress.is_in_the_dark(error) else failure) from error
             else:
                 lane.works()
                 return result

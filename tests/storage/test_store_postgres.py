@@ -106,7 +106,8 @@ class Cutter:
         self.port = listener.socket.getsockname()[1]
         self._server = port
         self._listener = listener
-        self.at = b""  # what a connection that listens must not say
+        self.at = b""  # what a connection must not say
+        self.after = b"LISTEN"  # if it has said this before
         self.cut = trio.Event()
 
     async def run(self) -> None:
@@ -120,7 +121,7 @@ class Cutter:
             with suppress(trio.BrokenResourceError):
                 async for octets in client:
                     said += octets
-                    if self.at and self.at in octets and b"LISTEN" in said:
+                    if self.at and self.at in octets and self.after in said:
                         self.at = b""
                         self.cut.set()
                         break
@@ -155,6 +156,27 @@ async def test_the_listener_outlives_a_connection_that_breaks_while_it_asks(
                         await other.announce("keys")
                     with trio.move_on_after(0.2):
                         topic = await anext(heard)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_commit_without_an_answer_may_have_been_one(
+    cluster: postgres.Cluster, url: str, tmp_path: Path
+) -> None:
+    """Who reads that, at a command line, is not to grant credits twice."""
+    async with trio.open_nursery() as nursery:
+        (socket,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        cutter = Cutter(cluster.port, socket)
+        nursery.start_soon(cutter.run)
+        with trio.fail_after(DEADLINE_S):
+            by_cutter = url.replace(f":{cluster.port}/", f":{cutter.port}/")
+            async with make_opener(by_cutter, tmp_path)(tables=True, exclusive=False) as store:
+                cutter.after, cutter.at = b"INSERT", b"COMMIT;"
+                with pytest.raises(StoreUnavailable, match="may have been committed all the same"):
+                    await store.write(keep, "perhaps")
+                assert cutter.cut.is_set()
+                cutter.after, cutter.at = b"BEGIN", b"INSERT"
+                assert await store.write(keep, "certainly") == "certainly", "tried again, since nothing was committed"
+                assert await store.read(words) == {"certainly"}
         nursery.cancel_scope.cancel()
 
 
