@@ -366,7 +366,8 @@ def credits_verify(settings: Settings, as_json: bool) -> None:
     if as_json:
         print_json({"ok": not faults, "accounts": accounts_checked, "faults": faults})
     elif not faults:
-        click.echo(f"the ledgers of {accounts_checked} accounts hold")
+        one = accounts_checked == 1
+        click.echo("the ledger of 1 account holds" if one else f"the ledgers of {accounts_checked} accounts hold")
     if faults:
         named = "; ".join(f"{fault['email']}: {fault['why']}" for fault in faults[:5])
         raise CommandFailed(f"{len(faults)} of {accounts_checked} ledgers do not hold: {named}")
