@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 import trio
@@ -10,18 +11,25 @@ import trio
 from hepmaild.config import parse_address
 
 _BACKLOG = 1024
+# What accept(2) says when we have no room for a connection.  All else it says is of that connection, which ended or was
+# forbidden while it waited: the next one may be good.
+OUT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+def host_to_bind(host: str) -> str:
+    """Of `parse_address`: every address of the machine means those of IPv4 where there is no IPv6."""
+    return "0.0.0.0" if host == "::" and not socket.has_dualstack_ipv6() else host  # noqa: S104
 
 
 async def open_listener(address: str) -> socket.socket:
     """A listening socket on "host:port"; "[::]:port" takes IPv4 as well.  Raises OSError that names the address."""
-    host, port = parse_address(address)
+    name, port = parse_address(address)
+    host = host_to_bind(name)
     try:
         found = await trio.socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
         )
         family, _kind, _protocol, _name, where = found[0]
-        if host == "::" and not socket.has_dualstack_ipv6():
-            family, where = socket.AF_INET, ("0.0.0.0", port)  # noqa: S104  (what "[::]" means without IPv6)
         listening = socket.socket(family, socket.SOCK_STREAM)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -32,7 +32,7 @@ from hepmaild.route_test import try_route, try_server
 from hepmaild.storage import health, queue_page, stats
 from hepmaild.storage import queue as rows
 from hepmaild.storage.audit import Actor
-from hepmaild.storage.queue import Step, Where
+from hepmaild.storage.queue import Where
 from hepmaild.storage.store import Store
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ ROUTE_TESTS_AT_ONCE = 4
 CHANGE_PATIENCE_S = 2.0
 CHANGES_KEPT = 10
 TELL_EVERY_S = 1.0
-_STEPS: dict[str, Callable[..., Step]] = {"retry": rows.retry_some, "release": rows.release_some}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +170,7 @@ class Operations:
         after: str | None = ""
         told_at = 0.0
         while after is not None:
-            made = await self._store.write(_STEPS[change.deed], change.where, self._now_us(), after)
+            made = await self._store.write(rows.STEPS[change.deed], change.where, self._now_us(), after)
             change.messages += made.messages
             change.recipients += made.recipients
             after = made.after

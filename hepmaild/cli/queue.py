@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -210,13 +210,11 @@ def _in_steps(
         raise click.UsageError("give an ID, or --route or --destination for many")
     _check_route(settings, route)
 
-    step: Callable[..., Step] = {"retry": rows.retry_some, "release": rows.release_some}[deed]
-
     async def run(store: Store) -> dict[str, int]:
         done = {"messages": 0, "recipients": 0}
         after: str | None = ""
         while after is not None:
-            made: Step = await store.write(step, Where(route, destination), backend.now_us(), after)
+            made: Step = await store.write(rows.STEPS[deed], Where(route, destination), backend.now_us(), after)
             done["messages"] += made.messages
             done["recipients"] += made.recipients
             after = made.after

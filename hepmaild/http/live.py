@@ -21,7 +21,7 @@ from quart import Blueprint, websocket
 from werkzeug.exceptions import BadRequest, Forbidden, TooManyRequests, Unauthorized
 
 from hepmaild.errors import StoreUnavailable
-from hepmaild.http.dashboard.frame import ACCESS_COOKIE, Dashboard, is_ours
+from hepmaild.http.dashboard.frame import ACCESS_COOKIE, Dashboard, is_ours, number_of
 from hepmaild.http.dashboard.words import span, state
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.live import Batch, Feed, LiveHub, Resync
@@ -132,7 +132,7 @@ class LiveDoor:
             nursery.start_soon(_drop_words)
             nursery.start_soon(self._end_with_daemon, nursery.cancel_scope)
             try:
-                async with self._hub.listen(view.account_id, int(since) if _is_number(since) else None) as (feed, seq):
+                async with self._hub.listen(view.account_id, number_of(since)) as (feed, seq):
                     await _send(_json({"seq": seq, "hello": True}))
                     code = await self._tell(view, feed)
             except StoreUnavailable:
@@ -215,7 +215,3 @@ async def _drop_words() -> None:
     """Pages have nothing to say; what they say all the same is read, so that their leaving is seen."""
     while True:
         await websocket.receive()
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 19

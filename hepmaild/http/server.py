@@ -7,7 +7,6 @@ connection ends it; so the loop is here, and hypercorn does the protocols (`comp
 
 from __future__ import annotations
 
-import errno
 import socket
 import ssl
 import sys
@@ -33,6 +32,7 @@ from hepmaild.http.oauth import LoginDesk
 from hepmaild.http.send import SendDesk
 from hepmaild.intake import Intake
 from hepmaild.lifecycle import Lifecycle
+from hepmaild.listening import OUT_OF, host_to_bind
 from hepmaild.materials import Materials
 from hepmaild.metrics import Meter
 from hepmaild.own_servers import OwnServers
@@ -45,24 +45,6 @@ log = structlog.get_logger()
 BACKLOG = 1024
 MAX_HEADER_OCTETS = 32 << 10
 MAX_STREAMS = 32
-# What accept(2) says of a connection that ended, or was forbidden, while it waited: the next one may be good.
-_GONE = frozenset(
-    {
-        errno.ECONNABORTED,
-        errno.ECONNRESET,
-        errno.EPROTO,
-        errno.EPERM,
-        errno.EACCES,
-        errno.ETIMEDOUT,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.ENONET,
-        errno.ENOPROTOOPT,
-        errno.EOPNOTSUPP,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +214,8 @@ class _Sockets:
         """Bind and listen.  Raises OSError that names the address."""
         opened = []
         for address in addresses:
-            host, port = parse_address(address)
-            if host == "::" and not socket.has_dualstack_ipv6():
-                host = "0.0.0.0"  # noqa: S104  (what "[::]" means without IPv6)
+            name, port = parse_address(address)
+            host = host_to_bind(name)
             try:
                 each = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
                 self._opened.append(each)
@@ -280,9 +261,9 @@ class _TlsListener(trio.abc.Listener[_TlsStream]):
             except BlockingIOError:
                 continue
             except OSError as problem:
-                if problem.errno in _GONE:
-                    continue
-                raise
+                if problem.errno in OUT_OF:
+                    raise
+                continue
             return _TlsStream(SocketTransport(connected), self._context())
 
     async def aclose(self) -> None:

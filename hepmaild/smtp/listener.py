@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import secrets
 import socket
 import ssl
@@ -18,7 +17,7 @@ import trio
 from hepmaild.config import LimitSettings, SmtpSettings
 from hepmaild.intake import Intake
 from hepmaild.lifecycle import Lifecycle
-from hepmaild.listening import open_listener
+from hepmaild.listening import OUT_OF, open_listener
 from hepmaild.policy import client_of
 from hepmaild.smtp import replies
 from hepmaild.smtp.replies import Line
@@ -35,7 +34,6 @@ _USER_TIMEOUT_MS = 60_000  # a peer that takes nothing for so long is gone (desi
 _ACCEPTS_PER_TURN = 64
 _REFUSALS_AT_ONCE = 64
 _REFUSAL_TIMEOUT_S = 5.0
-_OUT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class ConnectionCounter:
@@ -211,7 +209,7 @@ class SmtpDoor:
             except BlockingIOError:
                 return None
             except OSError as problem:
-                if problem.errno in _OUT_OF:
+                if problem.errno in OUT_OF:
                     return str(problem)
                 continue  # that client is gone already
             self._admit(port, connected, plain_ip(address[0]), sessions)

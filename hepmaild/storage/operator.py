@@ -169,7 +169,9 @@ def set_plan(conn: Connection, actor: Actor, account_id: str, plan: str, now_us:
     _note(conn, account_id, actor, "account.plan", before["email"], {"from": before["plan"], "to": plan}, now_us)
 
 
-def grant(conn: Connection, actor: Actor, account_id: str, amount: int, note: str, last_grant: int, now_us: int) -> int:
+def grant(
+    conn: Connection, actor: Actor, account_id: str, amount: int, note: str, last_grant: int | None, now_us: int
+) -> int:
     """Credits given (or, below zero, taken back); the new balance.
 
     last_grant: as `one` said it to whoever gives them.  Another one since says no, so that a form that comes twice

@@ -86,10 +86,6 @@ def store_failure(error: BaseException, *, is_connected: bool = True) -> StoreUn
     return StoreUnavailable(f"PostgreSQL: {words[0]}" + (f" ({state})" if state else ""))
 
 
-def _in_the_dark(failure: StoreUnavailable) -> StoreUnavailable:
-    return StoreUnavailable(f"{failure}; it may have been committed all the same: look before you do it again")
-
-
 @dataclass(slots=True)
 class _Progress:
     """How far a unit came, which decides what its failure means."""
@@ -251,7 +247,10 @@ class PostgresBackend:
                     lane.went_down(failure)
                 waits = is_full and trio.current_time() < wait_until  # for one of those that there are
                 if not waits and not self._worth_retrying(error, progress, tries, deadline):
-                    raise (_in_the_dark(failure) if progress.is_in_the_dark(error) else failure) from error
+                    if progress.is_in_the_dark(error) and engine is not self._reader:
+                        text = f"{failure}; it may have been committed all the same: look before you do it again"
+                        failure = StoreUnavailable(text)
+                    raise failure from error
             else:
                 lane.works()
                 return result

@@ -7,6 +7,7 @@ A change for many messages is made in steps (`Step`): each is a unit of its own,
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,6 +174,9 @@ def release_some(conn: Connection, where: Where, now_us: int, after: str = "") -
     """A step of letting go what is held."""
     rows = _some(conn, where, where.recipients("held"), after, idle=False)
     return _step(rows, _let_go(conn, rows, where, now_us))
+
+
+STEPS: dict[str, Callable[..., Step]] = {"retry": retry_some, "release": release_some}
 
 
 def _some(conn: Connection, where: Where, wanted: ColumnElement[bool], after: str, *, idle: bool) -> list[Any]:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,10 +45,14 @@ def opener(url: str, tmp_path: Path) -> Opener:
 
 
 async def submit_until_it_works(store: Store, word: str) -> None:
+    await until_it_works(partial(store.submit, word))
+
+
+async def until_it_works(call: Callable[[], Awaitable[object]]) -> None:
     """As a sender does: try again after a temporary error."""
     while True:
         try:
-            await store.submit(word)
+            await call()
         except StoreUnavailable:
             await trio.sleep(0.05)
         else:
@@ -373,11 +378,7 @@ async def test_a_database_that_is_read_only_for_a_while(opener: Opener, admin: C
             admin('alter database "{name}" reset default_transaction_read_only')
             await submit_until_it_works(store, "after")
             for n in range(4):  # all that the pool has
-                while True:
-                    with suppress(StoreUnavailable):
-                        await store.write(keep, str(n))
-                        break
-                    await trio.sleep(0.05)
+                await until_it_works(partial(store.write, keep, str(n)))
             await store.check()
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 import trio
 from quart.wrappers import Response
 
-from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
+from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit, number_of
 from hepmaild.http.dashboard.words import instant
 from hepmaild.storage.audit import Fault
 from hepmaild.storage.security_page import audit_page, verify_audit
@@ -99,9 +99,8 @@ def pages(dashboard: Dashboard) -> Pages:
 
 async def _page(visit: Visit, checked: tuple[int, Fault | None] | None) -> Response:
     kind = visit.arg("kind") if visit.arg("kind") in KINDS else ""
-    words = visit.arg("q").replace("\0", "").strip()[:MAX_WORDS]
-    text = visit.arg("before")
-    before = int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+    words = visit.arg("q").strip()[:MAX_WORDS]
+    before = number_of(visit.arg("before"))
     found = await visit.store.read(audit_page, visit.account_id, before_seq=before, kind=kind, words=words, most=ROWS)
     return await visit.render(
         "security/audit.html",

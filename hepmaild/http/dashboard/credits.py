@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 import trio
 from quart.wrappers import Response
 
-from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
+from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit, number_of
 from hepmaild.storage import credits as ledger
 from hepmaild.storage.credits import Checked, Fault
 from hepmaild.storage.message_page import still_there
@@ -47,8 +47,7 @@ async def _verify(visit: Visit) -> Checked | Fault:
 async def _page(visit: Visit, verified: Checked | Fault | None) -> Response:
     reason = visit.arg("reason")
     reason = reason if reason in REASONS else ""
-    text = visit.arg("before")
-    before = int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+    before = number_of(visit.arg("before"))
     rows = await visit.store.read(ledger.history, visit.account_id, limit=ROWS + 1, before_seq=before, reason=reason)
     shown = rows[:ROWS]
     logged = await visit.store.read(still_there, visit.account_id, {row["message_id"] for row in shown} - {None})

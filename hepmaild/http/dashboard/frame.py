@@ -268,6 +268,11 @@ async def open_visit(dashboard: Dashboard) -> Visit | None:
     return Visit(dashboard, viewer, call)
 
 
+def number_of(text: str) -> int | None:
+    """A number that a link or a form of ours may hold, of a row or an instant; None: it is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
 async def read_form() -> Form:
     """The fields of a posted form."""
     if (request.content_length or 0) > MAX_FORM_OCTETS:

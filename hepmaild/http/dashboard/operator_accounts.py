@@ -12,8 +12,8 @@ from quart.wrappers import Response
 
 from hepmaild.config import MAX_CAP, STANDARD_PLAN, Settings
 from hepmaild.http.dashboard.audit import ACTIONS
-from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
-from hepmaild.http.dashboard.words import no_address
+from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit, number_of
+from hepmaild.http.dashboard.words import many, no_address, number
 from hepmaild.mail.address import check_address
 from hepmaild.people import link_url
 from hepmaild.storage import links
@@ -177,11 +177,6 @@ def _daily_cap(form: Form) -> int:
     return _number("daily_cap", form, least=0, most=MAX_CAP) if form.get("daily_cap", "").strip() else 0
 
 
-def _seq(text: str) -> int:
-    """A number of a row that a form was made for; -1: none that there could be."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else -1
-
-
 # One account
 
 
@@ -245,7 +240,7 @@ def _mount_account(group: Pages) -> None:
             amount = _number("amount", form, least=-MAX_AMOUNT)
             if len(note) > MAX_NOTE or not note.isprintable():
                 raise Typed("note", f"At most {MAX_NOTE} printable characters.")
-            seen = _seq(form.get("last_grant", ""))
+            seen = number_of(form.get("last_grant", ""))
             now_us = dashboard.now_us()
             balance = await change(visit, KEYS, rows.grant, visit.actor, account_id, amount, note, seen, now_us)
         except Typed as error:
@@ -253,8 +248,8 @@ def _mount_account(group: Pages) -> None:
         except ValueError as error:
             return await account_page(visit, account_id, typed=form, errors={"amount": sentence(error)})
         done = "granted" if amount > 0 else "taken back"
-        many = f"{abs(amount):,} credit{'' if abs(amount) == 1 else 's'}"
-        return visit.redirect(f"{BASE}/{account_id}", f"{many} {done}; the balance is {balance:,}.")
+        said = f"{many(abs(amount), 'credit')} {done}; the balance is {number(balance)}."
+        return visit.redirect(f"{BASE}/{account_id}", said)
 
     @group.post(f"{BASE}/<account_id>/users/<user_id>/link", needs="operator")
     async def make_link(visit: Visit, form: Form, account_id: str, user_id: str) -> Response:

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 from quart.wrappers import Response
 
-from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
+from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit, number_of
 from hepmaild.http.dashboard.words import no_address
 from hepmaild.mail.address import check_address
 from hepmaild.storage import audit, suppress
@@ -103,8 +103,9 @@ async def _page(visit: Visit, typed: dict[str, str], errors: dict[str, str]) -> 
 
 
 def _behind(text: str) -> tuple[int, str] | None:
-    at, _, key = text.partition(":")
-    return (int(at), key) if key and at.isascii() and at.isdigit() and len(at) < 19 else None
+    before, _, key = text.partition(":")
+    at = number_of(before)
+    return (at, key) if key and at is not None else None
 
 
 def _link(words: str, **more: Any) -> str:
