@@ -13,7 +13,7 @@ from quart.wrappers import Response
 from hepmaild.config import MAX_CAP, STANDARD_PLAN, Settings
 from hepmaild.http.dashboard.audit import ACTIONS
 from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit, number_of
-from hepmaild.http.dashboard.words import many, no_address, number
+from hepmaild.http.dashboard.words import no_address
 from hepmaild.mail.address import check_address
 from hepmaild.people import link_url
 from hepmaild.storage import links
@@ -248,8 +248,8 @@ def _mount_account(group: Pages) -> None:
         except ValueError as error:
             return await account_page(visit, account_id, typed=form, errors={"amount": sentence(error)})
         done = "granted" if amount > 0 else "taken back"
-        said = f"{many(abs(amount), 'credit')} {done}; the balance is {number(balance)}."
-        return visit.redirect(f"{BASE}/{account_id}", said)
+        many = f"{abs(amount):,} credit{'' if abs(amount) == 1 else 's'}"
+        return visit.redirect(f"{BASE}/{account_id}", f"{many} {done}; the balance is {balance:,}.")
 
     @group.post(f"{BASE}/<account_id>/users/<user_id>/link", needs="operator")
     async def make_link(visit: Visit, form: Form, account_id: str, user_id: str) -> Response:
