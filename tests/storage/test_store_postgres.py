@@ -182,6 +182,10 @@ async def test_a_commit_without_an_answer_may_have_been_one(
                 cutter.after, cutter.at = b"BEGIN", b"INSERT"
                 assert await store.write(keep, "certainly") == "certainly", "tried again, since nothing was committed"
                 assert await store.read(words) == {"certainly"}
+                cutter.after, cutter.at = b"SELECT", b"COMMIT;"
+                with pytest.raises(StoreUnavailable) as caught:
+                    await store.read(words)
+                assert "committed" not in str(caught.value), "a read leaves nothing to look for"
         nursery.cancel_scope.cancel()
 
 
