@@ -31,7 +31,7 @@ WATCH_INTERVAL_S = 10.0
 # TLS 1.2: forward secrecy and authenticated encryption only (RFC 9325 §4.2); 1.3 has no others.
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 
-Stamp = tuple[tuple[int, int, int], ...]
+Stamp = tuple[tuple[int, ...], ...]
 
 
 def new_context(alpn: tuple[str, ...] = ()) -> ssl.SSLContext:
@@ -83,12 +83,13 @@ class ServerTls:
             log.warning("certificate_not_loaded", file=str(self.certificate), error=str(error), kept="the previous one")
             return False
         self._stamp = stamp
-        log.info("certificate_loaded", file=str(self.certificate), expires_at=self.expires_at())
+        log.info("certificate_loaded", file=str(self.certificate), expires_at=self._end())
         return True
 
     def reload_if_changed(self) -> bool:
         """Reload when a file is another one than at the last look; whether a new certificate is in use."""
-        due = self._is_self_made and self.expires_at() - datetime.now(UTC) < RENEW_BEFORE
+        end = self._end() if self._is_self_made else None
+        due = end is not None and end - datetime.now(UTC) < RENEW_BEFORE
         return (due or self._look() != self._stamp) and self.reload()
 
     async def watch(self, interval_s: float = WATCH_INTERVAL_S) -> None:
@@ -100,6 +101,13 @@ class ServerTls:
     def expires_at(self) -> datetime:
         """When the certificate on disk ends (UTC).  Raises OSError or ValueError when it cannot be read."""
         return x509.load_pem_x509_certificate(self.certificate.read_bytes()).not_valid_after_utc
+
+    def _end(self) -> datetime | None:
+        """As `expires_at`; None for a file that is gone meanwhile, or that OpenSSL alone can read."""
+        try:
+            return self.expires_at()
+        except (OSError, ValueError):
+            return None
 
     def _load(self) -> None:
         smtp, http = new_context(), new_context(("h2", "http/1.1"))
@@ -232,9 +240,10 @@ def no_password() -> str:
     raise ValueError("the private key is encrypted: a daemon needs one without a passphrase")
 
 
-def _stat(path: Path) -> tuple[int, int, int]:
+def _stat(path: Path) -> tuple[int, ...]:
+    """What changes with the file, and with who may read it (chmod and chown change the ctime alone)."""
     try:
         found = path.stat()
     except OSError:
-        return (0, 0, 0)
-    return (found.st_mtime_ns, found.st_ino, found.st_size)
+        return ()
+    return (found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import ssl
+import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -196,6 +198,59 @@ async def test_the_watcher_notices(tmp_path: Path, autojump_clock: trio.testing.
         write_pair(tmp_path, "two.example.com")
         await trio.sleep(11)
         nursery.cancel_scope.cancel()
+    assert common_name((await handshake(server.smtp))[1]) == "CN=two.example.com"
+
+
+async def test_a_self_made_certificate_that_was_removed_is_made_anew(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """As who wants another one does; the daemon that serves must not end by it."""
+    server = own(tmp_path)
+    before = server.certificate.read_bytes()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.watch)
+        server.certificate.unlink()
+        await trio.sleep(11)
+        server.certificate.write_bytes(b"rubbish")
+        await trio.sleep(11)
+        nursery.cancel_scope.cancel()
+    now = server.certificate.read_bytes()
+    assert now != before
+    assert (await handshake(server.smtp))[1] == ssl.PEM_cert_to_DER_cert(now.decode())
+
+
+async def test_a_certificate_that_openssl_alone_can_read_is_taken(tmp_path: Path, log_events: Any) -> None:
+    """`openssl x509 -trustout` writes such a one."""
+    settings = write_pair(tmp_path, "one.example.com")
+    server = ServerTls(settings, state_dir=tmp_path, hostname="x")
+    write_pair(tmp_path, "two.example.com")
+    file = tmp_path / "c.pem"
+    file.write_text(file.read_text().replace("CERTIFICATE-----", "TRUSTED CERTIFICATE-----"))
+    assert server.reload_if_changed()
+    assert common_name((await handshake(server.smtp))[1]) == "CN=two.example.com"
+
+
+async def test_a_key_that_may_be_read_later_is_taken_then(log_events: Any) -> None:
+    """Whoever renews a certificate writes the files, and lets the service read them a moment later."""
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name)
+        server = ServerTls(write_pair(folder, "one.example.com"), state_dir=folder, hostname="x")
+        write_pair(folder, "two.example.com")
+        (folder / "k.pem").chmod(0)
+        try:
+            if user == 0:  # who may read everything
+                for path in (folder, folder / "c.pem", folder / "k.pem"):
+                    os.chown(path, 65_534, 65_534)
+                os.seteuid(65_534)
+            assert not server.reload_if_changed()
+            assert "Permission denied" in log_events.named("certificate_not_loaded")[0]["error"]
+            assert not server.reload_if_changed()
+            assert len(log_events.named("certificate_not_loaded")) == 1
+            (folder / "k.pem").chmod(0o400)
+            assert server.reload_if_changed()
+        finally:
+            os.seteuid(user)
     assert common_name((await handshake(server.smtp))[1]) == "CN=two.example.com"
 
 
