@@ -60,7 +60,26 @@ def test_both_units_are_confined_alike() -> None:
         return {line for line in text.splitlines() if re.match(r"[A-Z]\w+=", line)}
 
     different = {line.split("=")[0] for line in lines("hepmaild.service") ^ lines("hepmaild@.service")}
-    assert different == {"Description", "ExecStart", "StateDirectory"}
+    assert different == {"Description", "Documentation", "ExecStart", "StateDirectory"}
+
+
+@pytest.mark.parametrize("name", ["hepmaild.service", "hepmaild@.service"])
+def test_the_service_is_started_again_however_often_it_fails(name: str) -> None:
+    """It ends at once when PostgreSQL cannot be reached at its start, and systemd's default is to give up on what
+    failed five times in ten seconds."""
+    text = (UNITS / name).read_text()
+    assert "\nRestart=on-failure\n" in text
+    unit = text[text.index("[Unit]") : text.index("[Service]")]  # systemd ignores it elsewhere
+    assert "\nStartLimitIntervalSec=0\n" in unit
+
+
+@pytest.mark.parametrize("name", ["hepmaild.service", "hepmaild@.service"])
+def test_its_documentation_is_there(name: str) -> None:
+    """The settings are: a wheel has no other documents."""
+    text = (UNITS / name).read_text()
+    (named,) = re.findall(r"^Documentation=file://(\S+)$", text, re.MULTILINE)
+    (settings,) = re.findall(r"^ExecStart=\S+ -c (\S+) serve$", text, re.MULTILINE)
+    assert named == settings
 
 
 @pytest.mark.parametrize("name", ["hepmaild.service", "hepmaild@.service"])
