@@ -57,6 +57,7 @@ from hepmaild.reaper import Reaper
 from hepmaild.sdnotify import Notifier
 from hepmaild.signing import SigningKeys
 from hepmaild.smtp.listener import SmtpDoor
+from hepmaild.storage.messages import make_spool
 from hepmaild.storage.store import Store, open_store
 from hepmaild.storage.sts import StsTable
 from hepmaild.storage.suppress import Rule
@@ -159,8 +160,7 @@ class _Daemon:
         self._metrics = Metrics() if settings.metrics.listen else None
         meter = self._metrics or Meter()
         limiters = Limiters()
-        spool_dir = settings.server.state_dir / "spool"
-        spool_dir.mkdir(exist_ok=True, mode=0o700)
+        spool_dir = make_spool(settings.server.state_dir)
         self.outbox = self._make_outbox(spool_dir, meter)
         self.directory = Directory(store, settings.sender)
         self.signing = SigningKeys(store, Vault(settings.server.state_dir), lambda: self.directory.generation)

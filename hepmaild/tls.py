@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hepmaild.config import TlsSettings
+from hepmaild.storage.sqlite_file import give_to_owner_of
 
 log = structlog.get_logger()
 
@@ -221,7 +222,10 @@ def _belong_together(certificate: Path, key: Path) -> bool:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Put `content` at `path` with mode 0600, all or nothing: never readable by others, never half written."""
+    """Put `content` at `path` with mode 0600, all or nothing: never readable by others, never half written.
+
+    Made by root it belongs to the owner of its folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # made with mode 0600
     try:
@@ -229,6 +233,7 @@ def write_private(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        give_to_owner_of(path.parent, Path(temporary))
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

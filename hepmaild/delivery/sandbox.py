@@ -24,6 +24,7 @@ from hepmaild.delivery.job import Job, Result
 from hepmaild.delivery.outcome import IN_DOUBT_REPLY, Verdict
 from hepmaild.mail.content import Content
 from hepmaild.mail.reply import Reply
+from hepmaild.storage.sqlite_file import give_to_owner_of
 
 _TEMPORARY = Reply(451, "4.3.2", "the sandbox refuses everything for now (misbehave = 4xx)")
 _PERMANENT = Reply(550, "5.7.1", "the sandbox refuses everything (misbehave = 5xx)")
@@ -88,7 +89,9 @@ class Sandbox:
 def _keep(folder: Path, job: Job, content: Content) -> Path:
     if not _SAFE_ID.fullmatch(job.message_id):
         raise OSError(f"{job.message_id!r} cannot be a file name")
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        give_to_owner_of(folder.parent, folder)
     envelope = {
         "message_id": job.message_id,
         "reverse_path": job.reverse_path,

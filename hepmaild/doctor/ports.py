@@ -98,7 +98,7 @@ def _closed(name: str, host: str, number: int, error: OSError, *, is_daemon: boo
         return warn(name, "nothing listens; this user may not have a port below 1024", todo)
     except OSError as problem:
         return fail(name, f"nothing answers, and it cannot be had: {describe(problem)}", _who(number))
-    return warn(name, "nothing listens: the daemon does not run here", "start it: `hepmaild serve`")
+    return warn(name, "nothing listens: the daemon does not run here", "start it: `systemctl start hepmaild`")
 
 
 async def _talk(settings: Settings, name: str, which: Port, stream: trio.SocketStream, leaf: bytes | None) -> Check:

@@ -3,17 +3,35 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 
 from sqlalchemy import Connection, bindparam, func, select
 
 from hepmaild.mail.content import SPOOL_OCTETS, Content
 from hepmaild.storage.bulk import Query, bulk_insert
 from hepmaild.storage.schema import body, event
+from hepmaild.storage.sqlite_file import give_to_owner_of
 
 _EVENT = bulk_insert(event, "message_id", "account_id", "at_us", "kind", "data")
 _BODY = bulk_insert(body, "message_id", "n", "at_us", "data")
+
+
+def make_spool(state_dir: Path) -> Path:
+    """The folder for content on its way that is too large for memory; made if it is not there.
+
+    Made by root (a `serve` by hand) it belongs to the owner of `state_dir`, as all that root makes there.  Raises
+    OSError when this user cannot write into it: every large message would be refused.
+    """
+    folder = state_dir / "spool"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    give_to_owner_of(state_dir, folder)
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, "hepmaild's user cannot write here: make it the owner (chown)", str(folder))
+    return folder
 
 
 def insert_events(conn: Connection, events: Iterable[tuple[str, str, int, str, str]]) -> None:
