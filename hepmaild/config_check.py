@@ -26,19 +26,28 @@ def check(settings: Settings, reader: Reader) -> None:
 
 
 def _check_listeners(settings: Settings, reader: Reader) -> None:
-    """No address twice."""
+    """No address twice, and none that another one, which means every address, has already."""
     seen: dict[tuple[str, int], str] = {}
     for key, addresses in (
         ("smtp.starttls", settings.smtp.starttls),
         ("smtp.implicit_tls", settings.smtp.implicit_tls),
         ("http.listen", settings.http.listen),
         ("http.plain_listen", settings.http.plain_listen),
+        ("metrics.listen", settings.metrics.listen),
     ):
         for text in addresses:
-            address = parse_address(text)
-            if address[1] and address in seen:
-                reader.report(key, f"{text} is taken by {seen[address]} already")
-            seen.setdefault(address, key)
+            host, port = parse_address(text)
+            taken = next((seen[other] for other in seen if port and port == other[1] and _meet(host, other[0])), None)
+            if taken is not None:
+                reader.report(key, f"{text} is taken by {taken} already")
+            seen.setdefault((host, port), key)
+
+
+def _meet(one: str, other: str) -> bool:
+    """Whether these hosts cannot both be listened on at one port."""
+    if one == other or "::" in (one, other):  # which takes IPv4 as well
+        return True
+    return "0.0.0.0" in (one, other) and _is_ipv4(one) and _is_ipv4(other)  # noqa: S104
 
 
 def _check_routes(settings: Settings, reader: Reader) -> None:
@@ -72,6 +81,13 @@ def _check_senders(settings: Settings, reader: Reader) -> None:
     defaults = [sender.address for sender in settings.sender if sender.default]
     if len(defaults) > 1:
         reader.report("sender", f"at most one may be the default; {', '.join(defaults)} all are")
+
+
+def _is_ipv4(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 4
+    except ValueError:
+        return False
 
 
 def _is_loopback(route: RouteSettings) -> bool:

@@ -70,6 +70,8 @@ def parse(text: str, *, source: str, base: Path, environ: Mapping[str, str]) -> 
         tables = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         raise SettingsError((Problem(source, "", f"is not TOML: {error}"),)) from None
+    except RecursionError:
+        raise SettingsError((Problem(source, "", "is nested far too deeply: no setting is"),)) from None
     except ValueError:  # Python's own, about thousands of digits
         raise SettingsError((Problem(source, "", "has a number that is far too long: no setting needs it"),)) from None
     reader = Reader(source, base, _credentials(environ))

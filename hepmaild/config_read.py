@@ -281,6 +281,14 @@ def check_host(text: str) -> None:
             raise ValueError("a host name or an IP address") from None
 
 
+def _check_listen(text: str) -> None:
+    host, _port = parse_address(text)
+    try:
+        check_host(host)
+    except ValueError as error:
+        raise ValueError(f'"host:port" with {error}') from None
+
+
 def _check_hostname(text: str) -> None:
     if len(text) > 253 or not _HOST.fullmatch(text):
         raise ValueError('a host name such as "smtp.example.com"')
@@ -309,17 +317,23 @@ def _check_database(text: str) -> None:
     allowed = '"sqlite:///FILE" or "postgresql://USER:PASSWORD@HOST/NAME"'
     try:
         parts = urlsplit(text)
-        _ = parts.port
+        _check_database_host(parts.hostname or "")
+        port = parts.port
     except ValueError:
         raise ValueError(allowed) from None
     if parts.scheme == "sqlite":
         name = text.removeprefix("sqlite:///")
         if name == text or not name.strip("/") or name == ":memory:" or "?" in name:
             raise ValueError(f"{allowed} (a file: what is accepted must survive)")
-    elif not text.startswith("postgresql://") or not parts.path.strip("/"):
+    elif not text.startswith("postgresql://") or not parts.path.strip("/") or port == 0:
         raise ValueError(allowed)
     else:
         _check_options(parts.query)
+
+
+def _check_database_host(host: str) -> None:
+    """ValueError for one that nobody can ask name servers for.  It may be in the letters of its language."""
+    check_host(host if ":" in host else host.encode("idna").decode("ascii"))
 
 
 def _check_options(query: str) -> None:
@@ -336,6 +350,11 @@ def _check_options(query: str) -> None:
             raise ValueError(f"an address with one of {', '.join(known)} as its {name}")
         if name == "port" and not (value.isascii() and value.isdigit() and 0 < int(value[:6]) < 65_536):
             raise ValueError("an address with a number from 1 to 65535 as its port")
+        if name == "host" and not value.startswith("/"):
+            try:
+                _check_database_host(value)
+            except ValueError:
+                raise ValueError("an address with one host, or the folder of a socket, as its host") from None
 
 
 def parse_nameserver(text: str) -> tuple[str, int]:
@@ -362,7 +381,7 @@ def parse_next_hop(text: str) -> tuple[str, int]:
 
 
 FORMS: dict[str, Callable[[str], object]] = {
-    "address": parse_address,
+    "address": _check_listen,
     "database": _check_database,
     "email": check_address,
     "host": check_host,

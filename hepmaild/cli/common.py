@@ -33,10 +33,17 @@ class Invocation:
     preset: Settings | None = None
 
     def load(self) -> Settings:
-        """Read the settings anew.  Raises SettingsError."""
+        """Read the settings anew.  Raises SettingsError.
+
+        The file that was found first is looked for from then on: should it be gone at a reload, defaults and whatever
+        else lies about are no settings that anybody meant.
+        """
         from hepmaild.config_load import find_settings_file, load
 
-        return load(find_settings_file(self.config, os.environ), os.environ)
+        file = find_settings_file(self.config, os.environ)
+        settings = load(file, os.environ)
+        self.config = self.config if file is None else str(file)
+        return settings
 
     @property
     def settings(self) -> Settings:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hepmaild import config, config_docs
+from hepmaild.cli.common import Invocation
 from hepmaild.config_load import SettingsError, find_settings_file, load, parse
 from hepmaild.directory import settings_senders
 from hepmaild.mail.address import check_address
@@ -283,6 +284,11 @@ def test_a_secret_is_judged_wherever_it_comes_from(tmp_path: Path) -> None:
         ("postgresql://h/x?connect_timeout=5", "no options but sslmode,"),
         ("postgresql://h/x?sslmode=require&sslmode=disable", "each once"),
         ("postgresql:///x?port=big", "65535 as its port"),
+        ("postgresql://u@a..b/x", 'must be "sqlite:///FILE" or'),
+        (f"postgresql://u@{'a' * 64}.example/x", 'must be "sqlite:///FILE" or'),
+        ("postgresql://u@h:0/x", 'must be "sqlite:///FILE" or'),
+        ("postgresql://u@/x?host=a:1,b:2", "one host, or the folder of a socket, as its host"),
+        ("postgresql://u@/x?host=a..b", "one host, or the folder of a socket, as its host"),
     ],
 )
 def test_a_database_that_cannot_be_opened_is_a_mistake(url: str, said: str) -> None:
@@ -291,7 +297,14 @@ def test_a_database_that_cannot_be_opened_is_a_mistake(url: str, said: str) -> N
 
 
 @pytest.mark.parametrize(
-    "url", ["postgresql:///x?host=/run/postgresql&port=5433", "postgresql://u@h/x?sslmode=verify-full"]
+    "url",
+    [
+        "postgresql:///x?host=/run/postgresql&port=5433",
+        "postgresql://u@h/x?sslmode=verify-full",
+        "postgresql://u@[::1]:5433/x",
+        "postgresql://u@bücher.example/x",
+        "postgresql:///x?host=::1",
+    ],
 )
 def test_a_database_may_be_named_by_options(url: str) -> None:
     assert read(f'[database]\nurl = "{url}"\n').database.url == url
@@ -317,6 +330,56 @@ def test_relative_paths_start_at_the_settings_file(tmp_path: Path) -> None:
     assert settings.own_smtp.tls_ca == str(tmp_path / "o.pem")
     assert [route.tls_ca for route in settings.route] == [str(tmp_path / "r.pem"), "/r.pem"]
     assert settings.route[0].password == "secret"
+
+
+def test_a_file_that_is_gone_at_a_reload_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without -c it was looked for, and not found means the defaults: no route, no sender."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HEPMAILD_CONFIG", raising=False)
+    file = tmp_path / "hepmaild.toml"
+    file.write_text('[server]\nhostname = "smtp.example.com"\n')
+    invocation = Invocation()
+    assert invocation.settings.server.hostname == "smtp.example.com"
+    file.unlink()
+    with pytest.raises(SettingsError, match=r"hepmaild\.toml: cannot be read: No such file"):
+        invocation.load()
+    file.write_text('[server]\nhostname = "other.example.com"\n')
+    assert invocation.load().server.hostname == "other.example.com"
+
+
+@pytest.mark.parametrize("text", ["x = " + "[" * 5000 + "]" * 5000, "x = " + "{a=" * 5000 + "1" + "}" * 5000])
+def test_a_file_that_is_nested_too_deeply_is_a_mistake(text: str) -> None:
+    """Not the end of a daemon that reads it again."""
+    assert problems(text) == ["test.toml: is nested far too deeply: no setting is"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("127.0.0.1:25", "127.0.0.1:25"),
+        ("*:25", "[::]:25"),
+        ("[::]:25", "127.0.0.1:25"),
+        ("localhost:25", ":25"),
+        ("[::1]:25", "[::]:25"),
+        ("0.0.0.0:25", "127.0.0.1:25"),
+        ("0.0.0.0:25", "[::]:25"),
+    ],
+)
+def test_doors_cannot_share_an_address(one: str, other: str) -> None:
+    for table in ("metrics", "http"):
+        text = f'[smtp]\nstarttls = ["{one}"]\nimplicit_tls = []\n[{table}]\nlisten = ["{other}"]\n'
+        assert f"test.toml: {table}.listen: {other} is taken by smtp.starttls already" in problems(text)
+
+
+def test_doors_may_share_a_port() -> None:
+    addresses = '["127.0.0.1:25", "127.0.0.2:25", "[::1]:25", "127.0.0.1:0", "127.0.0.1:0", "0.0.0.0:26", "[::1]:26"]'
+    assert read(f"[smtp]\nstarttls = {addresses}\n").smtp.starttls[0] == "127.0.0.1:25"
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, "a,b"])
+def test_a_door_has_a_host(host: str) -> None:
+    (said,) = problems(f'[metrics]\nlisten = ["{host}:25"]\n')
+    assert 'must be "host:port" with a host name or an IP address' in said
 
 
 def test_which_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
