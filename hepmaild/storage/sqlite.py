@@ -30,7 +30,7 @@ from sqlalchemy.exc import DBAPIError
 from hepmaild.errors import StoreUnavailable
 from hepmaild.storage.kernel_sync import KernelSync
 from hepmaild.storage.page_file import PageFile
-from hepmaild.storage.sqlite_file import LogFile, Place, create_file
+from hepmaild.storage.sqlite_file import LogFile, Place, create_file, unfinished
 from hepmaild.storage.sqlite_link import Link, NotHere, make_engine, store_failure
 from hepmaild.storage.writer import JudgeManner, Manner, Sync
 from hepmaild.threads import Worker
@@ -426,22 +426,21 @@ class SqliteBackend:
 
     def _backup(self, target: Path, tick: Callable[[int, int, int], None]) -> None:
         self._check_target(target)
+        target = Path(os.path.realpath(target))  # a link stays one: the copy belongs on the disk that it leads to
         link = Link(self._reading, 3600, writes=False)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
-            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            source = link.raw()
-            # An open snapshot keeps the copy from starting anew whenever somebody writes.
-            source.execute("BEGIN")
-            source.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            with contextlib.closing(sqlite3.connect(partial)) as copy:
-                source.backup(copy, pages=1024, progress=tick)
-                copy.execute("PRAGMA journal_mode=DELETE").fetchall()
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.replace(target)
+            with unfinished(target) as partial:
+                source = link.raw()
+                # An open snapshot keeps the copy from starting anew whenever somebody writes.
+                source.execute("BEGIN")
+                source.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+                with contextlib.closing(sqlite3.connect(partial)) as copy:
+                    source.backup(copy, pages=1024, progress=tick)
+                    copy.execute("PRAGMA journal_mode=DELETE").fetchall()
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+                partial.replace(target)
         except sqlite3.Error as error:
             raise store_failure(error) or StoreUnavailable(f"backup failed: {error}") from error
         finally:
-            partial.unlink(missing_ok=True)
             link.close()

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import os
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
@@ -40,6 +43,42 @@ def give_to_owner_of(folder: Path, path: Path) -> None:
     if os.geteuid() == 0:
         owner = folder.stat()
         os.chown(path, owner.st_uid, owner.st_gid)
+
+
+@contextlib.contextmanager
+def unfinished(target: Path) -> Iterator[Path]:
+    """A new, empty file beside `target`, for its owner's eyes only, that is gone at the end unless it was renamed.
+
+    Its lock says that somebody works on it: what a process that was killed has left of the same target is removed
+    first, since it holds all that a whole copy does, and its number may be ours now.  Raises OSError.
+    """
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        with contextlib.suppress(OSError), _locked(left, os.O_RDWR | os.O_NOFOLLOW):
+            _remove(left)
+    path = target.with_name(f".{target.name}.{os.getpid()}.part")
+    with _locked(path, os.O_CREAT | os.O_EXCL | os.O_RDWR):
+        try:
+            yield path
+        finally:
+            _remove(path)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, flags: int) -> Iterator[None]:
+    """Holding it open, and its lock.  Raises OSError: somebody else has the lock, or has removed it just now."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.stat()
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """A copy and SQLite's journal of it."""
+    path.unlink(missing_ok=True)
+    path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
 
 
 class LogFile:

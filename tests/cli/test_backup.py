@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
 from contextlib import closing
@@ -62,3 +63,39 @@ def test_an_empty_database_is_no_backup(cli: Any, tmp_path: Path) -> None:
     cli.refused("db", "check")  # opens it, and so makes it
     assert "the database is empty" in cli.refused("db", "backup", str(tmp_path / "copy.db"))
     assert not (tmp_path / "copy.db").exists()
+
+
+def test_what_a_killed_backup_left_is_removed(cli: Any, tmp_path: Path) -> None:
+    """It holds all that a copy does; and where every command is process 1, as in a container, it was in the way."""
+    cli.ok("account", "add", ME)
+    copy = tmp_path / "copy.db"
+    left = [tmp_path / f".copy.db.{number}.part{end}" for number in (os.getpid(), 1) for end in ("", "-journal")]
+    for path in left:
+        path.write_bytes(b"half a copy")
+    other = tmp_path / ".other.db.1.part"
+    other.touch()
+    at_work = tmp_path / ".copy.db.2.part"
+    with at_work.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        cli.ok("db", "backup", str(copy))
+        assert at_work.exists()
+    assert not [path for path in left if path.exists()]
+    assert other.exists()
+    assert copy.stat().st_mode & 0o777 == 0o600
+    with closing(sqlite3.connect(copy)) as connection:
+        assert connection.execute("select email from account").fetchall() == [(ME,)]
+    cli.ok("db", "backup", str(copy))
+    assert not at_work.exists()
+
+
+def test_a_link_stays_one(cli: Any, tmp_path: Path) -> None:
+    """It leads to another disk, most likely."""
+    cli.ok("account", "add", ME)
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "copy.db"
+    link.symlink_to(tmp_path / "disk" / "far.db")
+    for _ in range(2):
+        cli.ok("db", "backup", str(link))
+        assert link.is_symlink()
+        assert [path.name for path in (tmp_path / "disk").iterdir()] == ["far.db"]
+    assert link.stat().st_size > 0
