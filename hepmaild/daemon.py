@@ -44,7 +44,7 @@ from hepmaild.errors import StoreUnavailable
 from hepmaild.http.dashboard.frame import Dashboard
 from hepmaild.http.server import BoundHttp, HttpDoor
 from hepmaild.intake import Intake, IntakeSettings
-from hepmaild.lifecycle import Lifecycle
+from hepmaild.lifecycle import HARD_STOP_MARGIN_S, Lifecycle, longest_stop_s
 from hepmaild.live import LiveHub
 from hepmaild.materials import Materials
 from hepmaild.metrics import Meter, Metrics, watch_loop
@@ -71,7 +71,6 @@ log = structlog.get_logger()
 Reload = Callable[[], Settings]
 DOOR_RESTARTS = 3
 DOOR_WINDOW_S = 60.0
-HARD_STOP_MARGIN_S = 5.0
 
 
 class SchemaDue(Exception):
@@ -417,7 +416,7 @@ class _Daemon:
                         root.cancel_scope.cancel()
                     else:
                         log.info("draining", signal=signal.Signals(number).name)
-                        self._notifier.stopping("draining")
+                        self._notifier.stopping("draining", within_s=longest_stop_s(self._settings))
                         self.lifecycle.draining.set()
                         root.start_soon(self._stop_hard, root)
         finally:

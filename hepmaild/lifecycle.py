@@ -5,6 +5,15 @@ from __future__ import annotations
 
 import trio
 
+from hepmaild.config import Settings
+
+HARD_STOP_MARGIN_S = 5.0
+
+
+def longest_stop_s(settings: Settings) -> float:
+    """The drain, its hard end, the goodbye to other processes and the closing of the store."""
+    return settings.server.drain_timeout_s + 2 * HARD_STOP_MARGIN_S + settings.database.unit_timeout_s
+
 
 class Lifecycle:
     """`draining` is set once, at the first SIGTERM or SIGINT: no new connection, no new transaction, no new claim."""

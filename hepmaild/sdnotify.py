@@ -35,9 +35,13 @@ class Notifier:
         """The ports are bound and the store is open."""
         return self.send("READY=1", *_status(status))
 
-    def stopping(self, status: str = "") -> bool:
-        """The drain has begun."""
-        return self.send("STOPPING=1", *_status(status))
+    def stopping(self, status: str = "", *, within_s: float = 0) -> bool:
+        """The drain has begun.
+
+        within_s: the longest that the end may take, in place of the unit's `TimeoutStopSec` should that be less.
+        """
+        more = (f"EXTEND_TIMEOUT_USEC={round(within_s * 1_000_000)}",) if within_s else ()
+        return self.send("STOPPING=1", *more, *_status(status))
 
     def reloading(self) -> bool:
         """A reload has begun; `ready` ends it."""

@@ -26,6 +26,8 @@ def test_words_arrive(tmp_path: Path, abstract: bool) -> None:
         assert manager.recv(1000) == b"WATCHDOG=1"
         assert notifier.stopping()
         assert manager.recv(1000) == b"STOPPING=1"
+        assert notifier.stopping("draining", within_s=120.5)
+        assert manager.recv(1000) == b"STOPPING=1\nEXTEND_TIMEOUT_USEC=120500000\nSTATUS=draining"
         notifier.close()
     assert not notifier.watchdog()
 
