@@ -15,7 +15,8 @@ import trio
 from quart.wrappers import Response
 
 from hepmaild.config import RouteKind, RouteSettings, Settings
-from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
+from hepmaild.http.dashboard.forms import Form
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit
 from hepmaild.http.dashboard.overview import book_of
 from hepmaild.mail.address import domain_of
 from hepmaild.mail.dkim_record import check_domain

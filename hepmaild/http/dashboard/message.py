@@ -15,7 +15,8 @@ from werkzeug.exceptions import NotFound
 
 from hepmaild.http.compat import Stream
 from hepmaild.http.dashboard import timeline
-from hepmaild.http.dashboard.frame import HEADERS, Dashboard, Form, Pages, Visit
+from hepmaild.http.dashboard.forms import Form
+from hepmaild.http.dashboard.frame import HEADERS, Dashboard, Pages, Visit
 from hepmaild.http.dashboard.parts import Parts, disposition, take_apart
 from hepmaild.http.dashboard.snippets import NO_KEY, SEND_PATH, place_of
 from hepmaild.mail.chaos import kind_of

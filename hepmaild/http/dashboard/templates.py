@@ -16,7 +16,8 @@ import trio
 from quart.wrappers import Response
 from werkzeug.exceptions import BadRequest, NotFound
 
-from hepmaild.http.dashboard.frame import HEADERS, Dashboard, Form, Pages, Visit
+from hepmaild.http.dashboard.forms import Form
+from hepmaild.http.dashboard.frame import HEADERS, Dashboard, Pages, Visit
 from hepmaild.http.dashboard.snippets import NO_KEY, SEND_PATH, place_of
 from hepmaild.http.dashboard.template_form import (
     Preview,
