@@ -217,9 +217,9 @@ class Pages:
         if visit is None:
             return self._to_sign_in()
         if not visit.may(needs):
-            raise (NotFound if needs == "operator" else Forbidden)(
-                "Your role in this account does not allow that: ask its owner."
-            )
+            if needs == "operator":
+                visit.not_found()
+            raise Forbidden("Your role in this account does not allow that: ask its owner.")
         return visit
 
     def _to_sign_in(self) -> Response:
