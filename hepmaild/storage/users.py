@@ -325,8 +325,10 @@ def _check_another_owner(conn: Connection, but: UserRow) -> None:
     """Raise ValueError unless the account has another owner who can log in.  They are locked, so that two cannot leave
     at once."""
     query = select(user.c.id).where(user.c.account_id == but.account_id, user.c.scope == OWNER)
+    if but.password_hash is not None:  # one who was invited may never come, and the link is dead after a day
+        query = query.where(user.c.password_hash.is_not(None))
     others = conn.execute(
         query.where(user.c.status == "active", user.c.id != but.user_id).order_by(user.c.id).with_for_update()
     )
     if not others.all():
-        raise ValueError("an account keeps at least one owner: make somebody else owner first")
+        raise ValueError("an account keeps at least one owner who has a password: make somebody else owner first")

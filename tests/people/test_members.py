@@ -217,6 +217,20 @@ async def test_an_account_has_so_many_users_and_no_more(world: World) -> None:
     await world.add_user(BEN, "admin", of="account-2")
 
 
+async def test_an_owner_who_was_only_invited_is_none_to_leave_the_account_to(world: World) -> None:
+    ann = await world.viewer()
+    members, actor = world.people.members, actor_of(ann)
+    token = await members.invite(ann, actor, BEN, "owner")
+    for leave in (members.remove(ann, actor, ann.user_id), members.set_scope(ann, actor, ann.user_id, "admin")):
+        with pytest.raises(ValueError, match="at least one owner who has a password"):
+            await leave
+    ben_id = (await world.store.read(users.find, BEN)).user_id
+    await members.set_scope(ann, actor, ben_id, "admin")
+    await members.set_scope(ann, actor, ben_id, "owner")
+    assert isinstance(await use_link(world, token), TokenSet)
+    await members.remove(ann, actor, ann.user_id)
+
+
 async def test_owners_change_everything_but_the_last_owner(world: World) -> None:
     ben = await world.add_user(BEN, "admin")
     ann = await world.viewer()
