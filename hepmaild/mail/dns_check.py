@@ -101,6 +101,12 @@ def no_dkim(domain: str) -> Check:
     return Check("DKIM", WARN, text, "", "")
 
 
+def own_dkim() -> Check:
+    """The mail leaves by an account's own SMTP server."""
+    text = "Mail that leaves by the account's own SMTP server is signed by that server, or by nobody: ask who runs it."
+    return Check("DKIM", WARN, text, "", "")
+
+
 def dmarc_names(domain: str) -> list[str]:
     """Where a DMARC record may stand, nearest first: the domain, then its parents (never a top-level domain)."""
     labels = domain.split(".")

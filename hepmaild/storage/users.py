@@ -23,6 +23,7 @@ from hepmaild.storage.schema_people import login_session, one_time_link, recover
 
 OWNER = "owner"
 SCOPES = ("read_only", "admin", OWNER)
+MAX_USERS = 500  # of an account: one page shows them all
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,7 @@ def list_of(conn: Connection, account_id: str) -> list[dict[str, Any]]:
 def add(conn: Connection, *, account_id: str, user_id: str, email: str, scope: str, now_us: int) -> None:
     """A further user of an account, who cannot log in before a password is set."""
     _check_scope(scope)
+    _check_room(conn, account_id)
     is_new = by_email(conn, email) is None and insert_new(
         conn,
         user,
@@ -162,6 +164,14 @@ def add(conn: Connection, *, account_id: str, user_id: str, email: str, scope: s
     if not is_new:
         # Told apart only for those who may invite; e-mail addresses are unique in the whole service.
         raise ValueError(f"{email} is a user of this service already: use another address")
+
+
+def _check_room(conn: Connection, account_id: str) -> None:
+    """Raise ValueError when the account has as many users as it may; until the unit ends nobody else adds one."""
+    conn.execute(select(account.c.id).where(account.c.id == account_id).with_for_update(key_share=True))
+    theirs = select(func.count()).select_from(user).where(user.c.account_id == account_id)
+    if conn.execute(theirs).scalar_one() >= MAX_USERS:
+        raise ValueError(f"the account has {MAX_USERS} users, as many as it may: remove one first")
 
 
 def insert_new(conn: Connection, table: Table, **values: Any) -> bool:
@@ -315,8 +325,10 @@ def _check_another_owner(conn: Connection, but: UserRow) -> None:
     """Raise ValueError unless the account has another owner who can log in.  They are locked, so that two cannot leave
     at once."""
     query = select(user.c.id).where(user.c.account_id == but.account_id, user.c.scope == OWNER)
+    if but.password_hash is not None:  # one who was invited may never come, and the link is dead after a day
+        query = query.where(user.c.password_hash.is_not(None))
     others = conn.execute(
         query.where(user.c.status == "active", user.c.id != but.user_id).order_by(user.c.id).with_for_update()
     )
     if not others.all():
-        raise ValueError("an account keeps at least one owner: make somebody else owner first")
+        raise ValueError("an account keeps at least one owner who has a password: make somebody else owner first")

@@ -45,7 +45,8 @@ SOURCES = {
 }
 FILE_NAME = "../'><x-evil onclick=1>{{7&7}}.html"  # of which the above is left
 HTML = """<!doctype html><html><head><title>x</title><meta http-equiv="refresh" content="0;url=CANARY/refresh">
-<base href="CANARY/"><link rel="stylesheet" href="CANARY/style.css"><script src="CANARY/script.js"></script>
+<base href="CANARY/"><LINK rel="preconnect" href="CANARY"><link rel="dns-prefetch" href="CANARY">
+<link rel="stylesheet" href="CANARY/style.css"><script src="CANARY/script.js"></script>
 <style>@import url("CANARY/import.css"); body { background: url("CANARY/background.png") }</style></head>
 <body onload="evil=1;parent.evil=1"><script>evil=1;parent.evil=1;top.evil=1</script><p id="letter">The letter</p>
 <img src="CANARY/picture.png" onerror="evil=1"><iframe src="CANARY/frame"></iframe>

@@ -200,6 +200,7 @@ def test_an_owner_is_no_operator(rules: list[Rule], ground: Ground) -> None:
         else:
             response = send(ground.victim, rule, ground, token)
         assert response.status_code == 404, f"{rule}: {response.status_code}"
+        assert "does not allow" not in words(response.text), f"{rule}: tells that there is something"
     assert not differences(before, ground.rows())
 
 

@@ -205,3 +205,13 @@ def test_dns_is_asked_on_request_only() -> None:
         assert "s1._domainkey.shop.example" in found
         assert "_dmarc.shop.example" in found
         assert "v=DKIM1; k=ed25519" in found
+        # Anybody may call an SMTP server somebody else's; whose keys lie here is not told by that.
+        daemon.json("account", "add", OTHER)
+        other = stack.enter_context(sign_in(daemon, link_of(daemon.json("account", "link", OTHER))))
+        for domain in ("shop.example", "unknown.example"):
+            server = {"name": domain, "host": "127.0.0.1", "port": "25", "tls": "none", "address": f"me@{domain}"}
+            assert other.post("/smtp-servers", server, page="/smtp-servers/new").status_code == 303
+            found = words(other.post("/addresses/check", {"domain": domain}, page="/addresses").text)
+            assert "is signed by that server, or by nobody" in found
+            assert "DKIM s1" not in found
+            assert "hepmaild dkim add" not in found

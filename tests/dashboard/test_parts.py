@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hepmaild.http.dashboard.export import harmless
-from hepmaild.http.dashboard.parts import MAX_PICTURES, disposition, safe_name, take_apart
+from hepmaild.http.dashboard.parts import MAX_PICTURES, disposition, safe_name, take_apart, without_links
 from hepmaild.http.dashboard.timeline import IN_DOUBT, groups
 
 HEADS = st.sampled_from(
@@ -73,6 +73,15 @@ def test_pictures_that_came_with_it_are_shown() -> None:
     assert take_apart(html_and_picture(html, b"PNG")).html == (
         f"<img src='{put}'><img src={put}><p style='background: url({put})'>a cid:p@x</p><img src='cid:q'>"
     )
+
+
+def test_links_to_elsewhere_are_none() -> None:
+    """Neither the policy nor the sandbox of a frame keeps Chromium from opening the connection of a preconnect."""
+    html = "<LINK rel=preconnect href=//a><p>links<link\nrel=dns-prefetch href=//b><li>a</li><svg><linK/></svg>"
+    shown = without_links(html)
+    assert "<link" not in shown.lower()
+    assert "<p>links<x-link" in shown
+    assert "<li>a</li>" in shown
 
 
 def test_a_picture_takes_room_wherever_it_stands() -> None:

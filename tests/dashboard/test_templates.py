@@ -127,6 +127,8 @@ def test_the_preview_is_what_a_message_would_be(site: Site, template: str) -> No
     assert "<script" not in answer.text
     assert "No sample value for order, missing" in answer.text
     assert HOSTILE in html.unescape(only(r"<pre><bdi>(.*?)</bdi>", answer.text))
+    calling = site.owner.post("/templates/preview", {**WISH, "html": "<LINK rel=preconnect href='//a.example'>"})
+    assert "<link" not in html.unescape(only(r'srcdoc="([^"]*)"', calling.text)).lower()
     large = site.owner.post("/templates/preview", {**WISH, "html": "<i>{{name}}</i>" * 20_000})
     assert "More than 256 kB" in large.text
     assert "srcdoc" not in large.text

@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+from sqlalchemy import insert
 
 from hepmaild.login import LoginRefusal, TokenSet, Viewer
 from hepmaild.people import link_url
 from hepmaild.storage import accounts, links, users
+from hepmaild.storage.schema_people import user
 from tests.people.conftest import AGENT, ANN, BEN, EVE, IP, PASSWORD, World, actor_of, add_account
 
 NEW = "another horse battery"
@@ -186,6 +188,47 @@ async def test_an_invitation(world: World) -> None:
         with pytest.raises(ValueError, match=why):
             await members.invite(ann, actor_of(ann), email, scope)
     assert await world.actions() == ["user.invite", "user.invite", "user.password"]
+
+
+async def test_an_account_has_so_many_users_and_no_more(world: World) -> None:
+    """One page shows them all.  Of several who take the last place at once, in two processes, one gets it."""
+    now_us = world.clock.us
+    common = {"account_id": "account-1", "scope": "read_only", "is_operator": False}
+    rows = [
+        {**common, "id": f"u{n}", "email": f"u{n}@a.example", "email_key": f"u{n}@a.example"}
+        for n in range(users.MAX_USERS - 2)
+    ]
+    times = {"created_at_us": now_us, "modified_at_us": now_us}
+    await world.store.write(lambda conn: conn.execute(insert(user), [{**row, **times} for row in rows]).rowcount)
+    said: list[str] = []
+
+    async def invite(process: World, email: str) -> None:
+        ann = await process.viewer()
+        try:
+            await process.people.members.invite(ann, actor_of(ann), email, "admin")
+        except ValueError as error:
+            said.append(str(error))
+
+    async with world.another() as other, trio.open_nursery() as nursery:
+        for n in range(4):
+            nursery.start_soon(invite, (world, other)[n % 2], f"last{n}@b.example")
+    assert said == [f"the account has {users.MAX_USERS} users, as many as it may: remove one first"] * 3
+    assert len(await world.people.members.users(await world.viewer())) == users.MAX_USERS
+    await world.add_user(BEN, "admin", of="account-2")
+
+
+async def test_an_owner_who_was_only_invited_is_none_to_leave_the_account_to(world: World) -> None:
+    ann = await world.viewer()
+    members, actor = world.people.members, actor_of(ann)
+    token = await members.invite(ann, actor, BEN, "owner")
+    for leave in (members.remove(ann, actor, ann.user_id), members.set_scope(ann, actor, ann.user_id, "admin")):
+        with pytest.raises(ValueError, match="at least one owner who has a password"):
+            await leave
+    ben_id = (await world.store.read(users.find, BEN)).user_id
+    await members.set_scope(ann, actor, ben_id, "admin")
+    await members.set_scope(ann, actor, ben_id, "owner")
+    assert isinstance(await use_link(world, token), TokenSet)
+    await members.remove(ann, actor, ann.user_id)
 
 
 async def test_owners_change_everything_but_the_last_owner(world: World) -> None:

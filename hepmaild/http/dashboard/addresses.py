@@ -15,11 +15,12 @@ import trio
 from quart.wrappers import Response
 
 from hepmaild.config import RouteKind, RouteSettings, Settings
-from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
+from hepmaild.http.dashboard.forms import Form
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit
 from hepmaild.http.dashboard.overview import book_of
 from hepmaild.mail.address import domain_of
 from hepmaild.mail.dkim_record import check_domain
-from hepmaild.mail.dns_check import Check, Found, check_dkim, check_dmarc, check_spf, dmarc_names, no_dkim
+from hepmaild.mail.dns_check import Check, Found, check_dkim, check_dmarc, check_spf, dmarc_names, no_dkim, own_dkim
 from hepmaild.own_routes import is_own, server_of
 from hepmaild.storage import cap_line, caps, dkim, smtp_servers
 from hepmaild.storage.directory import SenderRow
@@ -60,9 +61,9 @@ def pages(dashboard: Dashboard) -> Pages:
         lookups: Any = dashboard.extras.get("lookups")
         if not mine or lookups is None:
             return visit.not_found()
-        keys = await visit.store.read(dkim.list_of, domain, states=(dkim.PENDING, dkim.ACTIVE))
+        keys = await _keys_of(visit, domain, mine)
         mechanism = _mechanism(dashboard.settings(), mine[0].route, await _host_of(visit, mine[0].row))
-        checks = await run_checks(lookups.lookup_txt, domain, mechanism, keys[-MAX_KEYS:])
+        checks = await run_checks(lookups.lookup_txt, domain, mechanism, keys)
         return await _page(visit, found, checked=domain, checks=checks)
 
     return group
@@ -116,6 +117,18 @@ async def _page(visit: Visit, addresses: list[Address], *, checked: str = "", ch
     )
 
 
+async def _keys_of(visit: Visit, domain: str, mine: Sequence[Address]) -> Sequence[dict[str, Any]] | None:
+    """Our DKIM keys that sign this account's mail of a domain; None: none ever does.
+
+    What leaves by an account's own server is not signed by us (decision 0101), and anybody may name any domain there:
+    that another account's domain has keys here is not for them.
+    """
+    if all(is_own(address.row.route) for address in mine):
+        return None
+    keys = await visit.store.read(dkim.list_of, domain, states=(dkim.PENDING, dkim.ACTIVE))
+    return keys[-MAX_KEYS:]
+
+
 async def _host_of(visit: Visit, row: SenderRow) -> str:
     """Of an account's own SMTP server; "" for every other way out."""
     if not is_own(row.route):
@@ -138,9 +151,14 @@ def _mechanism(settings: Settings, route: RouteSettings | None, own_host: str) -
         return f"a:{host}"
 
 
-async def run_checks(lookup_txt: LookupTxt, domain: str, mechanism: str, keys: Sequence[dict[str, Any]]) -> list[Check]:
-    """Ask for everything at once, for `CHECK_S` at most; what did not answer by then is UNKNOWN.  Cancel-safe."""
-    key_names = [f"{key['selector']}._domainkey.{key['domain']}" for key in keys]
+async def run_checks(
+    lookup_txt: LookupTxt, domain: str, mechanism: str, keys: Sequence[dict[str, Any]] | None
+) -> list[Check]:
+    """Ask for everything at once, for `CHECK_S` at most; what did not answer by then is UNKNOWN.  Cancel-safe.
+
+    keys: None: we never sign this mail.
+    """
+    key_names = [f"{key['selector']}._domainkey.{key['domain']}" for key in keys or ()]
     names = {domain, *dmarc_names(domain), *key_names}
     found: dict[str, Found] = dict.fromkeys(names, f"no answer within {CHECK_S:g} s")
 
@@ -152,9 +170,9 @@ async def run_checks(lookup_txt: LookupTxt, domain: str, mechanism: str, keys: S
         async with trio.open_nursery() as nursery:
             for name in names:
                 nursery.start_soon(ask, name)
-    dkim_checks = [check_dkim(key, found[name]) for key, name in zip(keys, key_names, strict=True)]
+    dkim_checks = [check_dkim(key, found[name]) for key, name in zip(keys or (), key_names, strict=True)]
     return [
         check_spf(domain, found[domain], mechanism),
-        *(dkim_checks or [no_dkim(domain)]),
+        *(dkim_checks or [own_dkim() if keys is None else no_dkim(domain)]),
         check_dmarc(domain, found),
     ]

@@ -9,7 +9,8 @@ from urllib.parse import urlencode
 import trio
 from quart.wrappers import Response
 
-from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit, number_of
+from hepmaild.http.dashboard.forms import Form
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, number_of
 from hepmaild.http.dashboard.words import instant
 from hepmaild.storage.audit import Fault
 from hepmaild.storage.security_page import audit_page, verify_audit

@@ -9,7 +9,8 @@ from urllib.parse import urlencode
 import trio
 from quart.wrappers import Response
 
-from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit, number_of
+from hepmaild.http.dashboard.forms import Form
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, number_of
 from hepmaild.storage import credits as ledger
 from hepmaild.storage.credits import Checked, Fault
 from hepmaild.storage.message_page import still_there

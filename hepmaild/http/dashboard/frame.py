@@ -17,12 +17,12 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from quart import Blueprint, current_app, request
 from quart.wrappers import Response
-from werkzeug.datastructures import MultiDict
-from werkzeug.exceptions import BadRequest, Forbidden, HTTPException, NotFound
+from werkzeug.exceptions import Forbidden, HTTPException, NotFound
 
 from hepmaild.config import Settings
 from hepmaild.http.call import Call
 from hepmaild.http.dashboard.assets import Assets
+from hepmaild.http.dashboard.forms import read_form
 from hepmaild.http.dashboard.words import FILTERS
 from hepmaild.people import LoginRefusal, People, TokenSet, Viewer
 from hepmaild.policy import plan_of
@@ -34,7 +34,6 @@ ACCESS_COOKIE = "__Host-hepmaild-access"
 REFRESH_COOKIE = "__Host-hepmaild-refresh"
 NOTICE_COOKIE = "__Host-hepmaild-notice"
 COOKIE_DAYS = 30
-MAX_FORM_OCTETS = 2 << 20
 SCOPES = ("read_only", "admin", "owner")
 TOO_LATE = "You were not signed in any more, so nothing was changed. Sign in, and send the form again."
 
@@ -81,7 +80,6 @@ class Dashboard:
         self.templates.globals["asset"] = self.assets.url
 
 
-Form = MultiDict[str, str]
 Handler = Callable[..., Awaitable[Response]]
 
 
@@ -186,7 +184,7 @@ class Pages:
                 visit = await self._visit(needs, parameters)
                 if isinstance(visit, Response):
                     return visit
-                form = await read_form()
+                form = await read_form(self.dashboard.extras.get("reading"))
                 visit = await self._look_again(visit, needs)
                 if isinstance(visit, Response):
                     return visit
@@ -219,9 +217,9 @@ class Pages:
         if visit is None:
             return self._to_sign_in()
         if not visit.may(needs):
-            raise (NotFound if needs == "operator" else Forbidden)(
-                "Your role in this account does not allow that: ask its owner."
-            )
+            if needs == "operator":
+                visit.not_found()
+            raise Forbidden("Your role in this account does not allow that: ask its owner.")
         return visit
 
     def _to_sign_in(self) -> Response:
@@ -271,16 +269,6 @@ async def open_visit(dashboard: Dashboard) -> Visit | None:
 def number_of(text: str) -> int | None:
     """A number that a link or a form of ours may hold, of a row or an instant; None: it is none."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
-
-
-async def read_form() -> Form:
-    """The fields of a posted form."""
-    if (request.content_length or 0) > MAX_FORM_OCTETS:
-        raise BadRequest("This form is too large.")
-    form: Form = await request.form
-    if any("\0" in value for _, value in form.items(multi=True)):
-        raise BadRequest("A field of this form holds a character that is none of a text: type it again.")
-    return form
 
 
 def same_origin(dashboard: Dashboard) -> bool:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from quart.wrappers import Response
 
-from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
+from hepmaild.http.dashboard.forms import Form
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit
 from hepmaild.http.dashboard.key_form import PERMISSIONS, KeyWish, read_wish, typed_of
 from hepmaild.http.dashboard.overview import NO_SENDER, book_of
 from hepmaild.http.dashboard.snippets import make_snippets, place_of

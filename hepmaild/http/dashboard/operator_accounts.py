@@ -12,7 +12,8 @@ from quart.wrappers import Response
 
 from hepmaild.config import MAX_CAP, STANDARD_PLAN, Settings
 from hepmaild.http.dashboard.audit import ACTIONS
-from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit, number_of
+from hepmaild.http.dashboard.forms import Form
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, number_of
 from hepmaild.http.dashboard.words import no_address
 from hepmaild.mail.address import check_address
 from hepmaild.people import link_url

@@ -11,7 +11,8 @@ from typing import Any
 from markupsafe import Markup, escape
 from quart.wrappers import Response
 
-from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
+from hepmaild.http.dashboard.forms import Form
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit
 
 BASE = "/operator/health"
 OLD_S = 60.0

@@ -9,7 +9,8 @@ from urllib.parse import urlencode
 from quart.wrappers import Response
 
 from hepmaild.config import DAY_S, RouteKind
-from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
+from hepmaild.http.dashboard.forms import Form
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit
 from hepmaild.http.dashboard.operator_accounts import sentence
 from hepmaild.http.dashboard.words import many
 from hepmaild.mail.dkim_record import check_domain

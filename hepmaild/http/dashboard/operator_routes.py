@@ -9,7 +9,8 @@ from typing import Any
 from quart.wrappers import Response
 
 from hepmaild.config import RouteKind, RouteSettings, Settings, TlsMode
-from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
+from hepmaild.http.dashboard.forms import Form
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit
 from hepmaild.mail.address import domain_of
 from hepmaild.mail.dkim_record import check_domain
 from hepmaild.storage import dkim, health

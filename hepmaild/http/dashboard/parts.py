@@ -27,6 +27,7 @@ _FIELD = re.compile(
 )
 _PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 _PICTURE_PLACE = re.compile(r"(?<=[\"'=(])cid:([^\s\"'<>()]{1,250})", re.IGNORECASE)  # RFC 2392
+_LINK = re.compile(r"<(?=link)", re.IGNORECASE | re.ASCII)
 # What the standard library's parser and decoders let out for mail that is wrong in ways they do not know.
 BROKEN = (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)
 
@@ -139,6 +140,15 @@ def disposition(name: str) -> str:
     """The Content-Disposition with which a browser saves a file by this name (RFC 6266)."""
     plain = "".join(ch if ch.isascii() and ch.isprintable() and ch not in '"\\%;' else "_" for ch in name)
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+
+
+def without_links(html: str) -> str:
+    """A document whose `<link>` elements are none any more: no policy keeps browsers from looking up and calling the
+    hosts that these name (preconnect, dns-prefetch), and whoever sent it would know that, and from where, it was read.
+
+    What else a link could bring, such as a style sheet from elsewhere, the frame's policy refuses anyway.
+    """
+    return _LINK.sub("<x-", html)
 
 
 def _with_pictures(html: str, pictures: dict[str, tuple[str, bytes]]) -> str:

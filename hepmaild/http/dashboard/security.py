@@ -19,7 +19,8 @@ from werkzeug.exceptions import Forbidden
 
 from hepmaild.errors import SecretsUnavailable
 from hepmaild.http.dashboard.devices import device_words
-from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit, clear_tokens, keep_tokens, see
+from hepmaild.http.dashboard.forms import Form
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, clear_tokens, keep_tokens, see
 from hepmaild.http.dashboard.users import may_change, sentence
 from hepmaild.people import LoginRefusal
 from hepmaild.storage import users

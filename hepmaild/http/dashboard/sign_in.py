@@ -17,11 +17,11 @@ from quart.wrappers import Response
 from werkzeug.exceptions import Forbidden
 
 from hepmaild.http.call import Call
+from hepmaild.http.dashboard.forms import SMALL_FORM_OCTETS, Form, read_form
 from hepmaild.http.dashboard.frame import (
     ACCESS_COOKIE,
     NOTICE_COOKIE,
     Dashboard,
-    Form,
     Pages,
     Visit,
     clear_tokens,
@@ -30,7 +30,6 @@ from hepmaild.http.dashboard.frame import (
     local_path,
     open_visit,
     plain_page,
-    read_form,
     same_origin,
     see,
     set_cookie,
@@ -69,7 +68,7 @@ def _mount_form(blueprint: Blueprint, dashboard: Dashboard) -> None:
 
     @blueprint.post("/sign-in")
     async def sign_in() -> Response:
-        form = await read_form()
+        form = await read_form(None, SMALL_FORM_OCTETS)
         visitor, token = _visitor(), form.get("csrf", "")
         if not visitor or not same_origin(dashboard) or not dashboard.people.check_visitor(visitor, token):
             email, error = form.get("email", "").strip(), "The form was too old: try once more."
@@ -120,7 +119,7 @@ def _mount_link(blueprint: Blueprint, dashboard: Dashboard) -> None:
 
     @blueprint.post("/link")
     async def use_link() -> Response:
-        form = await read_form()
+        form = await read_form(None, SMALL_FORM_OCTETS)
         if not same_origin(dashboard):
             raise Forbidden("This form did not come from here: open the link again.")
         token = form.get("token", "")

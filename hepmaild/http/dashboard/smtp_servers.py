@@ -15,7 +15,8 @@ import structlog
 from quart.wrappers import Response
 
 from hepmaild.errors import SecretsUnavailable
-from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
+from hepmaild.http.dashboard.forms import Form
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit
 from hepmaild.http.dashboard.operator_routes import with_waits
 from hepmaild.own_routes import route_of
 from hepmaild.own_servers import OwnServers, route_from

@@ -9,7 +9,8 @@ from urllib.parse import urlencode
 
 from quart.wrappers import Response
 
-from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit, number_of
+from hepmaild.http.dashboard.forms import Form
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, number_of
 from hepmaild.http.dashboard.words import no_address
 from hepmaild.mail.address import check_address
 from hepmaild.storage import audit, suppress

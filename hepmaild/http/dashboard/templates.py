@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,9 @@ import trio
 from quart.wrappers import Response
 from werkzeug.exceptions import BadRequest, NotFound
 
-from hepmaild.http.dashboard.frame import HEADERS, Dashboard, Form, Pages, Visit
+from hepmaild.http.dashboard.forms import Form
+from hepmaild.http.dashboard.frame import HEADERS, Dashboard, Pages, Visit
+from hepmaild.http.dashboard.parts import without_links
 from hepmaild.http.dashboard.snippets import NO_KEY, SEND_PATH, place_of
 from hepmaild.http.dashboard.template_form import (
     Preview,
@@ -93,7 +96,8 @@ def _mount_preview(group: Pages) -> None:
 
 
 def _frame(visit: Visit, preview: Preview) -> Response:
-    html = visit.dashboard.templates.get_template("templates/preview.html").render(p=preview)
+    shown = preview if preview.html is None else replace(preview, html=without_links(preview.html))
+    html = visit.dashboard.templates.get_template("templates/preview.html").render(p=shown)
     response = Response(html, content_type="text/html; charset=utf-8")
     response.headers.update(HEADERS)
     response.headers["Content-Security-Policy"] = PREVIEW_POLICY

@@ -12,7 +12,8 @@ from quart.wrappers import Response
 from werkzeug.exceptions import Forbidden
 
 from hepmaild.http.dashboard.devices import device_words
-from hepmaild.http.dashboard.frame import Dashboard, Form, Pages, Visit
+from hepmaild.http.dashboard.forms import Form
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit
 from hepmaild.http.dashboard.snippets import place_of
 from hepmaild.people import link_url
 from hepmaild.storage import sessions
