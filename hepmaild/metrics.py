@@ -88,7 +88,7 @@ REFUSED = _counter(
 )
 HTTP_RESPONSES = _counter(
     "http_responses_total",
-    "Every HTTP answer: its status, and the API code of an error (else empty).",
+    "Every answer to an HTTP request that could be read: its status, and the API code of an error (else empty).",
     "status",
     "code",
 )

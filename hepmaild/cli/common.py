@@ -19,6 +19,7 @@ from hepmaild.mail.address import check_address
 from hepmaild.mail.ids import is_message_id
 
 F = TypeVar("F", bound=Callable[..., Any])
+NO_TEXT = "not text in the encoding of this terminal (LC_ALL, LANG)"
 
 
 @dataclasses.dataclass
@@ -56,12 +57,25 @@ class Invocation:
 def with_settings(fn: F) -> F:
     """Give a command the settings as its first argument."""
 
-    @click.pass_obj
+    @click.pass_context
     @functools.wraps(fn)
-    def run(invocation: Invocation, *args: Any, **kwargs: Any) -> Any:
-        return fn(invocation.settings, *args, **kwargs)
+    def run(ctx: click.Context, *args: Any, **kwargs: Any) -> Any:
+        _check_text(ctx)
+        return fn(ctx.find_object(Invocation).settings, *args, **kwargs)  # type: ignore[union-attr]  # by the top command
 
     return run  # type: ignore[return-value]  # a decorator of click's
+
+
+def _check_text(ctx: click.Context) -> None:
+    """Raises click.BadParameter for octets of the command line that are no text: no database keeps them.
+
+    The name of a file may have them; it is a Path here.
+    """
+    for param in ctx.command.params:
+        value = ctx.params.get(param.name or "")
+        for word in value if isinstance(value, tuple) else (value,):
+            if isinstance(word, str) and is_broken(word):
+                raise click.BadParameter(f"this is {NO_TEXT}", ctx, param)
 
 
 class NumberRange(click.FloatRange):
@@ -81,9 +95,14 @@ def read_line(limit: int) -> str:
     Raises CommandFailed when it is no text: nobody could type such a password again.
     """
     line = sys.stdin.readline(limit + 2).rstrip("\r\n")
-    if any("\ud800" <= ch <= "\udfff" for ch in line):  # octets that were no character
-        raise CommandFailed("standard input is not text in the encoding of this terminal (LC_ALL, LANG)")
+    if is_broken(line):
+        raise CommandFailed(f"standard input is {NO_TEXT}")
     return line
+
+
+def is_broken(text: str) -> bool:
+    """Whether it holds octets that were no character."""
+    return any("\ud800" <= ch <= "\udfff" for ch in text)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")

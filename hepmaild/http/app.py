@@ -271,11 +271,11 @@ def health_blueprint(readiness: Readiness) -> Blueprint:
     """`/healthz`: the process answers.  `/readyz`: it can take mail; 503 with the reasons when it cannot."""
     blueprint = Blueprint("health", __name__)
 
-    @blueprint.get("/healthz")
+    @blueprint.get("/healthz", provide_automatic_options=False)
     async def healthz() -> Response:
         return json_response(200, Healthy(ok=True))
 
-    @blueprint.get("/readyz")
+    @blueprint.get("/readyz", provide_automatic_options=False)
     async def readyz() -> Response:
         problems = ["the checks did not end in time"]
         with trio.move_on_after(READINESS_TIMEOUT_S):

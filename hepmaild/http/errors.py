@@ -70,7 +70,8 @@ def own_smtp_answer(refusal: Refusal) -> tuple[int, dict[str, Any]]:
     return status, {"error": text, "code": code}
 
 
-_MALFORMED = {
+# What no header of a request may be; its path is not known then.
+UNREADABLE = {
     431: "The header of this request is too large: leave fields out, or shorten them.",
     501: "This Transfer-Encoding is not understood: send a Content-Length, or chunked.",
 }
@@ -78,7 +79,7 @@ _MALFORMED = {
 
 def malformed_body(status: int, path: str) -> bytes:
     """What is said to something that is no proper HTTP.  path: of the request if it got so far, else empty."""
-    text = _MALFORMED.get(
+    text = UNREADABLE.get(
         status, "This is not a proper HTTP request; a library that speaks HTTP/1.1 or HTTP/2 makes one."
     )
     _, body = _form_of(is_login=path.startswith(LOGIN_PREFIX), is_own_smtp=path.startswith(OWN_SMTP_PREFIX))(

@@ -96,7 +96,7 @@ REFUSALS: tuple[Refusal, ...] = (
         retry_after_s=3600,
     ),
     Refusal(Kind.UNKNOWN_TEMPLATE, "templateKey names no template of this account.", field="templateKey"),
-    Refusal(Kind.BODY_TOO_LARGE, "html and text together are larger than 10 MB; shorten them.", field="html"),
+    Refusal(Kind.BODY_TOO_LARGE, "The html and text together are larger than 10 MB; shorten them.", field="html"),
     Refusal(Kind.TOO_MANY_ATTACHMENTS, "A message may have 10 attachments; send fewer.", field="attachments"),
     Refusal(
         Kind.ATTACHMENT_TOO_LARGE,

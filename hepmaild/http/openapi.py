@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -16,6 +17,8 @@ from quart import Blueprint, request
 from quart.wrappers import Response
 
 from hepmaild import __version__
+from hepmaild.http.answers import ErrorAnswer
+from hepmaild.http.errors import UNREADABLE, malformed_body
 from hepmaild.http.openapi_table import JSON, OPERATIONS, Answer, Denial, Operation
 from hepmaild.http.shapes import WHOLE
 
@@ -101,7 +104,7 @@ _BY_STATUS = {401: ("WWW-Authenticate",), 405: ("Allow",), 429: ("Retry-After",)
 
 def build(operations: Sequence[Operation] = OPERATIONS, server: str = "/") -> dict[str, Any]:
     """The document.  server: where it is served, an absolute URL or a path."""
-    types = {each.error for each in operations} | {each.body for each in operations if each.body}
+    types = {ErrorAnswer, *(each.error for each in operations)} | {each.body for each in operations if each.body}
     types |= {answer.type for each in operations for answer in each.answers if answer.type}
     _, schemas = msgspec.json.schema_components(sorted(types, key=lambda each: each.__name__), ref_template=SCHEMAS)
     for name, more in WHOLE.items():
@@ -116,7 +119,8 @@ def build(operations: Sequence[Operation] = OPERATIONS, server: str = "/") -> di
             "version": __version__,
             "summary": "Transactional mail by HTTPS.",
             "description": "The same keys send by SMTP. Unknown members of a request are ignored, and new ones may "
-            "come to answers; null is taken as absent wherever a member may be absent.",
+            "come to answers; null is taken as absent wherever a member may be absent. A request whose header cannot "
+            "be read is refused with MALFORMED_REQUEST in the form of the first call, whatever its path.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": server}],
@@ -159,6 +163,10 @@ def _responses(operation: Operation) -> dict[str, Any]:
     for status in sorted({each.status for each in operation.denials}):
         refusal = _denial(operation, [each for each in operation.denials if each.status == status], status)
         found[status] = _either(found[status], refusal) if status in found else refusal
+    anywhere = replace(operation, error=ErrorAnswer, denial_headers=())
+    for status in UNREADABLE:
+        body = msgspec.json.decode(malformed_body(status, ""))
+        found[status] = _denial(anywhere, [Denial(status, body["code"], body)], status)
     return {str(status): found[status] for status in sorted(found)}
 
 

@@ -118,15 +118,16 @@ def _as_login(refusal: LoginRefusal | Refusal) -> Denial:
 
 
 def _login_denials(*refusals: LoginRefusal, body: bool = False) -> tuple[Denial, ...]:
-    kinds = [ErrorKind.HTTPS_REQUIRED, ErrorKind.METHOD_NOT_ALLOWED, ErrorKind.TOO_MANY_CONNECTIONS, ErrorKind.INTERNAL]
+    kinds = _ALWAYS
     if body:
-        kinds += [ErrorKind.REQUEST_TOO_LARGE, ErrorKind.UNSUPPORTED_MEDIA_TYPE, ErrorKind.INVALID_JSON]
+        kinds += (ErrorKind.REQUEST_TOO_LARGE, ErrorKind.UNSUPPORTED_MEDIA_TYPE, ErrorKind.INVALID_JSON)
     told = [_as_login(each) for each in (*refusals, STORE_DOWN)]
     return (*told, *(_as_login(BY_KIND[kind]) for kind in kinds))
 
 
-_ALWAYS = (
+_ALWAYS: tuple[ErrorKind, ...] = (
     ErrorKind.HTTPS_REQUIRED,
+    ErrorKind.MALFORMED_REQUEST,
     ErrorKind.METHOD_NOT_ALLOWED,
     ErrorKind.TOO_MANY_CONNECTIONS,
     ErrorKind.INTERNAL,

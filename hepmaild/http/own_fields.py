@@ -87,7 +87,8 @@ def read_own_request(content: Content, max_recipients: int, servers: Sequence[Se
     wanted = _read_common(request, max_recipients)
     server = default if not request.smtp_id else next((s for s in servers if s.id == request.smtp_id), None)
     if server is None:
-        raise RefusedError(Refusal(ErrorKind.SMTP_NOT_FOUND, "smtpId names no SMTP server of this account."))
+        text = "smtpId names no SMTP server of this account."
+        raise RefusedError(Refusal(ErrorKind.SMTP_NOT_FOUND, text, field="smtpId"))
     sender = _read_from(request.sender or "", server)
     shown = Mailbox(server.address, sender.name)
     draft = replace(wanted.draft, sender=shown, from_name=sender.name or server.from_name or None)

@@ -22,7 +22,7 @@ def check_sizes(draft: Draft, uploaded: Mapping[str, int] | None = None) -> None
     """
     body = sum(len(part.encode("utf-8")) for part in (draft.text, draft.html) if part is not None)
     if body > MAX_BODY_OCTETS:
-        text = "html and text together are larger than 10 MB; shorten them."
+        text = "The html and text together are larger than 10 MB; shorten them."
         raise _refused(ErrorKind.BODY_TOO_LARGE, text, "html" if draft.html else "text")
     if len(draft.attachments) > MAX_ATTACHMENTS:
         text = f"A message may have {MAX_ATTACHMENTS} attachments; send fewer."

@@ -303,3 +303,27 @@ def test_a_bug_is_one_line(cli: Any) -> None:
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert 'event=crashed error="ZeroDivisionError: division by zero" traceback="Traceback' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("key", "rotate", "a\udcffb"), "'ID'"),
+        (("key", "mint", "me@example.com", "--name", "a\udcffb"), "'--name'"),
+        (("credits", "grant", "me@example.com", "5", "--note", "a\udcffb"), "'--note'"),
+        (("queue", "pause", "--route", "box", "--note", "a\udcffb"), "'--note'"),
+        (("queue", "retry", "--route", "a\udcffb"), "'--route'"),
+        (("smtp-server", "show", "a\udcffb"), "'ID'"),
+        (("suppression", "add", "me@example.com", "a@example.net", "--reason", "a\udcffb"), "'--reason'"),
+    ],
+)
+def test_what_is_no_text_is_wrong_usage(cli: Any, account: str, arguments: tuple[str, ...], named: str) -> None:
+    """An octet that is no character of the locale comes as half of a surrogate pair, which neither engine keeps."""
+    said = cli.refused(*arguments, status=2)
+    assert f"Invalid value for {named}: this is not text in the encoding of this terminal" in said
+
+
+def test_a_file_may_have_any_name(cli: Any, account: str, tmp_path: Path) -> None:
+    copy = tmp_path / "a\udcffb.db"
+    cli.json("db", "backup", str(copy))
+    assert copy.exists()

@@ -13,7 +13,7 @@ $port = (int) $env["MAIL_PORT"];
 $scheme = $env["MAIL_SCHEME"] ?? ($port === 465 ? "smtps" : "smtp");
 $dsn = new Dsn($scheme, $env["MAIL_HOST"], $env["MAIL_USERNAME"], $env["MAIL_PASSWORD"], $port);
 $email = (new Email())
-    ->from(new Address($env["MAIL_FROM_ADDRESS"], $env["MAIL_FROM_NAME"]))
+    ->from(new Address($env["MAIL_FROM_ADDRESS"], $env["MAIL_FROM_NAME"] ?? ""))
     ->to($argv[1])
     ->subject("Hello")
     ->text("It works.");

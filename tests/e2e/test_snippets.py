@@ -14,12 +14,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from hepmaild.http.dashboard import snippets
 from tests.e2e.conftest import UNLIMITED
 from tests.peers.certificates import make_certificate
 from tests.peers.daemon import SENDER, Daemon, open_daemon
@@ -35,6 +37,7 @@ from tests.peers.programs import (
     require_postfix,
 )
 from tests.peers.sink import CaptureSink
+from tests.peers.without_tls import without_tls
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "clients"
 _BLOCK = re.compile(r"^```\w+ (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -91,23 +94,24 @@ class Desk:
         self.run("php", "-d", f"openssl.cafile={self.place.authority}", script, self.to)
 
 
-def open_desk(place: Place, page: str, folder: Path) -> Desk:
+def open_desk(place: Place, page: str, folder: Path, ports: Mapping[str, int] | None = None) -> Desk:
+    """ports: where the blocks lead to instead of the daemon."""
     found = dict(_BLOCK.findall((PAGES / page).read_text()))
     assert found, page
     to = f"you.{new_id()}@example.net"
     for name, text in found.items():
-        found[name] = fill(text, place, to)
+        found[name] = fill(text, place, to, ports or place.daemon.ports)
         (folder / name).write_text(found[name])
         (folder / name).chmod(0o600)
     return Desk(place, folder, to, found)
 
 
-def fill(text: str, place: Place, to: str) -> str:
-    ports = place.daemon.ports
+def fill(text: str, place: Place, to: str, ports: Mapping[str, int]) -> str:
     for written, real in (
         ("https://smtp.example.com", f"https://localhost:{ports['https']}"),
         ("smtp.example.com", "localhost"),
         ("587", str(ports["starttls"])),
+        ("465", str(ports["implicit"])),
         ("YOUR-API-KEY", place.key),
         ("you@example.net", to),
         (AUTHORITIES, str(place.authority)),
@@ -196,8 +200,10 @@ def postfix(desk: Desk) -> None:
     require_postfix()
 
     def settings(folder: Path) -> dict[str, str]:
-        passwords = shutil.copy(desk.folder / "sasl_passwd", folder)
-        text = desk.blocks["main.cf"].replace("/etc/postfix/sasl_passwd", str(passwords))
+        text = desk.blocks["main.cf"]
+        if "sasl_passwd" in desk.blocks:
+            passwords = shutil.copy(desk.folder / "sasl_passwd", folder)
+            text = text.replace("/etc/postfix/sasl_passwd", str(passwords))
         return dict(line.split(" = ", 1) for line in text.splitlines())
 
     with configured_client(settings) as client:
@@ -291,6 +297,42 @@ def test_a_page_is_true(place: Place, sink: CaptureSink, tmp_path: Path, name: s
     body = message.get_body(("plain",))
     assert body is not None
     assert body.get_content().strip() == "It works."
+
+
+# Go's PlainAuth would give the key to localhost, where this test has its server, and to nobody else without TLS.
+BY_SMTP = sorted(RUNS.keys() - {"curl, HTTPS", "httpx", "fetch", "Go, HTTPS", "Go, SMTP"})
+
+
+@pytest.mark.parametrize("name", BY_SMTP)
+def test_nobody_in_between_hears_a_key(place: Place, tmp_path: Path, name: str) -> None:
+    """Where STARTTLS is left out of the answer to EHLO, a client gives up before AUTH and MAIL."""
+    page, run = RUNS[name]
+    with without_tls() as (port, told):
+        desk = open_desk(place, page, tmp_path, {**place.daemon.ports, "starttls": port, "implicit": port})
+        with pytest.raises(AssertionError):
+            run(desk)
+    assert told
+    assert not [line for line in told if line[:4].upper() in (b"AUTH", b"MAIL")]
+
+
+@pytest.mark.parametrize("name", ["swaks", "Laravel", "Postfix"])
+@pytest.mark.parametrize("who", ["we", "a stranger", "somebody in between"])
+def test_what_a_key_s_page_has_to_paste(place: Place, sink: CaptureSink, tmp_path: Path, name: str, who: str) -> None:
+    """Of a service with a good certificate: it sends by nobody else.  who: answers at the port."""
+    to = f"you.{new_id()}@example.net"
+    run = {"swaks": shell("swaks", script="send.sh"), "Laravel": laravel, "Postfix": postfix}[name]
+    other = make_certificate(tmp_path).certificate if who == "a stranger" else place.authority
+    with without_tls() as (port, told):
+        ports = place.daemon.ports if who != "somebody in between" else {"starttls": port, "implicit": port}
+        at = snippets.Place("", "localhost", ports["starttls"], ports["implicit"], is_self_made=False)
+        found = next(each for each in snippets.make_snippets(at, SENDER, place.key, to) if each.name == name)
+        text = found.text.replace(AUTHORITIES, str(other))
+        desk = Desk(replace(place, authority=other), tmp_path, to, {found.where: text})
+        (tmp_path / (found.where or "send.sh")).write_text(text)
+        with nullcontext() if who == "we" else pytest.raises(AssertionError):
+            run(desk)
+    assert len([entry for entry in sink.deliveries() if to in entry["recipients"]]) == (who == "we")
+    assert not [line for line in told if line[:4].upper() in (b"AUTH", b"MAIL")]
 
 
 def test_every_page_is_run_and_linked() -> None:

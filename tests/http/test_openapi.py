@@ -9,13 +9,14 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
+import trio
 from schemathesis.specs.openapi.definitions import OPENAPI_31
 
 from hepmaild.errors import ErrorKind
 from hepmaild.http.examples import BY_KIND, REFUSALS, SMTP_ONLY, UPLOAD_ONLY
 from hepmaild.http.openapi import build
 from hepmaild.http.openapi_table import OPERATIONS
-from tests.http.door import GOOD, Running
+from tests.http.door import GOOD, Running, read_all
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +92,33 @@ async def test_what_it_says_of_an_accepted_message(door: Running, document: dict
     described = document["paths"]["/api/v1/email/send"]["post"]["responses"]["200"]
     schema = described["content"]["application/json"]["schema"]
     jsonschema_rs.validate({**schema, "components": document["components"]}, answer.json())
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda each: each.name)
+@pytest.mark.parametrize("field", [{"X-Large": "x" * 70_000}, {"Transfer-Encoding": "gzip"}, {"Host": "two words"}])
+async def test_what_is_answered_to_a_header_that_cannot_be_read(
+    door: Running, document: dict[str, Any], operation: Any, field: dict[str, str]
+) -> None:
+    """Also those answers are declared, at every path."""
+    lines = [f"{operation.method.upper()} {operation.path} HTTP/1.1", "Host: localhost", *map(": ".join, field.items())]
+    stream = await door.connect()
+    await stream.send_all("".join(f"{line}\r\n" for line in [*lines, ""]).encode())
+    head, _, body = (await read_all(stream, 10)).partition(b"\r\n\r\n")
+    await trio.aclose_forcefully(stream)
+    described = document["paths"][operation.path][operation.method]["responses"][head.split()[1].decode()]
+    schema = described["content"]["application/json"]["schema"]
+    told = json.loads(body)
+    assert told["code"] == "MALFORMED_REQUEST"
+    if head.split()[1] != b"400":  # the form is that of the first call, as the description says
+        jsonschema_rs.validate({**schema, "components": document["components"]}, told)
+    for name, header in described["headers"].items():
+        required = document["components"]["headers"][header["$ref"].rpartition("/")[2]]["required"]
+        assert not required or name.encode() in head.lower()
+
+
+async def test_only_what_is_declared_is_served(door: Running, document: dict[str, Any]) -> None:
+    async with door.client() as client:
+        for path in ("/healthz", "/readyz"):
+            answer = await client.options(path)
+            assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
+            assert str(answer.status_code) in document["paths"][path]["get"]["responses"]

@@ -222,7 +222,7 @@ async def test_the_order_is_the_contracts(door: Running) -> None:
     answer = await post(door, {**GOOD, "to": "nobody", "smtpId": "other", "from": "x@example.com"})
     assert answer.json()["code"] == "invalid_recipient"
     answer = await post(door, {**GOOD, "smtpId": "other", "from": "x@example.com"})
-    assert answer.json()["code"] == "smtp_not_found"
+    assert answer.json() == {"error": "smtpId names no SMTP server of this account.", "code": "smtp_not_found"}
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"a"', b'{"to": "a", "to": "b"}'])

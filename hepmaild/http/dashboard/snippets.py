@@ -11,7 +11,8 @@ from hepmaild.config import Settings, parse_address
 
 NO_KEY = "YOUR_API_KEY"
 SEND_PATH = "/api/v1/email/send"
-SUBMISSION_PORT = 587
+SUBMISSION_PORT, SUBMISSIONS_PORT = 587, 465
+AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,15 @@ class Snippet:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """How this service is reached.  is_self_made: its certificate is, so that clients must be told to take it."""
+    """How this service is reached.  port: with STARTTLS.  tls_port: with TLS from the start; 0: there is none.
+
+    is_self_made: its certificate is, so that clients must be told to take it.
+    """
 
     url: str
     host: str
     port: int
+    tls_port: int
     is_self_made: bool
 
 
@@ -37,10 +42,11 @@ def place_of(settings: Settings, public_url: str) -> Place:
     """As the settings say."""
     host = settings.server.hostname
     port = parse_address(settings.smtp.starttls[0])[1] if settings.smtp.starttls else 0
+    tls_port = parse_address(settings.smtp.implicit_tls[0])[1] or SUBMISSIONS_PORT if settings.smtp.implicit_tls else 0
     if not public_url:
         https = parse_address(settings.http.listen[0])[1] if settings.http.listen else 0
         public_url = f"https://{host}" + (f":{https}" if https not in (0, 443) else "")
-    return Place(public_url.rstrip("/"), host, port or SUBMISSION_PORT, not settings.tls.certificate)
+    return Place(public_url.rstrip("/"), host, port or SUBMISSION_PORT, tls_port, not settings.tls.certificate)
 
 
 def make_snippets(place: Place, sender: str, key: str = NO_KEY, to: str = "you@example.com") -> list[Snippet]:
@@ -67,8 +73,9 @@ def _curl(place: Place, sender: str, key: str, to: str) -> str:
 
 
 def _swaks(place: Place, sender: str, key: str, to: str) -> str:
+    verify = "" if place.is_self_made else " --tls-verify"
     return (
-        f"swaks --server {shlex.quote(place.host)} --port {place.port} --tls \\\n"
+        f"swaks --server {shlex.quote(place.host)} --port {place.port} --tls{verify} \\\n"
         f"  --auth PLAIN --auth-user api --auth-password {shlex.quote(key)} \\\n"
         f"  --from {shlex.quote(sender)} --to {shlex.quote(to)} --header 'Subject: Hello'"
     )
@@ -101,16 +108,19 @@ def _django(place: Place, sender: str, key: str) -> str:
 
 
 def _laravel(place: Place, sender: str, key: str) -> str:
+    # With STARTTLS it would tell its key in clear wherever somebody in between leaves the offer out.
+    scheme, port = ("MAIL_SCHEME=smtps\n", place.tls_port) if place.tls_port else ("", place.port)
     return (
-        f"MAIL_MAILER=smtp\nMAIL_HOST={place.host}\nMAIL_PORT={place.port}\n"
+        f"MAIL_MAILER=smtp\n{scheme}MAIL_HOST={place.host}\nMAIL_PORT={port}\n"
         f'MAIL_USERNAME=api\nMAIL_PASSWORD={key}\nMAIL_FROM_ADDRESS="{sender}"'
     )
 
 
 def _postfix(place: Place, key: str) -> str:
     relay = f"[{place.host}]:{place.port}"
+    level = "encrypt" if place.is_self_made else f"secure\nsmtp_tls_CAfile = {AUTHORITIES}"
     return (
-        f"relayhost = {relay}\nsmtp_tls_security_level = encrypt\nsmtp_sasl_auth_enable = yes\n"
+        f"relayhost = {relay}\nsmtp_tls_security_level = {level}\nsmtp_sasl_auth_enable = yes\n"
         f"smtp_sasl_security_options = noanonymous\n"
         f"smtp_sasl_password_maps = inline:{{ {{ {relay} = api:{key} }} }}"
     )
