@@ -16,6 +16,7 @@ from hepmaild.mail.content import SPOOL_OCTETS
 from hepmaild.mail.submission import Submission
 from hepmaild.smtp import session as session_module
 from hepmaild.smtp.keep import ContentKeeper
+from tests.peers.processes import no_file_beyond
 from tests.smtp.harness import StreamPeer, open_session
 from tests.smtp.scripted import Script, ScriptedIntake
 
@@ -220,6 +221,32 @@ async def test_a_full_disk_is_a_temporary_refusal(tmp_path: Path, log_events: Lo
         await read_until(peer, b"250 2.0.0 queued as ")
     assert len(log_events.named("spool_failed")) == 1
     assert intake.bodies == [b"Subject: small\r\n\r\nbody\r\n"]
+
+
+LARGE = b"Subject: x\r\n\r\n" + (b"y" * 70 + b"\r\n") * 40_000
+
+
+@pytest.mark.parametrize("missing", [1, 100, 5000, 300_000])
+async def test_a_disk_that_is_full_at_the_last_octet(missing: int, tmp_path: Path, log_events: LogEvents) -> None:
+    intake = ScriptedIntake()
+    with no_file_beyond(len(LARGE) - missing):
+        async with open_session(intake, spool_dir=tmp_path) as peer:
+            await begin(peer, AUTH + ENVELOPE + b"DATA\r\n", b"354 ")
+            await peer.send(LARGE + b".\r\n")
+            await read_until(peer, b"451 4.3.0 ")
+            await peer.send(b"QUIT\r\n")
+            await read_until(peer, b"221 ")
+    assert len(log_events.named("spool_failed")) == 1
+    assert intake.bodies == []
+
+
+async def test_a_client_that_leaves_while_the_disk_is_full(tmp_path: Path) -> None:
+    """It ends its own session only: what found no room is not written once more when the spool is dropped."""
+    with no_file_beyond(len(LARGE) - 100):
+        async with open_session(ScriptedIntake(), spool_dir=tmp_path) as peer:
+            await begin(peer, AUTH + ENVELOPE + b"DATA\r\n", b"354 ")
+            await peer.send(LARGE)
+            await trio.testing.wait_all_tasks_blocked(0.01)
 
 
 async def test_the_submission_says_how_it_came() -> None:
