@@ -53,7 +53,8 @@ CONTENT_TIMEOUT_S = 3600.0  # for all of it: an octet now and then must not hold
 LINGER_S = 3.0
 DRAIN_PATIENCE_S = 15.0  # for the next octets of a running transaction, once the daemon stops
 MAX_FAILED_KEY_WAIT_S = 10.0
-_STORE_DOWN = Reply(451, "4.3.0", "Temporary failure, nothing was accepted, try again")
+_NOT_KEPT = Reply(451, "4.3.0", "Temporary failure, nothing was accepted, try again")
+_NO_ANSWER = Reply(451, "4.3.0", "Temporary failure, no answer from the store, try again")  # it may have committed
 
 
 @dataclass(slots=True)
@@ -105,6 +106,7 @@ class SmtpSession:
         self._drain_wanted = False
         self._drain_told = False
         self._reading = False
+        self._shaking_hands = False
         self._reading_phase = Phase.IDLE
         self._phase_began = 0.0
         self._reason = ""
@@ -140,7 +142,7 @@ class SmtpSession:
             await self._serve()
         if self._scope.cancelled_caught:
             if not self._reading:
-                self._reason = "timeout while " + ("sending" if self._machine.session.commands else "TLS began")
+                self._reason = "timeout while " + ("TLS began" if self._shaking_hands else "sending")
                 return
             if self._drain_wanted:
                 await self._last_words(self._machine.shut_down(_now_us()))
@@ -252,7 +254,7 @@ class SmtpSession:
         """Hand the message over.  From the answer `Receipt` on its content belongs to the intake."""
         content = await self._keeper.finish()
         if content is None:
-            return _STORE_DOWN
+            return _NOT_KEPT
         envelope, facts = question.envelope, self._machine.session
         tls = facts.tls or TlsInfo("", "")
         submission = Submission(
@@ -268,7 +270,7 @@ class SmtpSession:
         try:
             result = await self._setup.intake.accept(submission)
         except StoreUnavailable:
-            return _STORE_DOWN
+            return _NO_ANSWER
         finally:
             if not isinstance(result, Receipt):
                 content.close()
@@ -281,12 +283,14 @@ class SmtpSession:
 
     async def _shake_hands(self) -> TlsInfo:
         self._timer.deadline = self._time() + HANDSHAKE_TIMEOUT_S
+        self._shaking_hands = True
         stream = TlsStream(self._transport, self._setup.ssl_context())
         try:
             await stream.do_handshake()
         except trio.BrokenResourceError as problem:
             self._reason = f"TLS handshake failed: {problem}"
             raise
+        self._shaking_hands = False
         self._stream = stream
         return TlsInfo(*stream.negotiated())
 

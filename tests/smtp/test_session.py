@@ -116,6 +116,22 @@ async def test_a_handshake_that_stops(
     assert len(log_events.named("session_closed")) == 1
 
 
+@pytest.mark.parametrize("octets", [b"", b"\x16\x03\x01"])
+async def test_a_handshake_that_stops_behind_starttls(
+    autojump_clock: trio.testing.MockClock, log_events: LogEvents, octets: bytes
+) -> None:
+    async with open_session(ScriptedIntake(), implicit=False) as peer:
+        await read_until(peer, b"220 ")
+        await peer.send(b"EHLO client\r\n")
+        await read_until(peer, b"STARTTLS\r\n")
+        await peer.send(b"STARTTLS\r\n")
+        await read_until(peer, b"220 ")
+        if octets:
+            await peer.send(octets)
+        assert await peer.transport.receive_some(100) == b""
+    assert log_events.named("session_closed")[0]["reason"] == "timeout while TLS began"
+
+
 async def test_no_tls_at_all_on_the_implicit_port(log_events: LogEvents) -> None:
     async with open_session(ScriptedIntake(), handshake=False) as peer:
         await peer.send(b"EHLO client\r\n")
@@ -224,6 +240,16 @@ async def test_a_full_disk_is_a_temporary_refusal(tmp_path: Path, log_events: Lo
 
 
 LARGE = b"Subject: x\r\n\r\n" + (b"y" * 70 + b"\r\n") * 40_000
+
+
+async def test_nothing_is_denied_that_may_have_been_committed() -> None:
+    """The store gave no answer: whether the message is ours nobody knows."""
+    async with open_session(ScriptedIntake(Script({"message": ["store-down"]}))) as peer:
+        await begin(peer, AUTH + ENVELOPE + b"DATA\r\n", b"354 ")
+        await peer.send(b"Subject: x\r\n\r\nbody\r\n.\r\n")
+        reply = await read_until(peer, b"\r\n")
+    assert reply.startswith(b"451 4.3.0 Temporary failure")
+    assert b"nothing was accepted" not in reply
 
 
 @pytest.mark.parametrize("missing", [1, 100, 5000, 300_000])
