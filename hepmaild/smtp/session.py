@@ -52,6 +52,7 @@ BLOCK_TIMEOUT_S = 180.0  # between two reads of content (RFC 5321 §4.5.3.2.5)
 CONTENT_TIMEOUT_S = 3600.0  # for all of it: an octet now and then must not hold a connection for ever
 LINGER_S = 3.0
 DRAIN_PATIENCE_S = 15.0  # for the next octets of a running transaction, once the daemon stops
+DRAIN_HANDSHAKE_S = 3.0  # then, for TLS to be there: nothing is lost with who has not begun
 MAX_FAILED_KEY_WAIT_S = 10.0
 _NOT_KEPT = Reply(451, "4.3.0", "Temporary failure, nothing was accepted, try again")
 _NO_ANSWER = Reply(451, "4.3.0", "Temporary failure, no answer from the store, try again")  # it may have committed
@@ -113,12 +114,13 @@ class SmtpSession:
 
     def drain(self) -> None:
         """The daemon stops.  An idle session gets 421 4.3.2 now, a running transaction goes on to its reply, as long
-        as its client goes on too."""
+        as its client goes on too; who shakes hands or takes what is sent is not waited for as long as otherwise."""
         self._drain_wanted = True
         if self._reading and self._machine.is_idle:
             self._timer.expire()
-        elif self._reading:
-            self._timer.deadline = min(self._timer.deadline, self._time() + DRAIN_PATIENCE_S)
+        elif self._timer.deadline < math.inf:  # while the intake is asked there is none
+            patience_s = DRAIN_HANDSHAKE_S if self._shaking_hands else DRAIN_PATIENCE_S
+            self._timer.deadline = min(self._timer.deadline, self._time() + patience_s)
 
     async def run(self) -> None:
         """Serve until the end.  Raises nothing; cancellation cuts the connection."""
@@ -142,7 +144,8 @@ class SmtpSession:
             await self._serve()
         if self._scope.cancelled_caught:
             if not self._reading:
-                self._reason = "timeout while " + ("TLS began" if self._shaking_hands else "sending")
+                what = "TLS began" if self._shaking_hands else "sending"
+                self._reason = f"{act.CloseReason.DRAIN if self._drain_wanted else 'timeout'} while {what}"
                 return
             if self._drain_wanted:
                 await self._last_words(self._machine.shut_down(_now_us()))
@@ -209,7 +212,7 @@ class SmtpSession:
             actions = answer
 
     async def _send(self, octets: bytes) -> None:
-        self._timer.deadline = self._time() + SEND_TIMEOUT_S
+        self._timer.deadline = self._time() + (DRAIN_PATIENCE_S if self._drain_wanted else SEND_TIMEOUT_S)
         await self._stream.send_all(octets)
 
     async def _ask(self, question: act.Action) -> list[act.Action]:
@@ -282,7 +285,7 @@ class SmtpSession:
     # ------------------------------------------------------------------ TLS, the end
 
     async def _shake_hands(self) -> TlsInfo:
-        self._timer.deadline = self._time() + HANDSHAKE_TIMEOUT_S
+        self._timer.deadline = self._time() + (DRAIN_HANDSHAKE_S if self._drain_wanted else HANDSHAKE_TIMEOUT_S)
         self._shaking_hands = True
         stream = TlsStream(self._transport, self._setup.ssl_context())
         try:

@@ -350,3 +350,49 @@ async def test_a_transaction_that_stalls_does_not_hold_the_drain(autojump_clock:
         assert (await peer.read()).startswith(b"421 4.3.2")
         assert trio.current_time() - began == pytest.approx(15, abs=1)
         assert await peer.read() == b""
+
+
+@pytest.mark.parametrize(("implicit", "told"), [(True, "before"), (True, "meanwhile"), (False, "meanwhile")])
+async def test_who_never_begins_with_tls_does_not_hold_the_drain(
+    implicit: bool, told: str, autojump_clock: trio.testing.MockClock, log_events: LogEvents
+) -> None:
+    """A stranger's silent connection: every stop waited for it, and no port was open meanwhile."""
+    async with open_session(ScriptedIntake(), implicit=implicit, handshake=False) as peer:
+        if told == "before":
+            peer.session.drain()
+        if not implicit:
+            await read_until(peer, b"220 ")
+            await peer.send(b"EHLO client\r\nSTARTTLS\r\n")
+            await read_until(peer, b"Ready to start TLS\r\n")
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        peer.session.drain()
+        assert await peer.transport.receive_some(100) == b""
+        assert trio.current_time() - began == pytest.approx(3, abs=1)
+    assert log_events.named("session_closed")[0]["reason"] == "drain while TLS began"
+
+
+async def test_who_shakes_hands_during_the_drain_is_told(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_session(ScriptedIntake(), handshake=False) as peer:
+        await trio.testing.wait_all_tasks_blocked()
+        peer.session.drain()
+        await trio.sleep(1)
+        await peer.starttls()
+        await read_until(peer, b"421 4.3.2 ")
+
+
+async def test_who_takes_nothing_does_not_hold_the_drain(
+    autojump_clock: trio.testing.MockClock, log_events: LogEvents
+) -> None:
+    ours, theirs = trio.testing.lockstep_stream_pair()
+    async with open_session(ScriptedIntake(), implicit=False, handshake=False) as peer:
+        await read_until(peer, b"220 ")
+        peer.session._stream = theirs  # a transport whose send waits for the reader
+        await peer.send(b"EHLO c\r\n")
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        peer.session.drain()
+        while not log_events.named("session_closed"):  # noqa: ASYNC110
+            await trio.sleep(1)
+        assert trio.current_time() - began <= session_module.DRAIN_PATIENCE_S + 1
+    await trio.aclose_forcefully(ours)
