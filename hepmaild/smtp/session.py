@@ -109,6 +109,7 @@ class SmtpSession:
         self._reading = False
         self._shaking_hands = False
         self._reading_phase = Phase.IDLE
+        self._reading_behind = 0  # so many commands: a later line, or a later content, has its own time
         self._phase_began = 0.0
         self._reason = ""
 
@@ -171,9 +172,9 @@ class SmtpSession:
     async def _read(self) -> bytes:
         """The next octets, within the time that what they are for may take."""
         now = self._time()
-        phase = self._machine.phase
-        if phase is not self._reading_phase or phase is Phase.IDLE:
-            self._reading_phase = phase
+        phase, commands = self._machine.phase, self._machine.session.commands
+        if phase is not self._reading_phase or phase is Phase.IDLE or commands != self._reading_behind:
+            self._reading_phase, self._reading_behind = phase, commands
             self._phase_began = now
         if phase is Phase.IDLE:
             deadline = now + self._setup.limits.idle_timeout_s

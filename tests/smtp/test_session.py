@@ -74,6 +74,28 @@ async def test_a_command_an_octet_at_a_time(autojump_clock: trio.testing.MockClo
         assert trio.current_time() - began == pytest.approx(300, abs=1)
 
 
+async def test_every_line_has_its_own_time(autojump_clock: trio.testing.MockClock) -> None:
+    """Also where each read ends within the next one, as with a client that sends on without a pause."""
+    async with open_session(ScriptedIntake()) as peer:
+        await begin(peer)
+        await peer.send(b"NO")
+        for _ in range(10):
+            await trio.sleep(100)
+            await peer.send(b"OP\r\nNO")
+            assert await peer.read() == b"250 2.0.0 OK\r\n"
+
+
+async def test_every_content_has_its_own_time(autojump_clock: trio.testing.MockClock) -> None:
+    begun = ENVELOPE + b"BDAT 18 LAST\r\nSubject: x\r\n\r\n"
+    async with open_session(ScriptedIntake()) as peer:
+        await begin(peer)
+        await peer.send(begun)
+        for _ in range(40):
+            await trio.sleep(100)
+            await peer.send(b"12\r\n" + begun)
+            await read_until(peer, b"queued as")
+
+
 async def test_content_that_stops(autojump_clock: trio.testing.MockClock) -> None:
     """RFC 5321 §4.5.3.2.5."""
     intake = ScriptedIntake()
