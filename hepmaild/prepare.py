@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+import structlog
 import trio
 
 from hepmaild.config import LimitSettings, RecipientsFrom, SmtpSettings
@@ -26,6 +27,8 @@ from hepmaild.own_routes import is_own
 from hepmaild.policy import SenderBook, distinct, pick_sender
 from hepmaild.signing import NotLoaded, SigningKeys
 from hepmaild.storage.directory import SenderRow
+
+log = structlog.get_logger()
 
 THREAD_OCTETS = 256 << 10  # above this, work on content moves to a thread
 LOADS = 10  # of signing keys, which may change while they are read
@@ -214,9 +217,14 @@ class Preparer:
         if not source.is_spooled:
             return Content(head + source.data[body_at:])
         builder = ContentBuilder(self._spool_dir)
-        builder.write(head)
-        for piece in source.chunks(body_at):
-            builder.write(piece)
+        try:
+            builder.write(head)
+            for piece in source.chunks(body_at):
+                builder.write(piece)
+        except OSError as problem:  # the disk is full, or there is no descriptor left
+            builder.discard()
+            log.warning("spool_failed", error=str(problem))
+            raise StoreUnavailable(f"the message could not be written to the spool: {problem}") from problem
         source.close()
         return builder.finish()
 

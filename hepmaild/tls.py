@@ -7,6 +7,7 @@ one for each kind of key, so that one of another kind would still be shown.  Ope
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import ssl
@@ -29,6 +30,9 @@ log = structlog.get_logger()
 SELF_MADE_DAYS = 825
 RENEW_BEFORE = timedelta(days=30)
 WATCH_INTERVAL_S = 10.0
+# A context keeps one key for all its session tickets.  Whoever gets it can read every TLS 1.2 connection that was taken
+# down, forward secrecy or not, so it may not live as long as the certificate (RFC 9325 §3.4).
+TICKET_KEY_LIFE_S = 86_400.0
 # TLS 1.2: forward secrecy and authenticated encryption only (RFC 9325 §4.2); 1.3 has no others.
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 
@@ -36,7 +40,7 @@ Stamp = tuple[tuple[int, ...], ...]
 
 
 def new_context(alpn: tuple[str, ...] = ()) -> ssl.SSLContext:
-    """An empty server context: TLS 1.2 and 1.3, no renegotiation, no compression, session tickets on.
+    """An empty server context: TLS 1.2 and 1.3, no renegotiation, no compression, session tickets by a key of its own.
 
     alpn: the protocols to offer (RFC 7301); none for SMTP.
     """
@@ -94,10 +98,19 @@ class ServerTls:
         return (due or self._look() != self._stamp) and self.reload()
 
     async def watch(self, interval_s: float = WATCH_INTERVAL_S) -> None:
-        """Look at the files every `interval_s` and load what changed.  Runs until cancelled; safe to cancel."""
+        """Look at the files every `interval_s` and load what changed; once a day make new contexts in any case.
+
+        Runs until cancelled; safe to cancel.
+        """
+        made_at = trio.current_time()
         while True:
             await trio.sleep(interval_s)
-            self.reload_if_changed()
+            if self.reload_if_changed():
+                made_at = trio.current_time()
+            elif trio.current_time() - made_at >= TICKET_KEY_LIFE_S:
+                with contextlib.suppress(OSError):  # the files are broken, as was said when they became so
+                    self._load()
+                    made_at = trio.current_time()
 
     def expires_at(self) -> datetime:
         """When the certificate on disk ends (UTC).  Raises OSError or ValueError when it cannot be read."""

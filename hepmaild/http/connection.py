@@ -45,6 +45,7 @@ log = structlog.get_logger()
 REFUSED_CONNECTIONS = 20  # so many above the limit are told; more are closed without a word
 MAX_RECEIVE = 64 << 10
 LAST_WORDS_S = 0.5  # for a request that was under way when we began to stop
+LAST_HANDSHAKE_S = 3.0  # for TLS to be there, then
 REST_S = 1.0  # for the rest of a small request's body; then the library waits for it
 
 AnswerQuickly = Callable[[QuickRequest], Awaitable[Response]]
@@ -169,7 +170,10 @@ class Connection(TCPServer):
             self._peers.discard(self)
 
     def end_soon(self) -> None:
-        """We are stopping: an idle connection ends now, any other behind its answer."""
+        """We are stopping: an idle connection ends now, any other behind its answer; who shakes hands has a moment."""
+        handshake = getattr(self.stream, "handshake", None)
+        if handshake is not None:  # or it is over, and this changes nothing
+            handshake.deadline = trio.current_time() + LAST_HANDSHAKE_S
         if self._reader.deadline < inf:
             self._be_idle()
 

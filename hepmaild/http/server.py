@@ -235,9 +235,20 @@ class _Sockets:
 
 
 class _TlsStream(TlsStream):
-    """With what hypercorn asks of `trio.SSLStream`."""
+    """With what hypercorn asks of `trio.SSLStream`.  handshake: its bounds."""
 
     transport: SocketTransport
+
+    def __init__(self, transport: SocketTransport, context: ssl.SSLContext) -> None:
+        super().__init__(transport, context)
+        self.handshake = trio.CancelScope()
+
+    async def do_handshake(self) -> None:
+        """Shake hands within `handshake`.  Raises BrokenResourceError."""
+        with self.handshake:
+            await super().do_handshake()
+        if self.handshake.cancelled_caught:
+            raise trio.BrokenResourceError("there was no time left for the TLS handshake")
 
     @property
     def transport_stream(self) -> SocketTransport:

@@ -8,6 +8,7 @@ page cache; callers that move more than a chunk do so in a thread.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,17 +106,18 @@ class ContentBuilder:
             piece = b"".join(self._parts)
             self._parts.clear()
         self._file.write(piece)
+        self._file.flush()  # a full disk shows here, where it is expected, not when the file is read or closed
 
     def finish(self) -> Content:
         """The finished content; the builder must not be used afterwards."""
         if self._file is None:
             return Content(b"".join(self._parts))
-        self._file.flush()
         return Content(file=self._file, size=self.size)
 
     def discard(self) -> None:
-        """Drop everything collected."""
+        """Drop everything collected.  Raises nothing."""
         self._parts.clear()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # it tries once more to write what found no room
+                self._file.close()
             self._file = None

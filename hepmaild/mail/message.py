@@ -80,13 +80,13 @@ def inspect(head: bytes) -> Inspected:
     """Read the header section at the start of `head` (`Content.head()`).  Never raises; costs about 20 µs.
 
     A line that is no header field ends the section even without a blank line, as other servers have it.  An mbox
-    "From " line before the first field is dropped.
+    "From " line before the first field is dropped; without a field behind it, it is the text of who sends no header.
     """
     found: dict[bytes, list[re.Match[bytes]]] = {}
     edits: list[_Edit] = []
     at = 0
     mbox = _MBOX_LINE.match(head)
-    if mbox is not None:
+    if mbox is not None and _FIELD.match(head, mbox.end()) is not None:
         at = mbox.end()
         edits.append(_Edit(0, at))
     while (match := _FIELD.match(head, at)) is not None:

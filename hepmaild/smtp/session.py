@@ -52,8 +52,10 @@ BLOCK_TIMEOUT_S = 180.0  # between two reads of content (RFC 5321 §4.5.3.2.5)
 CONTENT_TIMEOUT_S = 3600.0  # for all of it: an octet now and then must not hold a connection for ever
 LINGER_S = 3.0
 DRAIN_PATIENCE_S = 15.0  # for the next octets of a running transaction, once the daemon stops
+DRAIN_HANDSHAKE_S = 3.0  # then, for TLS to be there: nothing is lost with who has not begun
 MAX_FAILED_KEY_WAIT_S = 10.0
-_STORE_DOWN = Reply(451, "4.3.0", "Temporary failure, nothing was accepted, try again")
+_NOT_KEPT = Reply(451, "4.3.0", "Temporary failure, nothing was accepted, try again")
+_NO_ANSWER = Reply(451, "4.3.0", "Temporary failure, no answer from the store, try again")  # it may have committed
 
 
 @dataclass(slots=True)
@@ -105,18 +107,21 @@ class SmtpSession:
         self._drain_wanted = False
         self._drain_told = False
         self._reading = False
+        self._shaking_hands = False
         self._reading_phase = Phase.IDLE
+        self._reading_behind = 0  # so many commands: a later line, or a later content, has its own time
         self._phase_began = 0.0
         self._reason = ""
 
     def drain(self) -> None:
         """The daemon stops.  An idle session gets 421 4.3.2 now, a running transaction goes on to its reply, as long
-        as its client goes on too."""
+        as its client goes on too; who shakes hands or takes what is sent is not waited for as long as otherwise."""
         self._drain_wanted = True
         if self._reading and self._machine.is_idle:
             self._timer.expire()
-        elif self._reading:
-            self._timer.deadline = min(self._timer.deadline, self._time() + DRAIN_PATIENCE_S)
+        elif self._timer.deadline < math.inf:  # while the intake is asked there is none
+            patience_s = DRAIN_HANDSHAKE_S if self._shaking_hands else DRAIN_PATIENCE_S
+            self._timer.deadline = min(self._timer.deadline, self._time() + patience_s)
 
     async def run(self) -> None:
         """Serve until the end.  Raises nothing; cancellation cuts the connection."""
@@ -140,7 +145,8 @@ class SmtpSession:
             await self._serve()
         if self._scope.cancelled_caught:
             if not self._reading:
-                self._reason = "timeout while " + ("sending" if self._machine.session.commands else "TLS began")
+                what = "TLS began" if self._shaking_hands else "sending"
+                self._reason = f"{act.CloseReason.DRAIN if self._drain_wanted else 'timeout'} while {what}"
                 return
             if self._drain_wanted:
                 await self._last_words(self._machine.shut_down(_now_us()))
@@ -166,9 +172,9 @@ class SmtpSession:
     async def _read(self) -> bytes:
         """The next octets, within the time that what they are for may take."""
         now = self._time()
-        phase = self._machine.phase
-        if phase is not self._reading_phase or phase is Phase.IDLE:
-            self._reading_phase = phase
+        phase, commands = self._machine.phase, self._machine.session.commands
+        if phase is not self._reading_phase or phase is Phase.IDLE or commands != self._reading_behind:
+            self._reading_phase, self._reading_behind = phase, commands
             self._phase_began = now
         if phase is Phase.IDLE:
             deadline = now + self._setup.limits.idle_timeout_s
@@ -207,7 +213,7 @@ class SmtpSession:
             actions = answer
 
     async def _send(self, octets: bytes) -> None:
-        self._timer.deadline = self._time() + SEND_TIMEOUT_S
+        self._timer.deadline = self._time() + (DRAIN_PATIENCE_S if self._drain_wanted else SEND_TIMEOUT_S)
         await self._stream.send_all(octets)
 
     async def _ask(self, question: act.Action) -> list[act.Action]:
@@ -252,7 +258,7 @@ class SmtpSession:
         """Hand the message over.  From the answer `Receipt` on its content belongs to the intake."""
         content = await self._keeper.finish()
         if content is None:
-            return _STORE_DOWN
+            return _NOT_KEPT
         envelope, facts = question.envelope, self._machine.session
         tls = facts.tls or TlsInfo("", "")
         submission = Submission(
@@ -268,7 +274,7 @@ class SmtpSession:
         try:
             result = await self._setup.intake.accept(submission)
         except StoreUnavailable:
-            return _STORE_DOWN
+            return _NO_ANSWER
         finally:
             if not isinstance(result, Receipt):
                 content.close()
@@ -280,13 +286,15 @@ class SmtpSession:
     # ------------------------------------------------------------------ TLS, the end
 
     async def _shake_hands(self) -> TlsInfo:
-        self._timer.deadline = self._time() + HANDSHAKE_TIMEOUT_S
+        self._timer.deadline = self._time() + (DRAIN_HANDSHAKE_S if self._drain_wanted else HANDSHAKE_TIMEOUT_S)
+        self._shaking_hands = True
         stream = TlsStream(self._transport, self._setup.ssl_context())
         try:
             await stream.do_handshake()
         except trio.BrokenResourceError as problem:
             self._reason = f"TLS handshake failed: {problem}"
             raise
+        self._shaking_hands = False
         self._stream = stream
         return TlsInfo(*stream.negotiated())
 

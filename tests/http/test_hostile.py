@@ -180,6 +180,20 @@ async def test_no_handshake(quick: Running) -> None:
         await stream.aclose()
 
 
+@pytest.mark.parametrize("octets", [b"", b"\x16\x03\x01"])
+async def test_who_never_begins_with_tls_does_not_hold_the_drain(tmp_path: Path, octets: bytes) -> None:
+    """A stranger's silent connection: every stop waited for it, and no port was open meanwhile."""
+    patient = Timeouts(handshake_s=600, grace_s=600)
+    with trio.fail_after(60):
+        async with open_door(tmp_path, timeouts=patient) as running:
+            stream = await trio.open_tcp_stream("127.0.0.1", running.port)
+            await stream.send_all(octets)
+            assert (await running.post()).status_code == 200  # by another connection; the first was accepted before it
+            running.lifecycle.draining.set()
+            await read_all(stream, 50)
+            await stream.aclose()
+
+
 @pytest.mark.parametrize("octets", [b"", b"POST /api/v1/em", HEAD])
 async def test_a_header_that_never_ends(quick: Running, octets: bytes) -> None:
     started = trio.current_time()

@@ -4,20 +4,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from hepmaild.config import LimitSettings, RecipientsFrom, SmtpSettings
-from hepmaild.errors import ErrorKind, Refusal
-from hepmaild.mail.content import Content
+from hepmaild.errors import ErrorKind, Refusal, StoreUnavailable
+from hepmaild.mail.content import SPOOL_OCTETS, Content, ContentBuilder
 from hepmaild.mail.headers import MAX_LISTED_ADDRESSES
 from hepmaild.mail.submission import Door, Draft, KeyIdentity, Mailbox, Origin, Recipient, Submission
 from hepmaild.policy import make_book
 from hepmaild.prepare import Prepared, Preparer
 from hepmaild.storage.directory import SenderRow
+from tests.peers.processes import no_file_beyond
+
+if TYPE_CHECKING:
+    from tests.conftest import LogEvents
 
 INTERNATIONAL = "info@xn--bcher-kva.example"
 BOOK = make_book(
@@ -112,3 +117,21 @@ async def test_large_header_fields_are_written_in_a_thread() -> None:
     (prepared,) = made
     assert isinstance(prepared, Prepared)
     assert prepared.content.size > 40 * 8192
+
+
+async def test_a_disk_that_has_no_room_for_the_finished_message(tmp_path: Path, log_events: LogEvents) -> None:
+    """What the client sent is there; with the trace field it needs as much once more."""
+    builder = ContentBuilder(tmp_path)
+    builder.write(b"From: me@example.com\r\n\r\n" + b"x" * 2 * SPOOL_OCTETS)
+    source = builder.finish()
+    preparer = Preparer(hostname="smtp.test", spool_dir=tmp_path, limiter=trio.CapacityLimiter(1), now_us=lambda: 0)
+    submission = Submission(
+        key=KeyIdentity("key-1", "app", "", "account-1", "", "standard", 120),
+        origin=Origin(Door.SMTP, "127.0.0.1", "s"),
+        recipients=(Recipient("to@example.net"),),
+        source=source,
+    )
+    with no_file_beyond(source.size), pytest.raises(StoreUnavailable):
+        await preparer.prepare(submission, BOOK, Obeyed(SmtpSettings()))
+    assert len(log_events.named("spool_failed")) == 1
+    source.close()

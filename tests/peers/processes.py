@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import secrets
 import shutil
 import signal
@@ -181,3 +182,14 @@ class Child:
         self.process.wait()
         if self.process.stdin is not None:
             self.process.stdin.close()
+
+
+@contextlib.contextmanager
+def no_file_beyond(octets: int) -> Iterator[None]:
+    """What a full disk is like, without one: no file may grow beyond this."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (octets, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

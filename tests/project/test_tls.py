@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import tempfile
@@ -252,6 +253,37 @@ async def test_a_key_that_may_be_read_later_is_taken_then(log_events: Any) -> No
         finally:
             os.seteuid(user)
     assert common_name((await handshake(server.smtp))[1]) == "CN=two.example.com"
+
+
+def resume(server: ssl.SSLContext, client: ssl.SSLContext, session: ssl.SSLSession | None) -> ssl.SSLObject:
+    """The client's side of a finished handshake in memory."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    mine = client.wrap_bio(to_client, to_server, server_hostname="smtp.example.com", session=session)
+    theirs = server.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(3):
+        for side in (mine, theirs):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    return mine
+
+
+async def test_what_tickets_are_sealed_with_does_not_live_long(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """RFC 9325 §3.4: or else it opens TLS 1.2 connections of months, forward secrecy or not."""
+    server = ServerTls(write_pair(tmp_path, "one.example.com"), state_dir=tmp_path, hostname="x")
+    client = ssl.create_default_context()
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    for door in ("smtp", "http"):
+        first = resume(getattr(server, door), client, None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.watch)
+            await trio.sleep(3600)
+            assert resume(getattr(server, door), client, first.session).session_reused
+            await trio.sleep(86_400)
+            assert not resume(getattr(server, door), client, first.session).session_reused
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_self_made_certificate_is_renewed_in_time(tmp_path: Path) -> None:

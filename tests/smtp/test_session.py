@@ -16,6 +16,7 @@ from hepmaild.mail.content import SPOOL_OCTETS
 from hepmaild.mail.submission import Submission
 from hepmaild.smtp import session as session_module
 from hepmaild.smtp.keep import ContentKeeper
+from tests.peers.processes import no_file_beyond
 from tests.smtp.harness import StreamPeer, open_session
 from tests.smtp.scripted import Script, ScriptedIntake
 
@@ -73,6 +74,28 @@ async def test_a_command_an_octet_at_a_time(autojump_clock: trio.testing.MockClo
         assert trio.current_time() - began == pytest.approx(300, abs=1)
 
 
+async def test_every_line_has_its_own_time(autojump_clock: trio.testing.MockClock) -> None:
+    """Also where each read ends within the next one, as with a client that sends on without a pause."""
+    async with open_session(ScriptedIntake()) as peer:
+        await begin(peer)
+        await peer.send(b"NO")
+        for _ in range(10):
+            await trio.sleep(100)
+            await peer.send(b"OP\r\nNO")
+            assert await peer.read() == b"250 2.0.0 OK\r\n"
+
+
+async def test_every_content_has_its_own_time(autojump_clock: trio.testing.MockClock) -> None:
+    begun = ENVELOPE + b"BDAT 18 LAST\r\nSubject: x\r\n\r\n"
+    async with open_session(ScriptedIntake()) as peer:
+        await begin(peer)
+        await peer.send(begun)
+        for _ in range(40):
+            await trio.sleep(100)
+            await peer.send(b"12\r\n" + begun)
+            await read_until(peer, b"queued as")
+
+
 async def test_content_that_stops(autojump_clock: trio.testing.MockClock) -> None:
     """RFC 5321 §4.5.3.2.5."""
     intake = ScriptedIntake()
@@ -113,6 +136,22 @@ async def test_a_handshake_that_stops(
         assert await peer.transport.receive_some(100) == b""
         assert trio.current_time() - began == pytest.approx(30, abs=1)
     assert len(log_events.named("session_closed")) == 1
+
+
+@pytest.mark.parametrize("octets", [b"", b"\x16\x03\x01"])
+async def test_a_handshake_that_stops_behind_starttls(
+    autojump_clock: trio.testing.MockClock, log_events: LogEvents, octets: bytes
+) -> None:
+    async with open_session(ScriptedIntake(), implicit=False) as peer:
+        await read_until(peer, b"220 ")
+        await peer.send(b"EHLO client\r\n")
+        await read_until(peer, b"STARTTLS\r\n")
+        await peer.send(b"STARTTLS\r\n")
+        await read_until(peer, b"220 ")
+        if octets:
+            await peer.send(octets)
+        assert await peer.transport.receive_some(100) == b""
+    assert log_events.named("session_closed")[0]["reason"] == "timeout while TLS began"
 
 
 async def test_no_tls_at_all_on_the_implicit_port(log_events: LogEvents) -> None:
@@ -222,6 +261,42 @@ async def test_a_full_disk_is_a_temporary_refusal(tmp_path: Path, log_events: Lo
     assert intake.bodies == [b"Subject: small\r\n\r\nbody\r\n"]
 
 
+LARGE = b"Subject: x\r\n\r\n" + (b"y" * 70 + b"\r\n") * 40_000
+
+
+async def test_nothing_is_denied_that_may_have_been_committed() -> None:
+    """The store gave no answer: whether the message is ours nobody knows."""
+    async with open_session(ScriptedIntake(Script({"message": ["store-down"]}))) as peer:
+        await begin(peer, AUTH + ENVELOPE + b"DATA\r\n", b"354 ")
+        await peer.send(b"Subject: x\r\n\r\nbody\r\n.\r\n")
+        reply = await read_until(peer, b"\r\n")
+    assert reply.startswith(b"451 4.3.0 Temporary failure")
+    assert b"nothing was accepted" not in reply
+
+
+@pytest.mark.parametrize("missing", [1, 100, 5000, 300_000])
+async def test_a_disk_that_is_full_at_the_last_octet(missing: int, tmp_path: Path, log_events: LogEvents) -> None:
+    intake = ScriptedIntake()
+    with no_file_beyond(len(LARGE) - missing):
+        async with open_session(intake, spool_dir=tmp_path) as peer:
+            await begin(peer, AUTH + ENVELOPE + b"DATA\r\n", b"354 ")
+            await peer.send(LARGE + b".\r\n")
+            await read_until(peer, b"451 4.3.0 ")
+            await peer.send(b"QUIT\r\n")
+            await read_until(peer, b"221 ")
+    assert len(log_events.named("spool_failed")) == 1
+    assert intake.bodies == []
+
+
+async def test_a_client_that_leaves_while_the_disk_is_full(tmp_path: Path) -> None:
+    """It ends its own session only: what found no room is not written once more when the spool is dropped."""
+    with no_file_beyond(len(LARGE) - 100):
+        async with open_session(ScriptedIntake(), spool_dir=tmp_path) as peer:
+            await begin(peer, AUTH + ENVELOPE + b"DATA\r\n", b"354 ")
+            await peer.send(LARGE)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+
+
 async def test_the_submission_says_how_it_came() -> None:
     intake = ScriptedIntake()
     async with open_session(intake) as peer:
@@ -297,3 +372,49 @@ async def test_a_transaction_that_stalls_does_not_hold_the_drain(autojump_clock:
         assert (await peer.read()).startswith(b"421 4.3.2")
         assert trio.current_time() - began == pytest.approx(15, abs=1)
         assert await peer.read() == b""
+
+
+@pytest.mark.parametrize(("implicit", "told"), [(True, "before"), (True, "meanwhile"), (False, "meanwhile")])
+async def test_who_never_begins_with_tls_does_not_hold_the_drain(
+    implicit: bool, told: str, autojump_clock: trio.testing.MockClock, log_events: LogEvents
+) -> None:
+    """A stranger's silent connection: every stop waited for it, and no port was open meanwhile."""
+    async with open_session(ScriptedIntake(), implicit=implicit, handshake=False) as peer:
+        if told == "before":
+            peer.session.drain()
+        if not implicit:
+            await read_until(peer, b"220 ")
+            await peer.send(b"EHLO client\r\nSTARTTLS\r\n")
+            await read_until(peer, b"Ready to start TLS\r\n")
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        peer.session.drain()
+        assert await peer.transport.receive_some(100) == b""
+        assert trio.current_time() - began == pytest.approx(3, abs=1)
+    assert log_events.named("session_closed")[0]["reason"] == "drain while TLS began"
+
+
+async def test_who_shakes_hands_during_the_drain_is_told(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_session(ScriptedIntake(), handshake=False) as peer:
+        await trio.testing.wait_all_tasks_blocked()
+        peer.session.drain()
+        await trio.sleep(1)
+        await peer.starttls()
+        await read_until(peer, b"421 4.3.2 ")
+
+
+async def test_who_takes_nothing_does_not_hold_the_drain(
+    autojump_clock: trio.testing.MockClock, log_events: LogEvents
+) -> None:
+    ours, theirs = trio.testing.lockstep_stream_pair()
+    async with open_session(ScriptedIntake(), implicit=False, handshake=False) as peer:
+        await read_until(peer, b"220 ")
+        peer.session._stream = theirs  # a transport whose send waits for the reader
+        await peer.send(b"EHLO c\r\n")
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        peer.session.drain()
+        while not log_events.named("session_closed"):  # noqa: ASYNC110
+            await trio.sleep(1)
+        assert trio.current_time() - began <= session_module.DRAIN_PATIENCE_S + 1
+    await trio.aclose_forcefully(ours)

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from hepmaild.storage.kernel_sync import KernelSync
 from hepmaild.storage.store import LOCK_NAME, Store, StoreLocked
 from hepmaild.storage.writer import Manner, Sync
 from tests.conftest import LogEvents
+from tests.peers.processes import no_file_beyond
 from tests.storage.conftest import Journal, Opener, debit, keep, make_opener, words
 from tests.storage.test_kernel_sync import offered
 
@@ -33,17 +32,6 @@ DEADLINE_S = 60
 @pytest.fixture
 def opener(tmp_path: Path) -> Opener:
     return make_opener("sqlite:///test.db", tmp_path)
-
-
-@contextmanager
-def no_file_beyond(octets: int) -> Iterator[None]:
-    """What a full disk is like, without one: no file may grow beyond this."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (octets, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def fill(conn: Connection, word: str, octets: int = 500_000) -> None:
