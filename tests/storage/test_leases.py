@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -209,3 +210,36 @@ async def test_an_old_token_gives_nothing_back(books: Books) -> None:
     assert not await books.store.write(leases.release, *row, job.token, START_US)
     (again,) = await claimed(books)
     assert (again.message_id, again.token, again.recipients) == (job.message_id, job.token + 2, job.recipients)
+
+
+@pytest.mark.parametrize("deed", ["release", "put_off", "forsake", "report", "mark"])
+async def test_what_is_said_of_one_lease_is_said_of_no_other(books: Books, deed: str) -> None:
+    """Not of the message's other destination, nor of another message that goes to the same one, with the same token."""
+    wheres = ("x.test", "y.test")
+    here, other = [await accepted(books, "a@x.test", "b@y.test", destinations=wheres) for _ in range(2)]
+    row = (here.message_id, "x.test")
+    due_us = START_US
+    if deed == "release":
+        assert await books.store.write(leases.release, *row, 1, START_US)
+    elif deed == "put_off":
+        due_us += HOUR_US
+        assert await books.store.write(leases.put_off, *row, 1, due_us, "why", START_US)
+    elif deed == "forsake":
+        assert await books.store.write(leases.forsake, {row: 1}, START_US) == {row: True}
+    elif deed == "report":
+        due_us += HOUR_US
+        report = books.report(here, Result.DEFERRED, retry_at_us=due_us)
+        attempt = replace(report.attempt, job=replace(report.attempt.job, destination="x.test"))
+        assert await books.store.submit(replace(report, attempt=attempt, destination="x.test"))
+    else:
+        assert await books.store.submit(Mark(*row, 1))
+    rows = select(schema.queue).where(schema.queue.c.owner.is_(None))
+    idle = await books.store.read(lambda conn: conn.execute(rows).all())
+    assert [(r.message_id, r.destination, r.due_at_us) for r in idle] == ([] if deed == "mark" else [(*row, due_us)])
+    marked = select(schema.queue.c.message_id, schema.queue.c.destination).where(schema.queue.c.marked)
+    assert [tuple(r) for r in await books.store.read(lambda conn: conn.execute(marked).all())] == (
+        [row] if deed == "mark" else []
+    )
+    for member, n, where in ((here, 1, "y.test"), (other, 0, "x.test"), (other, 1, "y.test")):
+        assert (await recipients(books, member))[n] == ("queued", 0, 0, START_US)
+        assert await books.store.submit(Mark(member.message_id, where, 1))
