@@ -8,6 +8,7 @@ they wait for.  Whatever is done to the one, not a column of theirs changes.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,28 @@ class Street:
 
         return await self.books.store.read(read)
 
+    async def check(self) -> None:
+        """What is said of messages and rows of the queue is what their recipients say."""
+
+        def read(conn: Connection) -> None:
+            waits: dict[str, dict[str, list[int]]] = {}
+            failed: Counter[str] = Counter()
+            for r in conn.execute(select(schema.recipient)):
+                dues = waits.setdefault(r.message_id, {})
+                if r.due_at_us is not None:
+                    dues.setdefault(r.destination, []).append(r.due_at_us)
+                failed[r.message_id] += r.state in ("failed", "expired")
+            for m in conn.execute(select(schema.message)):
+                assert (m.waiting, m.failed) == (sum(map(len, waits[m.id].values())), failed[m.id])
+                assert (m.finished_at_us is None) == (m.waiting > 0)
+            rows = {(r.message_id, r.destination): r for r in conn.execute(select(schema.queue))}
+            assert set(rows) == {(m, where) for m, dues in waits.items() for where in dues}
+            for (message_id, where), r in rows.items():
+                if r.owner is None and r.line_us is None:
+                    assert r.due_at_us == min(waits[message_id][where])
+
+        await self.books.store.read(read)
+
     async def report(self, where: str, *results: Result) -> None:
         report = report_on(job_of(self.one, where), self.books.clock.us, *results)
         assert await self.books.store.submit(report)
@@ -87,6 +110,7 @@ async def street(opener: Opener) -> AsyncIterator[Street]:
         late = {"expires_at_us": START_US + 90 * HOUR_US}
         one = mx_accept(books, *to, cap_key=CAP, daily_cap=4, expires_at_us=START_US + 2 * HOUR_US, **WORD)
         finished, ended, marked, mine = [mx_accept(books, *to, **late) for _ in range(4)]
+        mine.word, mine.word_life_us = "w:2", HOUR_US
         members = [
             one,
             mx_accept(books, *to, key=other_key, cap_key=CAP, daily_cap=4, owner="other", **late, **WORD),
@@ -188,7 +212,9 @@ DEEDS: dict[str, Deed] = {
 async def test_nobody_else_is_touched(street: Street, deed: str) -> None:
     before = await street.others()
     assert all(before[name] for name in TABLES)
+    await street.check()
     await DEEDS[deed](street)
+    await street.check()
     after = await street.others()
     for name in TABLES:
         assert after[name] == before[name], name

@@ -138,19 +138,19 @@ async def test_only_who_was_in_the_attempt_is_in_doubt(books: Books, in_doubt: I
 
 
 async def test_who_is_put_off_was_due_before(books: Books) -> None:
-    member = await accepted(books, "a@x.test", "b@x.test", "c@x.test")
+    member = await accepted(books, "a@x.test", "b@x.test", "c@x.test", "d@x.test")
     until_us = START_US + 1000
 
     def spread(conn: Connection) -> None:
-        conn.execute(update(schema.recipient).where(schema.recipient.c.n == 1).values(due_at_us=until_us + 1))
-        conn.execute(update(schema.recipient).where(schema.recipient.c.n == 2).values(state="held"))
+        for n, values in enumerate(({"due_at_us": until_us + 1}, {"state": "held"}, {"state": "deferred"}), 1):
+            conn.execute(update(schema.recipient).where(schema.recipient.c.n == n).values(**values))
 
     await books.store.write(spread)
     assert not await books.store.write(leases.put_off, member.message_id, "", 2, until_us, "why", START_US)
     assert await books.store.write(leases.put_off, member.message_id, "", 1, until_us, "why", START_US)
-    assert [r[3] for r in await recipients(books, member)] == [until_us, until_us + 1, None]
+    assert [r[3] for r in await recipients(books, member)] == [until_us, until_us + 1, None, until_us]
     shown = await books.store.read(queue.show, member.message_id)
-    assert [r["last_reply"] for r in shown["recipients"]] == ["why", None, None]
+    assert [r["last_reply"] for r in shown["recipients"]] == ["why", None, None, "why"]
     assert await claimed(books) == []
     assert not await books.store.write(leases.put_off, member.message_id, "", 1, until_us, "why", START_US)
 

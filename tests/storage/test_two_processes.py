@@ -159,14 +159,37 @@ async def test_a_mark_and_a_cancellation_exclude_each_other(books: Books, other:
     assert await refunds(books) == (0 if holds else 1)
 
 
-async def test_what_somebody_claims_is_stepped_over(books: Books, other: Books, database_url: str) -> None:
-    """Nobody waits for a row that another process is about to lease, or to end, and nobody takes it too."""
+async def test_what_is_held_stays_so_when_its_lease_is_looked_for(
+    books: Books, other: Books, database_url: str
+) -> None:
+    """The answer to its acceptance was lost, and somebody holds it just now."""
+    member = await accepted(books)
+    freed, held = await both(
+        database_url,
+        QUEUE,
+        lambda: books.store.write(leases.free_uncertain, "me", {(member.message_id, ""): 1}, (), books.clock.us),
+        lambda: other.store.write(queue.hold, member.message_id, books.clock.us),
+    )
+    assert freed in ([], [(member.message_id, "")])
+    assert held["held"] == 1
+    rows = select(schema.queue.c.due_at_us, schema.queue.c.owner)
+    assert [tuple(r) for r in await books.store.read(lambda conn: conn.execute(rows).all())] == [
+        (member.expires_at_us, None)
+    ]
+
+
+async def test_what_somebody_has_is_stepped_over(books: Books, other: Books, database_url: str) -> None:
+    """Nobody waits for a row that another process is about to lease, to end or to report, and nobody takes it too."""
     here = await accepted(books, owner=None)
     late = await accepted(books, owner=None, at_us=books.clock.us + 1)
-    rows = f"SELECT 1 FROM queue WHERE message_id = '{here.message_id}' FOR UPDATE"
+    await books.store.write(money.grant, books.account_id, 1, granted_by="a test", note=None, now_us=books.clock.us)
+    dead = await accepted(books, owner="dead")
+    rows = f"SELECT 1 FROM queue WHERE message_id <> '{late.message_id}' FOR UPDATE"
     with postgres.open_transaction(database_url, rows), trio.fail_after(20):
         claimed = await other.store.write(claim.claim, "other", late.at_us, 10, 0)
         assert [job.message_id for job in claimed.jobs] == [late.message_id]
         assert await other.store.write(claim.expire, late.expires_at_us, 0) == 0
         assert await other.store.write(leases.take_over, late.at_us, alone=False) == 1  # its own
-    assert len((await books.store.write(claim.claim, "me", late.at_us, 10, 0)).jobs) == 2
+    assert await other.store.write(leases.take_over, late.at_us, alone=False) == 1
+    jobs = (await books.store.write(claim.claim, "me", late.at_us, 10, 0)).jobs
+    assert {job.message_id for job in jobs} == {here.message_id, late.message_id, dead.message_id}
