@@ -17,10 +17,8 @@ from hepmaild.mail.submission import KeyIdentity, Recipient
 from hepmaild.storage import caps, messages, suppress
 from hepmaild.storage.bulk import Bulk, Query, Row, bulk_insert
 from hepmaild.storage.caps import Turn, Wish
-from hepmaild.storage.credits import LedgerRow, Purse
+from hepmaild.storage.credits import DAY_US, LedgerRow, Purse
 from hepmaild.storage.schema import NEVER_US, idempotency, message, queue, recipient
-
-DAY_US = 86_400_000_000
 
 
 @dataclass(slots=True)  # not frozen: its many fields would cost five times as much to set
@@ -119,9 +117,10 @@ _FORGET = delete(idempotency).where(
 
 def check_day(purse: Purse, limit: int, now_us: int) -> Refusal | None:
     """The plan's messages a day (UTC); 0: no limit."""
-    if not limit or purse.messages_on(now_us // DAY_US) < limit:
+    day = purse.day_at(now_us)
+    if not limit or purse.messages_on(day) < limit:
         return None
-    wait_s = (DAY_US - now_us % DAY_US) // 1_000_000 + 1
+    wait_s = ((day + 1) * DAY_US - now_us) // 1_000_000 + 1
     text = f"the plan allows {limit:,} messages a day and they are used up: the next day begins at 00:00 UTC"
     return Refusal(ErrorKind.DAILY_LIMIT_REACHED, text, retry_after_s=wait_s)
 
@@ -150,7 +149,7 @@ def run(
         results.append(result)
         if isinstance(result, Taken):
             purse = purses[m.account_id]
-            purse.count_message(now_us // DAY_US)
+            purse.count_message(purse.day_at(now_us))
             if m.price:
                 cost = m.price * (len(m.recipients) - len(suppressed))
                 ledger_rows.append(purse.book(-cost, "debit", m.at_us, message_id=m.message_id))

@@ -19,6 +19,7 @@ from hepmaild.storage.schema import NO_DEBIT, account, ledger, suppression
 
 GENESIS = "0" * 64
 MAX_AMOUNT = 10**15
+DAY_US = 86_400_000_000
 
 _LOCK = Query(
     select(
@@ -103,6 +104,15 @@ class Purse:
     status: str
     suppresses: bool
     changed: bool = False
+
+    def day_at(self, now_us: int) -> int:
+        """The UTC day that messages count for now.
+
+        A clock that is set back over midnight, or another process's that is behind, must not begin a day anew: the next
+        day goes on.  Only the next: a clock that was years ahead must not keep an account's messages for years.
+        """
+        day = now_us // DAY_US
+        return self.day if self.day == day + 1 else day
 
     def messages_on(self, day: int) -> int:
         """How many messages were accepted on this UTC day."""

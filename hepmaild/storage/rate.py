@@ -60,22 +60,23 @@ _CLOCK = text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bi
 
 @dataclass(slots=True)
 class Window:
-    """One key's window inside one unit.  total: calls ever; inside: calls in the 60 s that end now."""
+    """One key's window inside one unit.  total: calls ever; inside: calls in the 60 s that end now.
+
+    clock_us: what the clock says; now_us: the same, or the instant behind the newest call while the clock is set back.
+    """
 
     key_id: str
+    clock_us: int
     now_us: int
     total: int
     inside: int
     last_at_us: int
     taken: int = 0
 
-    def take(self, limit: int) -> bool:
-        """Let one more call through, if the window has room for it."""
-        if self.inside >= limit:
-            return False
+    def take(self) -> None:
+        """Let one more call through; the caller has seen that there is room."""
         self.inside += 1
         self.taken += 1
-        return True
 
     def state(self, limit: int) -> RateState:
         """The window as the headers tell it."""
@@ -102,7 +103,7 @@ def open_windows(conn: Connection, key_ids: Iterable[str], now_us: int) -> dict[
         inside = 0 if before is None else total - before
         # A clock that was set back must not give a key a second window: time stands still until it catches up.
         at_us = max(now_us, (last_at_us or 0) + 1)
-        windows[key_id] = Window(key_id, at_us, total or 0, inside, last_at_us or 0)
+        windows[key_id] = Window(key_id, now_us, at_us, total or 0, inside, last_at_us or 0)
     return windows
 
 
@@ -118,14 +119,14 @@ def save_windows(conn: Connection, windows: Iterable[Window]) -> None:
 
 
 def passes_at_us(conn: Connection, window: Window, limit: int) -> int:
-    """When one more call will pass: when the call `limit` places back has left the window."""
+    """When one more call will pass, by the clock: when the call `limit` places back has left the window."""
     if limit <= 0:
-        return window.now_us + WINDOW_US
+        return window.clock_us + WINDOW_US
     blocking = window.total + window.taken + 1 - limit
     at_us = conn.execute(
         select(func.min(rate_call.c.at_us)).where(
             rate_call.c.key_id == window.key_id,
-            rate_call.c.at_us >= window.now_us - WINDOW_US,
+            rate_call.c.at_us >= window.clock_us - WINDOW_US,
             rate_call.c.total >= blocking,
         )
     ).scalar_one()

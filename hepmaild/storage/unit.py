@@ -26,8 +26,6 @@ from hepmaild.storage.reports import Mark, Report
 from hepmaild.storage.schema import idempotency, message
 from hepmaild.storage.writer import Manner, Sync
 
-DAY_US = 86_400_000_000
-
 
 @dataclass(slots=True)
 class Call:
@@ -211,7 +209,7 @@ def _decide_call(
         return Refusal(ErrorKind.INVALID_KEY, "this API key does not exist any more: use another one")
     limit = call.calls_per_minute
     if window.inside >= limit:
-        wait_s = max(1, -(-(rate.passes_at_us(conn, window, limit) - window.now_us) // 1_000_000))
+        wait_s = max(1, -(-(rate.passes_at_us(conn, window, limit) - window.clock_us) // 1_000_000))
         text = f"more than {limit} calls in a minute with this key: try again in {wait_s} seconds"
         return Refusal(ErrorKind.RATE_LIMITED, text, retry_after_s=wait_s, rate=window.state(limit))
     if purse is not None:
@@ -221,7 +219,7 @@ def _decide_call(
         )
         if refusal is not None and not _may_be_again(conn, call, now_us):
             return dataclasses.replace(refusal, rate=window.state(limit))
-    window.take(limit)
+    window.take()
     return window.state(limit)
 
 

@@ -41,7 +41,10 @@ def one(
         (Reply(421, "", "bye"), Result.DEFERRED),
         (NO, Result.FAILED),
         (Reply(552, "", "quota"), Result.FAILED),
+        (Reply(300, "", "?"), Result.IN_DOUBT),
         (Reply(354, "", "more"), Result.IN_DOUBT),
+        (Reply(399, "", "?"), Result.IN_DOUBT),
+        (Reply(400, "", "later"), Result.DEFERRED),
         (None, Result.IN_DOUBT),
     ],
 )
@@ -83,6 +86,17 @@ def test_a_lost_connection_keeps_what_was_answered() -> None:
     transaction = Transaction(envelope, [None, None], [NO, None], OK)
     verdicts = judge(transaction, Failed(Stage.RCPT, None, "the connection was lost"))
     assert [verdict.result for verdict in verdicts] == [Result.FAILED, Result.DEFERRED]
+    assert str(verdicts[1].reply) == "451 4.4.2 RCPT: the connection was lost"
+
+
+def test_what_the_peer_said_when_it_left_counts_for_who_has_no_answer() -> None:
+    bye = Reply(421, "4.3.2", "shutting down, try again in 300 seconds")
+    transaction = Transaction(Envelope("s@x", ("a@x", "b@x"), 1), [None, None], [NO, None], OK)
+    verdicts = judge(transaction, Failed(Stage.RCPT, bye, "the connection was lost"))
+    assert (verdicts[0].result, verdicts[0].reply) == (Result.FAILED, NO)
+    assert (verdicts[1].result, verdicts[1].reply, verdicts[1].hint_s) == (Result.DEFERRED, bye, 300)
+    (early,) = judge(Transaction(Envelope("s@x", ("a@x",), 1), [None], [OK], OK), None)
+    assert (early.result, str(early.reply)) == (Result.DEFERRED, "451 4.3.0 the transaction ended early")
 
 
 MANY = Reply(452, "4.5.3", "too many recipients")
@@ -102,6 +116,19 @@ def test_too_many_recipients_go_next() -> None:
     assert classify(Stage.RCPT, Reply(552, "5.2.2", "mailbox full")) is Kind.NEVER
 
 
+@pytest.mark.parametrize("reply", [Reply(452, "4.3.1", "disk full"), Reply(451, "4.5.3", "x"), Reply(452, "", "x")])
+def test_other_trouble_is_not_tried_again_at_once(reply: Reply) -> None:
+    assert not rest_of([OK, reply]).is_next
+
+
+def test_too_many_is_said_of_recipients_only() -> None:
+    """After MAIL or DATA it is about the message: the next transaction would end the same."""
+    envelope = Envelope("s@x", ("a@x", "b@x"), 1)
+    for mail, data in ((MANY, None), (OK, MANY)):
+        transaction = Transaction(envelope, [None, None], [OK, OK], mail, data, None, False)
+        assert [v.is_next for v in judge(transaction, None)] == [False, False]
+
+
 def test_too_many_recipients_when_nobody_was_taken_wait_as_others_do() -> None:
     """RFC 5321 §4.5.3.1.10 means the rest of a transaction.  Where nobody went first, the next would end the same."""
     for others in ([], [MANY], [LATER]):
@@ -115,12 +142,16 @@ def test_trouble_with_the_route_never_fails_mail(stage: Stage) -> None:
     assert deferred(Failed(stage, None, "x")).reply.is_transient
 
 
-@given(st.integers(200, 599), st.sampled_from(list(Stage)))
-def test_every_code_means_something(code: int, stage: Stage) -> None:
-    kind = classify(stage, Reply(code, "", ""))
-    assert (kind is Kind.YES) == (code < 300)
-    if kind is Kind.NEVER:
-        assert code >= 500
+@pytest.mark.parametrize("stage", Stage)
+def test_every_code_means_something(stage: Stage) -> None:
+    kinds = {code: classify(stage, Reply(code, "", "")) for code in range(200, 600)}
+    assert [code for code, kind in kinds.items() if kind is Kind.YES] == list(range(200, 300))
+    never = {code for code, kind in kinds.items() if kind is Kind.NEVER}
+    if stage in (Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.CONTENT, Stage.DOT, Stage.LOCAL):
+        route = {503, 530, 534, 535, 538} | ({552} if stage is Stage.RCPT else set())
+        assert never == set(range(500, 600)) - route
+    else:
+        assert not never
 
 
 @pytest.mark.parametrize(

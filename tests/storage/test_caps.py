@@ -13,7 +13,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, create_engine, select, text
+from sqlalchemy import Connection, create_engine, insert, select, text
 
 from hepmaild.delivery.job import Result
 from hepmaild.mail.submission import Recipient
@@ -191,6 +191,39 @@ async def test_caps_of_the_settings_give_way_to_senders_in_the_database(books: B
     assert await books.store.write(caps.set_global_caps, {"g@example.com": 3, "h@example.com": 4}) == 0
     assert (await usage(books, "|g@example.com")).daily_cap == 7
     assert (await usage(books, "|h@example.com")).daily_cap == 4
+
+
+async def test_a_cap_is_learned_from_the_senders_own_row_and_is_nobody_elses(books: Books) -> None:
+    """A message that was prepared with another one asks it; also where others have a sender of the same address."""
+    await books.store.write(
+        lambda conn: (
+            conn.execute(
+                insert(schema.sender),
+                [
+                    {"account_id": account, "address": f"{name}@x.test", "address_key": f"{name}@x.test"}
+                    | {"route": "up", "daily_cap": daily_cap, "is_default": False}
+                    for account, name, daily_cap in (
+                        ("account-1", "b", 5),
+                        ("account-1", "a", 3),
+                        ("account-2", "a", 9),
+                    )
+                ],
+            )
+            and None
+        )
+    )
+    await send(books, 3, cap=1, key="|other@example.com")
+    every = select(schema.cap).where(schema.cap.c.cap_key == "|other@example.com")
+    (other,) = await books.store.read(lambda conn: conn.execute(every).all())
+    assert (other.daily_cap, other.next_us is None) == (1, False)
+    key = caps.cap_key_of("account-1", "a@x.test")
+    turns = [taken.turn for cap in (2, 1, 8, 3) for _, taken in await send(books, 1, cap=cap, key=key)]
+    assert [turn is None for turn in turns] == [True, True, True, False]
+    assert (await usage(books, key)).daily_cap == 3
+    assert await books.store.write(caps.set_cap, key, 4)
+    assert len(await claimed(books)) == 1  # who stood in the line
+    assert (await usage(books, key)).waiting == 0
+    assert await books.store.read(lambda conn: conn.execute(every).all()) == [other]
 
 
 async def test_timers_of_a_long_line_and_who_expires_in_it(books: Books) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import re
@@ -45,6 +46,8 @@ async def test_files_are_synced_one_after_the_other(sync: KernelSync, tmp_path: 
                 file.flush()
                 assert await sync.fdatasync(file.fileno()) is True
                 assert sync.is_free
+                with pytest.raises(BlockingIOError):  # or the next one would block the loop until its end
+                    os.eventfd_read(sync._bell)
 
 
 async def test_what_cannot_be_synced_is_not_taken(sync: KernelSync, tmp_path: Path) -> None:
@@ -63,6 +66,60 @@ async def test_who_gives_up_leaves_a_sync_under_way(sync: KernelSync, tmp_path: 
         await sync.fdatasync(file.fileno())
     assert scope.cancelled_caught
     assert not sync.is_free
+
+
+class Kernel:
+    """The kernel, but for what it says when it is asked for the end of a sync."""
+
+    def __init__(self, sync: KernelSync, *, result: int = 0, count: int = 1) -> None:
+        self.sync, self.real, self.result, self.count = sync, sync._call, result, count
+        self.asked: list[int] = []
+
+    def __call__(self, number: int, *arguments: Any) -> int:
+        self.asked.append(number)
+        got = self.real(number, *arguments)
+        if number != self.sync._get_events:
+            return int(got)
+        self.sync._event.result = self.result
+        return self.count
+
+
+async def test_a_sync_that_failed_is_an_error_and_the_next_one_is_none(sync: KernelSync, tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        kernel = Kernel(sync, result=-errno.EIO)
+        sync._call = kernel
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)) as raised:
+            await sync.fdatasync(file.fileno())
+        assert raised.value.errno == errno.EIO
+        assert sync.is_free
+        sync._call = kernel.real
+        assert await sync.fdatasync(file.fileno()) is True
+
+
+async def test_a_sync_of_which_nothing_is_known_is_an_error(sync: KernelSync, tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        sync._call = Kernel(sync, count=-1)
+        with pytest.raises(OSError):  # noqa: PT011  # its number is whatever the kernel said last
+            await sync.fdatasync(file.fileno())
+        assert not sync.is_free
+
+
+async def test_closing_waits_for_no_sync_that_hangs(sync: KernelSync, tmp_path: Path) -> None:
+    """Ending its context would: that is only done while none is under way, and once."""
+    for give_up in (False, True):
+        one = offered()
+        one._call = kernel = Kernel(one)
+        with (tmp_path / "file").open("wb") as file, trio.CancelScope() as scope:
+            if give_up:
+                scope.cancel()
+            await one.fdatasync(file.fileno())
+        bell = one._bell
+        one.close()
+        one.close()
+        assert kernel.asked.count(one._destroy) == (0 if give_up else 1)
+        with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+            os.fstat(bell)
+        assert not one.is_free
 
 
 def _slice_ns() -> int:

@@ -296,7 +296,7 @@ async def test_the_deadline_ends_the_waiting(autojump_clock: trio.testing.MockCl
         running.scope.cancel()  # shielded, but not for ever
         waiting = Caller(writer, nursery, "b")
         await trio.sleep(11)
-        assert isinstance(running.end, StoreUnavailable | str)
+        assert isinstance(running.end, StoreUnavailable)
         assert isinstance(waiting.end, StoreUnavailable)
         assert writer.waiting == 0
         gate.released.release()
@@ -306,6 +306,41 @@ async def test_the_deadline_ends_the_waiting(autojump_clock: trio.testing.MockCl
         gate.released.release()
         await settle()
         assert fresh.end == "did c"
+
+
+async def test_a_deadline_is_kept_when_the_one_before_it_was_answered(autojump_clock: trio.testing.MockClock) -> None:
+    gate = Gate()
+    async with serving(gate) as (writer, nursery):
+        first = Caller(writer, nursery, "a")
+        gate.released.release()
+        await settle()
+        assert first.end == "did a"
+        await trio.sleep(5)
+        second = Caller(writer, nursery, "b")
+        await trio.sleep(5.5)  # the deadline of the first one is over
+        third = Caller(writer, nursery, "c")
+        assert second.end is None
+        await trio.sleep(5)
+        assert isinstance(second.end, StoreUnavailable)
+        assert third.end is None
+        await trio.sleep(5.5)
+        assert isinstance(third.end, StoreUnavailable)
+        gate.released.release()
+        await settle()
+
+
+async def test_nothing_is_kept_of_what_went(autojump_clock: trio.testing.MockClock) -> None:
+    gate = Gate()
+    async with serving(gate) as (writer, nursery):
+        for haste in Haste:
+            callers = [Caller(writer, nursery, f"{haste}{n}", haste=haste) for n in range(3)]
+            for _ in callers:
+                gate.released.release()
+            await trio.sleep(5)
+            assert [caller.end for caller in callers] == [f"did {haste}{n}" for n in range(3)]
+        lines = (writer._members, writer._calls, writer._lingering, writer._gathering, writer._patient)
+        assert [len(line) for line in lines] == [0, 0, 0, 0, 0]
+        assert sum(map(len, gate.committed)) == 9
 
 
 async def test_poison_fails_alone(autojump_clock: trio.testing.MockClock) -> None:
