@@ -67,8 +67,12 @@ def is_key(text: str) -> bool:
 
 
 def key_from(name: str) -> str:
-    """A key made of a name; "" when nothing of it can be in one."""
-    plain = unicodedata.normalize("NFKD", name.lower().translate(_UMLAUTS))
+    """A key made of a name; "" when nothing of it can be in one.
+
+    Of one that is longer than a name may be the beginning counts: a form has room for a megabyte, and one character may
+    stand for eighteen.
+    """
+    plain = unicodedata.normalize("NFKD", name[:MAX_NAME].lower().translate(_UMLAUTS))
     plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
     return _NOT_IN_KEY.sub("-", plain)[:64].strip("-")
 
