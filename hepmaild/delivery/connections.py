@@ -32,7 +32,6 @@ Connect = Callable[[str, int], Awaitable["Stream"]]
 
 RECEIVE_OCTETS = 8192
 LAST_WORDS_S = 5
-TRUST_FOR_S = 1  # a connection used this recently is not asked whether it still lives
 NEXT_ADDRESS_S = 0.25  # RFC 8305 §5
 MAX_ADDRESSES = 8
 
@@ -122,6 +121,11 @@ def peer_chain(stream: Any) -> list[bytes]:
 
 
 _DER = 2  # OpenSSL's SSL_FILETYPE_ASN1
+
+
+def _holds_unread(stream: Any) -> bool:
+    """Whether a `trio.SSLStream` has taken octets from the socket, read together with others, that nobody has read."""
+    return bool(stream.pending() or stream._incoming.pending)  # noqa: SLF001
 
 
 class Patience:
@@ -387,12 +391,14 @@ class Connection:
         return await self.pump(None, Patience(bounds, until), now_us)
 
     def is_alive(self) -> bool:
-        """Whether a kept connection looks usable: a peer that says something now is ending it, or out of step."""
-        if not self.machine.usable:
+        """Whether a kept connection looks usable.
+
+        A peer that says something now is ending it; or it answers what it answered already, and each of its words would
+        be taken for the answer to the next thing asked.
+        """
+        if not self.machine.usable or (self._transport is not None and self._transport.is_readable()):
             return False
-        if self._transport is None or trio.current_time() - self.idle_since < TRUST_FOR_S:
-            return True
-        return not self._transport.is_readable()
+        return not (isinstance(self._stream, trio.SSLStream) and _holds_unread(self._stream))
 
     async def quit(self, now_us: Callable[[], int]) -> None:
         """Say goodbye and close; takes at most a few seconds.  Closed also when cancelled."""

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.route import Route
 from hepmaild.lifecycle import Lifecycle
 from tests.delivery.memory_queue import MemoryQueue
-from tests.delivery.peer import Hangup, Peer, hang
+from tests.delivery.peer import Answer, Hangup, Peer, hang
 from tests.peers.certificates import Certificate, make_certificate
 from tests.peers.programs import find_program, require
 
@@ -49,14 +49,14 @@ async def listening(peer: Peer, host: str = "127.0.0.1") -> AsyncIterator[int]:
         nursery.cancel_scope.cancel()
 
 
-async def deliver(
-    route: Route, *bodies: bytes, attempts: int = 0, settings: DeliverySettings | None = None
-) -> list[Attempt]:
-    """One attempt for each body on a pool of its own, after which it drains."""
-    queue = MemoryQueue(now_us)
-    lifecycle = Lifecycle()
-    reported: list[Attempt] = []
-    pool = DeliveryPool(
+def make_pool(
+    route: Route,
+    queue: MemoryQueue,
+    lifecycle: Lifecycle,
+    reported: list[Attempt],
+    settings: DeliverySettings | None = None,
+) -> DeliveryPool:
+    return DeliveryPool(
         settings or DeliverySettings(),
         [route],
         queue,
@@ -67,6 +67,16 @@ async def deliver(
         random=lambda: 0.5,
         on_reported=reported.append,
     )
+
+
+async def deliver(
+    route: Route, *bodies: bytes, attempts: int = 0, settings: DeliverySettings | None = None
+) -> list[Attempt]:
+    """One attempt for each body on a pool of its own, after which it drains."""
+    queue = MemoryQueue(now_us)
+    lifecycle = Lifecycle()
+    reported: list[Attempt] = []
+    pool = make_pool(route, queue, lifecycle, reported, settings)
     with trio.fail_after(DEADLINE_S):
         async with trio.open_nursery() as nursery:
             await nursery.start(pool.run)
@@ -249,6 +259,92 @@ async def test_a_connection_is_of_use_after_large_content(certificate: Certifica
     assert [a.outcomes[0].result for a in attempts] == [Result.DELIVERED] * len(bodies)
     assert sorted(content + b"\r\n" for content in peer.received) == sorted(bodies)
     assert peer.connections == 1
+
+
+@dataclass
+class Twice(Peer):
+    """Answers a dot twice: the second time in the same send, in a record of its own, or when it is told to."""
+
+    how: str = ""
+    goes_on: trio.Event = field(default_factory=trio.Event)
+    went_on: trio.Event = field(default_factory=trio.Event)
+
+    async def _say(self, stream: trio.abc.Stream, verb: str, line: bytes, default: bytes) -> Answer:
+        if verb != "DOT" or len(self.received) > 1:
+            return await super()._say(stream, verb, line, default)
+        if self.how == "records of one segment":
+            assert isinstance(stream, trio.SSLStream)
+            inner = stream.transport_stream
+            stream.transport_stream = gathered = Gathered()
+            await stream.send_all(default)
+            await stream.send_all(default)
+            stream.transport_stream = inner
+            await inner.send_all(gathered.octets)
+        else:
+            await stream.send_all(default)
+            await self.goes_on.wait()
+            await stream.send_all(default)
+        self.went_on.set()
+        return default
+
+
+class Gathered(trio.abc.SendStream):
+    """Keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.octets = b""
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self.octets += data
+
+    async def wait_send_all_might_not_block(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def no_to_some(peer: Peer, line: bytes) -> Answer:
+    return b"550 5.1.1 no\r\n" if b"<no" in line else b"250 2.1.5 ok\r\n"
+
+
+@pytest.mark.parametrize(
+    ("tls", "how"),
+    [
+        (TlsMode.NONE, "later"),
+        (TlsMode.STARTTLS, "later"),
+        (TlsMode.IMPLICIT, "later"),
+        (TlsMode.STARTTLS, "records of one segment"),
+    ],
+)
+async def test_a_dot_that_was_answered_twice(certificate: Certificate, tls: TlsMode, how: str) -> None:
+    """The second answer would be taken for that to MAIL, and so on: a good recipient was told another one's refusal,
+    and refunded."""
+    peer = Twice(
+        ehlo=EHLO_TLS,
+        tls=server_context(certificate),
+        implicit=tls is TlsMode.IMPLICIT,
+        reactions={"RCPT": no_to_some},
+        how=how,
+    )
+    queue, lifecycle, reported = MemoryQueue(now_us), Lifecycle(), list[Attempt]()
+    async with listening(peer) as port:
+        route = route_to(port, tls, ca=certificate, host="127.0.0.1")
+        pool = make_pool(route, queue, lifecycle, reported)
+        with trio.fail_after(DEADLINE_S):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(pool.run)
+                pool.offer_nowait(queue.add("m0", leased=True))
+                await queue.until(lambda: len(reported) == 1)
+                peer.goes_on.set()
+                await peer.went_on.wait()
+                pool.offer_nowait(queue.add("m1", ["yes@example.net", "no@example.net"], leased=True))
+                await queue.until(lambda: len(reported) == 2)
+                lifecycle.draining.set()
+    assert queue.results("m0") == [Result.DELIVERED]
+    assert queue.results("m1") == [Result.DELIVERED, Result.FAILED]
+    assert len(peer.received) == 2
+    assert peer.connections == 2
 
 
 async def test_nobody_listens() -> None:
