@@ -9,12 +9,12 @@ and once the dot is out only a proper answer to it says anything: everything els
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from hepmaild.delivery.client import Failed, Stage, Transaction
 from hepmaild.delivery.job import Result
-from hepmaild.mail.reply import Reply
+from hepmaild.mail.reply import Reply, printable
 
 MIN_HINT_S = 1
 MAX_HINT_S = 4 * 3600
@@ -128,9 +128,14 @@ def deferred(failure: Failed) -> Verdict:
     """For a failure outside of a transaction, or one that left a recipient without an answer: always deferred."""
     if failure.reply is not None:
         return Verdict(Result.DEFERRED, failure.reply, retry_hint_s(failure.reply.text))
-    return Verdict(
-        Result.DEFERRED, Reply(451, _ENHANCED.get(failure.stage, "4.4.2"), f"{failure.stage}: {failure.text}")
-    )
+    text = printable(f"{failure.stage}: {failure.text}")
+    return Verdict(Result.DEFERRED, Reply(451, _ENHANCED.get(failure.stage, "4.4.2"), text).shortened())
+
+
+def without_words(verdict: Verdict) -> Verdict:
+    """The same in our own words, should those of others be what the store cannot take."""
+    reply = verdict.reply
+    return replace(verdict, reply=Reply(reply.code, reply.enhanced, "the text of this reply could not be recorded"))
 
 
 _ENHANCED = {
