@@ -294,13 +294,20 @@ class Connection:
         return None
 
     async def pump(self, action: Action | None, patience: Patience, now_us: Callable[[], int]) -> Do | Failed:
-        """Send and receive until the machine wants something that is not sending or receiving."""
+        """Send and receive until the machine wants something that is not sending or receiving.
+
+        Of commands that left together each has its own time, from the reply to the one before (RFC 5321 §4.5.3.2):
+        there are next hops that take seconds for each recipient.
+        """
         stream, machine = self._stream, self.machine
         assert stream is not None
         try:
             while True:
                 if action is None:
-                    action = machine.receive(await stream.receive_some(RECEIVE_OCTETS), now_us())
+                    data, before = await stream.receive_some(RECEIVE_OCTETS), machine.replies
+                    action = machine.receive(data, now_us())
+                    if action is None and machine.replies > before:
+                        patience.allow(TIMEOUTS_S[machine.stage])
                 elif isinstance(action, Send):
                     patience.allow(TIMEOUTS_S[machine.stage])
                     await self._send(stream, action.data)

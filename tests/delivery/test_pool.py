@@ -14,6 +14,7 @@ import trio
 from trio.testing import MockClock, lockstep_stream_pair
 
 from hepmaild.config import DeliverySettings, RouteKind, TlsMode
+from hepmaild.delivery.attempt import LEASE_MARGIN_S
 from hepmaild.delivery.hops import Resolve
 from hepmaild.delivery.job import Attempt, Result
 from hepmaild.delivery.pool import DeliveryPool
@@ -552,6 +553,28 @@ async def test_a_silent_peer_is_left_after_its_time(autojump_clock: MockClock) -
         await w.queue.until(lambda: bool(w.reported))
         assert trio.current_time() == pytest.approx(300, abs=1)
         assert w.queue.results("m1") == [Result.DEFERRED]
+
+
+@pytest.mark.parametrize("ehlo", [EHLO, b"250 peer\r\n"], ids=["pipelined", "one by one"])
+async def test_each_recipient_has_its_own_time(autojump_clock: MockClock, ehlo: bytes) -> None:
+    """RFC 5321 §4.5.3.2.3: five minutes for each RCPT.  Those that left together had five in all, at every attempt:
+    what takes seconds to look at each of a hundred recipients never got the message."""
+    async with world() as w:
+        w.peer.ehlo = ehlo
+        w.peer.reactions["RCPT"] = after(8, b"250 2.1.5 ok\r\n")
+        w.pool.offer_nowait(w.queue.add("m1", [f"u{n}@example.net" for n in range(100)], leased=True))
+        await w.queue.until(lambda: bool(w.reported))
+        assert w.queue.results("m1") == [Result.DELIVERED] * 100
+        assert trio.current_time() == pytest.approx(800, abs=1)
+
+
+async def test_a_reply_now_and_then_does_not_hold_an_attempt_beyond_its_time(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        w.peer.reactions["RCPT"] = after(299, b"250 2.1.5 ok\r\n")
+        w.pool.offer_nowait(w.queue.add("m1", [f"u{n}@example.net" for n in range(100)], leased=True))
+        await w.queue.until(lambda: bool(w.reported))
+        assert w.queue.results("m1") == [Result.DEFERRED] * 100
+        assert trio.current_time() == pytest.approx(DeliverySettings().attempt_timeout_s - LEASE_MARGIN_S, abs=1)
 
 
 async def test_drain_lets_quick_attempts_finish(autojump_clock: MockClock) -> None:
