@@ -81,9 +81,10 @@ def _judge_one(transaction: Transaction, failure: Failed | None, index: int) -> 
         return _refused(Stage.MAIL, transaction.mail)
     rcpt = transaction.rcpt[index]
     if rcpt is not None and classify(Stage.RCPT, rcpt) is not Kind.YES:
-        if _says_too_many(rcpt) and not _got_on(transaction):
-            # Nobody went first: the next transaction would end like this one, and so for days, once a second.
-            return Verdict(Result.DEFERRED, rcpt, retry_hint_s(rcpt.text))
+        if _says_too_many(rcpt) and _got_on(transaction):
+            # RFC 5321 §4.5.3.1.10: send the rest in another transaction soon, not in an hour.  Where nobody went first,
+            # the next transaction would end like this one, and so for days, once a second.
+            return Verdict(Result.DEFERRED, rcpt, is_next=True)
         return _refused(Stage.RCPT, rcpt)
     if transaction.dot_is_out:
         return _judge_dot(transaction.dot)
@@ -107,20 +108,24 @@ def _judge_dot(reply: Reply | None) -> Verdict:
 def _refused(stage: Stage, reply: Reply) -> Verdict:
     if classify(stage, reply) is Kind.NEVER:
         return Verdict(Result.FAILED, reply)
-    if stage in {Stage.RCPT, Stage.LOCAL} and _says_too_many(reply):
-        # RFC 5321 §4.5.3.1.10: send the rest in another transaction soon, not in an hour.
+    if stage is Stage.LOCAL and _says_too_many(reply):
         return Verdict(Result.DEFERRED, reply, is_next=True)
     return Verdict(Result.DEFERRED, reply, retry_hint_s(reply.text))
 
 
 def _says_too_many(reply: Reply) -> bool:
-    return reply.code == 452 and reply.enhanced == "4.5.3"
+    """Too many recipients in this transaction.  Who has no enhanced codes says so with a bare 452, or 552 (RFC 5321
+    §4.5.3.1.10); X.5.3 wants the rest in a transaction of its own whatever the code (RFC 3463 §3.6)."""
+    if reply.enhanced:
+        return reply.enhanced in {"4.5.3", "5.5.3"} and reply.code != 421
+    return reply.code in {452, 552} and retry_hint_s(reply.text) is None
 
 
 def _got_on(transaction: Transaction) -> bool:
     """Whether fewer recipients will be left for the next transaction: somebody was accepted, or refused for good."""
     return transaction.anybody_accepted or any(
-        reply is not None and classify(Stage.RCPT, reply) is Kind.NEVER for reply in transaction.rcpt
+        reply is not None and not _says_too_many(reply) and classify(Stage.RCPT, reply) is Kind.NEVER
+        for reply in transaction.rcpt
     )
 
 
