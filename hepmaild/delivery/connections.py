@@ -187,6 +187,7 @@ class Connection:
         self._stream: Stream | None = None
         self._transport: SocketTransport | None = None
         self._handshaking = False
+        self._broken: BaseException | None = None  # how, when it broke while we talked
 
     @property
     def stage(self) -> Stage:
@@ -225,14 +226,19 @@ class Connection:
             transcript.add(now_us(), Who.NOTE, f"{self.tls_version} {self.tls_cipher}")
         patience.allow(TIMEOUTS_S[Stage.GREETING])
         action = await self.pump(None, patience, now_us)
+        heard = 0
         while action is Do.START_TLS:
             failure = await self._start_tls(context, patience, now_us)
             if failure is not None:
                 return failure
+            heard = self.machine.replies
             action = await self.pump(
                 self.machine.tls_established(self.tls_version, self.tls_cipher, now_us()), patience, now_us
             )
         if isinstance(action, Failed):
+            if self._broken is not None and self.level is not TlsLevel.NONE and self.machine.replies == heard:
+                # With TLS 1.3 our handshake is over before the server has judged it (RFC 8446 §2).
+                action = Failed(Stage.TLS, None, _tls_reason(self._broken))
             return self._explain(action)
         if host.tls is not TlsMode.NONE:
             transcript.add(now_us(), Who.NOTE, self.tls_text)
@@ -314,7 +320,8 @@ class Connection:
                     action = None
                 else:
                     return action
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._broken = error
             return machine.eof()
 
     async def _send(self, stream: Stream, data: bytes) -> None:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import socket
+import socketserver
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -192,6 +194,68 @@ async def test_opportunistic_goes_plain_when_the_handshake_fails(certificate: Ce
     assert attempt.outcomes[0].result is Result.DELIVERED
     assert attempt.tls_version == ""
     assert peer.connections == 2
+
+
+@contextmanager
+def wants_certificates(certificate: Certificate, *, implicit: bool) -> Iterator[int]:
+    """The port of a next hop that takes mail in clear text, and by TLS from who has a certificate.
+
+    In threads, since OpenSSL is to send its alert by itself: Trio's `SSLStream` drops it.
+    """
+    context = server_context(certificate)
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    class Talk(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                if implicit:
+                    self.refuse_tls()
+                self.wfile.write(b"220 peer\r\n")
+                while line := self.rfile.readline():
+                    self.answer(line[:4])
+
+        def answer(self, verb: bytes) -> None:
+            if verb == b"STAR":
+                self.wfile.write(b"220 go\r\n")
+                self.refuse_tls()
+            elif verb == b"DATA":
+                self.wfile.write(b"354 go\r\n")
+                while self.rfile.readline() not in (b".\r\n", b""):
+                    pass
+            self.wfile.write(b"250-peer\r\n250 STARTTLS\r\n" if verb == b"EHLO" else b"250 ok\r\n")
+
+        def refuse_tls(self) -> None:
+            with context.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False) as secured:
+                with suppress(ssl.SSLError):
+                    secured.do_handshake()
+                secured.shutdown(socket.SHUT_WR)
+                while secured.recv(4096):  # closed before, the alert may be lost
+                    pass
+            raise ConnectionAbortedError
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Talk) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("tls", [TlsMode.OPPORTUNISTIC, TlsMode.STARTTLS, TlsMode.IMPLICIT])
+async def test_a_handshake_that_the_server_refuses_when_ours_is_over(certificate: Certificate, tls: TlsMode) -> None:
+    """With TLS 1.3 it says so only then, here that it wants a certificate of ours; opportunistic mail never left."""
+    with wants_certificates(certificate, implicit=tls is TlsMode.IMPLICIT) as port:
+        [attempt] = await deliver(route_to(port, tls, ca=certificate, host="127.0.0.1"), BODY)
+    [outcome] = attempt.outcomes
+    why = "TLS handshake: TLS failed: TLSV13_ALERT_CERTIFICATE_REQUIRED"
+    if tls is TlsMode.OPPORTUNISTIC:
+        assert (outcome.result, attempt.tls_version) == (Result.DELIVERED, "")
+        assert why in [step.text for step in attempt.steps]
+    else:
+        assert outcome.result is Result.DEFERRED
+        assert str(outcome.reply) == f"451 4.7.5 {why}"
 
 
 async def test_opportunistic_does_not_verify(certificate: Certificate) -> None:
