@@ -322,9 +322,7 @@ class Runner:
         verdicts = self._verdicts(flight, failure)
         connection, flight.connection = flight.connection, None
         assert connection is not None
-        keep = (
-            connection.machine.usable and connection.sent < flight.route.messages_per_connection and flight.is_current
-        )
+        keep = connection.machine.usable and not connection.is_used_up and flight.is_current
         if keep:
             connection.idle_since = trio.current_time()
             flight.place.kept.append(connection)  # somebody else may use it while the report is written

@@ -252,6 +252,12 @@ class Connection:
         return Failed(failure.stage, failure.reply, f"{failure.text} ({policy.why})")
 
     @property
+    def is_used_up(self) -> bool:
+        """Whether it had as many transactions as the route, or the next hop, wants on one connection."""
+        most, offered = self.route.messages_per_connection, self.machine.capabilities.mail_max
+        return self.sent >= (min(most, offered) if offered else most)
+
+    @property
     def tls_text(self) -> str:
         """What the TLS is worth, for people: `TLS verified (mta-sts enforce)`."""
         policy = self.host.policy

@@ -193,6 +193,24 @@ async def test_connections_are_reused_and_then_renewed(autojump_clock: MockClock
         assert w.peer.most_open == 1
 
 
+async def test_no_more_transactions_on_a_connection_than_the_next_hop_wants(autojump_clock: MockClock) -> None:
+    """RFC 9422.  One too many was put off, where it is refused with 452."""
+    async with world(smtp("upstream", connections=1)) as w:
+        w.peer.ehlo = b"250-peer\r\n250 LIMITS MAILMAX=2\r\n"
+
+        async def two_only(peer: Peer, line: bytes) -> bytes:
+            mails = sum(line.startswith(b"MAIL") for line in peer.lines)
+            return b"250 ok\r\n" if mails <= 2 * peer.connections else b"452 4.3.2 too many messages\r\n"
+
+        w.peer.reactions["MAIL"] = two_only
+        for n in range(5):
+            w.pool.offer_nowait(w.queue.add(f"m{n}", leased=True))
+        await w.queue.until(lambda: len(w.reported) == 5)
+        assert len(w.peer.received) == 5
+        assert w.peer.connections == 3
+        assert w.peer.lines.count(b"QUIT") == 2
+
+
 async def test_kept_connections_are_closed_when_idle(autojump_clock: MockClock) -> None:
     async with world() as w:
         w.pool.offer_nowait(w.queue.add("m1", leased=True))
