@@ -23,12 +23,12 @@ from hepmaild.delivery.courier import Courier, make_envelope
 from hepmaild.delivery.flight import ContentGone, End, Flight, Joined, LeaseLost
 from hepmaild.delivery.hops import Hops, NoHops
 from hepmaild.delivery.job import Attempt, Job, Outcome, Queue, Result
-from hepmaild.delivery.outcome import SOON_S, Verdict, deferred, judge
+from hepmaild.delivery.outcome import SOON_S, Verdict, deferred, judge, without_words
 from hepmaild.delivery.route import Away, Host, OwnWays, Route, host_of
 from hepmaild.delivery.sandbox import Sandbox, play
 from hepmaild.delivery.track import MISSING_S, job_destination
 from hepmaild.errors import SecretsUnavailable, StoreUnavailable
-from hepmaild.events import Who
+from hepmaild.events import Transcript, Who
 from hepmaild.mail.address import destination_of
 from hepmaild.mail.chaos import is_chaos
 from hepmaild.mail.content import Content
@@ -158,12 +158,21 @@ class Runner:
             return End.NEITHER
 
     async def _report_crash(self, flight: Flight, text: str) -> None:
-        """A crashed attempt is a deferral, or in doubt; if it was the report that crashed, the lease must end."""
-        if flight.verdicts is not None:
+        """A crashed attempt is a deferral, or in doubt.
+
+        If it was its report that crashed, the same without what others said, which may be what the store cannot take:
+        the lease must end, and what was delivered be known as delivered.
+        """
+        if flight.is_reported or flight.is_forsaken:
             return
-        failure = Failed(Stage.LOCAL, None, text)
+        if flight.verdicts is None:
+            verdicts = self._verdicts(flight, Failed(Stage.LOCAL, None, text))
+        else:
+            verdicts = tuple(without_words(verdict) for verdict in flight.verdicts)
+            flight.transcript = Transcript()
+            flight.transcript.add(self._now_us(), Who.NOTE, "the record of this attempt could not be written")
         try:
-            await self._report(flight, self._verdicts(flight, failure))
+            await self._report(flight, verdicts)
         except Exception:
             log.exception("report_crashed", message_id=flight.job.message_id, route=flight.job.route)
 
@@ -313,9 +322,7 @@ class Runner:
         verdicts = self._verdicts(flight, failure)
         connection, flight.connection = flight.connection, None
         assert connection is not None
-        keep = (
-            connection.machine.usable and connection.sent < flight.route.messages_per_connection and flight.is_current
-        )
+        keep = connection.machine.usable and not connection.is_used_up and flight.is_current
         if keep:
             connection.idle_since = trio.current_time()
             flight.place.kept.append(connection)  # somebody else may use it while the report is written
@@ -371,7 +378,9 @@ class Runner:
 
     async def _report_once(self, flight: Flight, attempt: Attempt) -> None:
         job = attempt.job
-        if not await self._queue.report(attempt):
+        is_taken = await self._queue.report(attempt)
+        flight.is_reported = True
+        if not is_taken:
             flight.is_refused = True
             log.warning("report_refused", message_id=job.message_id, route=job.route, token=job.token)
             return

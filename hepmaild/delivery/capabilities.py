@@ -19,7 +19,8 @@ _NOT_YET = Reply(452, "4.5.3", "the next hop takes fewer recipients in one trans
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What EHLO offered.  size: octets, 0 for no limit; rcpt_max: RFC 9422, 0 for no limit."""
+    """What EHLO offered.  size: octets.  rcpt_max, mail_max: recipients of a transaction, transactions of a connection
+    (RFC 9422).  Each 0 for no limit."""
 
     extended: bool = False
     pipelining: bool = False
@@ -29,6 +30,7 @@ class Capabilities:
     offers_size: bool = False
     size: int = 0
     rcpt_max: int = 0
+    mail_max: int = 0
     auth: frozenset[str] = frozenset()
 
 
@@ -69,6 +71,7 @@ def parse_capabilities(reply: Reply) -> Capabilities:
         offers_size="SIZE" in words,
         size=_number(words.get("SIZE", ["0"])[0] if words.get("SIZE") else "0"),
         rcpt_max=_number(limits.get("RCPTMAX", "0")),
+        mail_max=_number(limits.get("MAILMAX", "0")),
         auth=frozenset(words.get("AUTH", [])),
     )
 

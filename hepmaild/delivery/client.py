@@ -116,7 +116,8 @@ class Transaction:
 class ClientMachine:
     """One connection.  See the module's page.
 
-    stage: what is waited for.  transaction: the current or last one.  usable: whether another may begin.
+    stage: what is waited for.  transaction: the current or last one.  usable: whether another may begin.  replies: how
+    many came so far.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class ClientMachine:
         self.transaction: Transaction | None = None
         self.transcript = transcript
         self.tls_is_on = tls_is_on
+        self.replies = 0
         self._hello = hello
         self._tls = tls
         self._credentials = credentials
@@ -193,6 +195,7 @@ class ClientMachine:
             reply = self._reader.next()
             if reply is None:
                 return None
+            self.replies += 1
             if self._secrets:
                 reply = self._masked(reply)
             if self.stage is not Stage.EHLO:  # every line of which counts

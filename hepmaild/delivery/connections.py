@@ -32,7 +32,6 @@ Connect = Callable[[str, int], Awaitable["Stream"]]
 
 RECEIVE_OCTETS = 8192
 LAST_WORDS_S = 5
-TRUST_FOR_S = 1  # a connection used this recently is not asked whether it still lives
 NEXT_ADDRESS_S = 0.25  # RFC 8305 §5
 MAX_ADDRESSES = 8
 
@@ -124,6 +123,11 @@ def peer_chain(stream: Any) -> list[bytes]:
 _DER = 2  # OpenSSL's SSL_FILETYPE_ASN1
 
 
+def _holds_unread(stream: Any) -> bool:
+    """Whether a `trio.SSLStream` has taken octets from the socket, read together with others, that nobody has read."""
+    return bool(stream.pending() or stream._incoming.pending)  # noqa: SLF001
+
+
 class Patience:
     """The deadlines of one attempt, on one cancel scope.
 
@@ -183,6 +187,7 @@ class Connection:
         self._stream: Stream | None = None
         self._transport: SocketTransport | None = None
         self._handshaking = False
+        self._broken: BaseException | None = None  # how, when it broke while we talked
 
     @property
     def stage(self) -> Stage:
@@ -221,14 +226,19 @@ class Connection:
             transcript.add(now_us(), Who.NOTE, f"{self.tls_version} {self.tls_cipher}")
         patience.allow(TIMEOUTS_S[Stage.GREETING])
         action = await self.pump(None, patience, now_us)
+        heard = 0
         while action is Do.START_TLS:
             failure = await self._start_tls(context, patience, now_us)
             if failure is not None:
                 return failure
+            heard = self.machine.replies
             action = await self.pump(
                 self.machine.tls_established(self.tls_version, self.tls_cipher, now_us()), patience, now_us
             )
         if isinstance(action, Failed):
+            if self._broken is not None and self.level is not TlsLevel.NONE and self.machine.replies == heard:
+                # With TLS 1.3 our handshake is over before the server has judged it (RFC 8446 §2).
+                action = Failed(Stage.TLS, None, _tls_reason(self._broken))
             return self._explain(action)
         if host.tls is not TlsMode.NONE:
             transcript.add(now_us(), Who.NOTE, self.tls_text)
@@ -240,6 +250,12 @@ class Connection:
         if policy is None or not policy.why or failure.stage not in {Stage.TLS, Stage.STARTTLS}:
             return failure
         return Failed(failure.stage, failure.reply, f"{failure.text} ({policy.why})")
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether it had as many transactions as the route, or the next hop, wants on one connection."""
+        most, offered = self.route.messages_per_connection, self.machine.capabilities.mail_max
+        return self.sent >= (min(most, offered) if offered else most)
 
     @property
     def tls_text(self) -> str:
@@ -290,20 +306,28 @@ class Connection:
         return None
 
     async def pump(self, action: Action | None, patience: Patience, now_us: Callable[[], int]) -> Do | Failed:
-        """Send and receive until the machine wants something that is not sending or receiving."""
+        """Send and receive until the machine wants something that is not sending or receiving.
+
+        Of commands that left together each has its own time, from the reply to the one before (RFC 5321 §4.5.3.2):
+        there are next hops that take seconds for each recipient.
+        """
         stream, machine = self._stream, self.machine
         assert stream is not None
         try:
             while True:
                 if action is None:
-                    action = machine.receive(await stream.receive_some(RECEIVE_OCTETS), now_us())
+                    data, before = await stream.receive_some(RECEIVE_OCTETS), machine.replies
+                    action = machine.receive(data, now_us())
+                    if action is None and machine.replies > before:
+                        patience.allow(TIMEOUTS_S[machine.stage])
                 elif isinstance(action, Send):
                     patience.allow(TIMEOUTS_S[machine.stage])
                     await self._send(stream, action.data)
                     action = None
                 else:
                     return action
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._broken = error
             return machine.eof()
 
     async def _send(self, stream: Stream, data: bytes) -> None:
@@ -387,12 +411,14 @@ class Connection:
         return await self.pump(None, Patience(bounds, until), now_us)
 
     def is_alive(self) -> bool:
-        """Whether a kept connection looks usable: a peer that says something now is ending it, or out of step."""
-        if not self.machine.usable:
+        """Whether a kept connection looks usable.
+
+        A peer that says something now is ending it; or it answers what it answered already, and each of its words would
+        be taken for the answer to the next thing asked.
+        """
+        if not self.machine.usable or (self._transport is not None and self._transport.is_readable()):
             return False
-        if self._transport is None or trio.current_time() - self.idle_since < TRUST_FOR_S:
-            return True
-        return not self._transport.is_readable()
+        return not (isinstance(self._stream, trio.SSLStream) and _holds_unread(self._stream))
 
     async def quit(self, now_us: Callable[[], int]) -> None:
         """Say goodbye and close; takes at most a few seconds.  Closed also when cancelled."""

@@ -51,8 +51,9 @@ class Flight:
     """leased, began: when the lease and the attempt began (Trio's clock); lease_ends: nothing may be done after it.
 
     bounds: of what is waited for now, so that a drain can cut it short.  chosen: which recipients take
-    part, None: all.  is_refused: the store took no report, since the lease was lost.  is_given_back: no attempt was
-    made, since somebody paused what it was for.  put_off_until_us: nor was one, and the job is due again then.
+    part, None: all.  is_reported: the store has answered the report, which ends the lease; is_refused: by saying that
+    the lease was lost.  is_given_back: no attempt was made, since somebody paused what it was for.  put_off_until_us:
+    nor was one, and the job is due again then.
 
     route: all that the attempt goes by (hosts, TLS, credentials) is this one's.  The track's may be another by now, and
     then what belongs together would come from two: an old password would go to a new host.
@@ -74,6 +75,7 @@ class Flight:
     chosen: tuple[int, ...] | None = None
     verdicts: tuple[Verdict, ...] | None = None
     is_forsaken: bool = False
+    is_reported: bool = False
     is_refused: bool = False
     is_given_back: bool = False
     is_stalled: bool = False

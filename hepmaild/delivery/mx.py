@@ -17,6 +17,7 @@ from hepmaild.delivery.hops import Hop, NoHops, TlsLevel
 from hepmaild.mail.reply import Reply
 
 MAX_HOSTS = 10
+MAX_SEARCHED = 30  # as long as certainly none of those before has an address
 MAX_ADDRESSES = 4  # of each family
 
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
@@ -49,9 +50,9 @@ def hosts_of(destination: str, answer: Answer[MxRow] | Failed) -> tuple[MxRow, .
     return tuple(best.values())
 
 
-def best_of(hosts: Iterable[MxRow]) -> list[MxRow]:
-    """The `MAX_HOSTS` most preferred ones; always the same among equals, so that their group stays the same."""
-    return sorted(hosts, key=lambda row: (row.preference, row.exchange))[:MAX_HOSTS]
+def in_order(hosts: Iterable[MxRow]) -> list[MxRow]:
+    """The most preferred ones first; always the same among equals, so that the group of the best stays the same."""
+    return sorted(hosts, key=lambda row: (row.preference, row.exchange))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +100,12 @@ def _values(answer: Answer[str] | Failed | None) -> tuple[str, ...]:
     return tuple(sorted(answer.values)) if isinstance(answer, Answer) else ()
 
 
-def without_addresses(destination: str, hosts: Iterable[Host], *, ipv6: bool, implicit: bool) -> NoHops:
+def without_addresses(destination: str, hosts: Iterable[Host], *, ipv6: bool, implicit: bool, not_asked: int) -> NoHops:
     """None of the hosts has an address.
 
     Certain: RFC 5321 §5.1 wants it reported, and does not let us fall back to the domain's own address; 550.  One of
-    them could not be asked for: temporary.  implicit: the domain stands for its MX records.
+    them could not be asked for, or there are others: temporary.  implicit: the domain stands for its MX records.
+    not_asked: how many others there are.
     """
     hosts = list(hosts)
     unknown = next((host for host in hosts if host.failed), None)
@@ -113,6 +115,9 @@ def without_addresses(destination: str, hosts: Iterable[Host], *, ipv6: bool, im
     if implicit:
         return NoHops(Reply(550, "5.1.2", f"{destination} takes no mail: no MX records, no addresses{only}"))
     names = ", ".join(host.row.exchange for host in hosts[:3])
+    if not_asked:
+        first = f"the first {len(hosts)} of {len(hosts) + not_asked} MX hosts"
+        return temporary(f"none of {first} of {destination} has an address{only}: {names}")
     return unroutable(f"none of the MX hosts of {destination} has an address{only}: {names}")
 
 

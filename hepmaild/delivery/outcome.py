@@ -9,12 +9,12 @@ and once the dot is out only a proper answer to it says anything: everything els
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from hepmaild.delivery.client import Failed, Stage, Transaction
 from hepmaild.delivery.job import Result
-from hepmaild.mail.reply import Reply
+from hepmaild.mail.reply import Reply, printable
 
 MIN_HINT_S = 1
 MAX_HINT_S = 4 * 3600
@@ -81,9 +81,10 @@ def _judge_one(transaction: Transaction, failure: Failed | None, index: int) -> 
         return _refused(Stage.MAIL, transaction.mail)
     rcpt = transaction.rcpt[index]
     if rcpt is not None and classify(Stage.RCPT, rcpt) is not Kind.YES:
-        if _says_too_many(rcpt) and not _got_on(transaction):
-            # Nobody went first: the next transaction would end like this one, and so for days, once a second.
-            return Verdict(Result.DEFERRED, rcpt, retry_hint_s(rcpt.text))
+        if _says_too_many(rcpt) and _got_on(transaction):
+            # RFC 5321 §4.5.3.1.10: send the rest in another transaction soon, not in an hour.  Where nobody went first,
+            # the next transaction would end like this one, and so for days, once a second.
+            return Verdict(Result.DEFERRED, rcpt, is_next=True)
         return _refused(Stage.RCPT, rcpt)
     if transaction.dot_is_out:
         return _judge_dot(transaction.dot)
@@ -107,20 +108,24 @@ def _judge_dot(reply: Reply | None) -> Verdict:
 def _refused(stage: Stage, reply: Reply) -> Verdict:
     if classify(stage, reply) is Kind.NEVER:
         return Verdict(Result.FAILED, reply)
-    if stage in {Stage.RCPT, Stage.LOCAL} and _says_too_many(reply):
-        # RFC 5321 §4.5.3.1.10: send the rest in another transaction soon, not in an hour.
+    if stage is Stage.LOCAL and _says_too_many(reply):
         return Verdict(Result.DEFERRED, reply, is_next=True)
     return Verdict(Result.DEFERRED, reply, retry_hint_s(reply.text))
 
 
 def _says_too_many(reply: Reply) -> bool:
-    return reply.code == 452 and reply.enhanced == "4.5.3"
+    """Too many recipients in this transaction.  Who has no enhanced codes says so with a bare 452, or 552 (RFC 5321
+    §4.5.3.1.10); X.5.3 wants the rest in a transaction of its own whatever the code (RFC 3463 §3.6)."""
+    if reply.enhanced:
+        return reply.enhanced in {"4.5.3", "5.5.3"} and reply.code != 421
+    return reply.code in {452, 552} and retry_hint_s(reply.text) is None
 
 
 def _got_on(transaction: Transaction) -> bool:
     """Whether fewer recipients will be left for the next transaction: somebody was accepted, or refused for good."""
     return transaction.anybody_accepted or any(
-        reply is not None and classify(Stage.RCPT, reply) is Kind.NEVER for reply in transaction.rcpt
+        reply is not None and not _says_too_many(reply) and classify(Stage.RCPT, reply) is Kind.NEVER
+        for reply in transaction.rcpt
     )
 
 
@@ -128,9 +133,14 @@ def deferred(failure: Failed) -> Verdict:
     """For a failure outside of a transaction, or one that left a recipient without an answer: always deferred."""
     if failure.reply is not None:
         return Verdict(Result.DEFERRED, failure.reply, retry_hint_s(failure.reply.text))
-    return Verdict(
-        Result.DEFERRED, Reply(451, _ENHANCED.get(failure.stage, "4.4.2"), f"{failure.stage}: {failure.text}")
-    )
+    text = printable(f"{failure.stage}: {failure.text}")
+    return Verdict(Result.DEFERRED, Reply(451, _ENHANCED.get(failure.stage, "4.4.2"), text).shortened())
+
+
+def without_words(verdict: Verdict) -> Verdict:
+    """The same in our own words, should those of others be what the store cannot take."""
+    reply = verdict.reply
+    return replace(verdict, reply=Reply(reply.code, reply.enhanced, "the text of this reply could not be recorded"))
 
 
 _ENHANCED = {

@@ -121,8 +121,7 @@ class Resolver:
         async with trio.open_nursery() as nursery:
             if flags.mta_sts:
                 nursery.start_soon(self._find_policy, destination, policy)
-            for row in mx.best_of(rows):
-                nursery.start_soon(search.find_host, row)
+            nursery.start_soon(search.find_hosts, rows)
         return self._judge(search.seen(), policy[0] if policy else None)
 
     async def _find_policy(self, destination: str, into: list[Found | StoreUnavailable]) -> None:

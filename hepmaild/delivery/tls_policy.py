@@ -22,10 +22,21 @@ from cryptography.x509.oid import NameOID
 
 from hepmaild.config import TlsMode
 from hepmaild.delivery.hops import Tlsa, TlsLevel, TlsPolicy
+from hepmaild.mail.reply import printable
 
 DANE_TA, DANE_EE = 2, 3
 MAX_CHAIN = 20
+MAX_NAMES_SHOWN, MAX_NAME_SHOWN = 5, 100
 _FULL_CERTIFICATE, _PUBLIC_KEY = 0, 1
+
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 
 _REQUIRED = frozenset({TlsLevel.ENCRYPTED, TlsLevel.VERIFIED, TlsLevel.DANE})
 
@@ -63,7 +74,7 @@ def check_dane(policy: TlsPolicy, chain_der: Sequence[bytes], now_us: int) -> st
         if not anchors:
             return "the certificate fits no TLSA record"
         return _check_anchored(anchors, chain, policy.names, dt.datetime.fromtimestamp(now_us / 1e6, dt.UTC))
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except _UNREADABLE as error:
         return f"the certificate cannot be read: {error}"
 
 
@@ -173,7 +184,8 @@ def _check_names(certificate: x509.Certificate, names: Iterable[str]) -> str | N
     presented = names_of(certificate)
     if any(name_fits(pattern, name) for pattern in presented for name in wanted):
         return None
-    return f"the certificate is for {', '.join(presented[:5]) or 'nobody'}, not for {' or '.join(wanted) or 'anybody'}"
+    shown = ", ".join([printable(name[:MAX_NAME_SHOWN]) for name in presented[:MAX_NAMES_SHOWN]])
+    return f"the certificate is for {shown or 'nobody'}, not for {' or '.join(wanted) or 'anybody'}"
 
 
 def names_of(certificate: x509.Certificate) -> list[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_UNPRINTABLE = re.compile(r"[^\x20-\x7e\u00a0-\U0010ffff]+")
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e\u00a0-\ud7ff\ue000-\U0010ffff]+")
 _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?:[ \t]+|$)")
 MAX_TEXT = 2000
 _LINE_OCTETS = 400  # RFC 5321 §4.5.3.1.5 allows 512 octets with code and CRLF; some room for the codes
@@ -58,11 +58,16 @@ class Reply:
         return f"{self.code} {said}" if said else str(self.code)
 
 
+def printable(text: str) -> str:
+    """`text` with a `?` instead of control characters and halves of surrogates: not every store takes them."""
+    return _UNPRINTABLE.sub("?", text)
+
+
 def _clean(line: str) -> str:
     """One line without control characters and cut to the reply line limit."""
     if len(line) <= _LINE_OCTETS and line.isascii() and line.isprintable():
         return line
-    line = _UNPRINTABLE.sub("?", line)
+    line = printable(line)
     encoded = line.encode("utf-8")
     if len(encoded) > _LINE_OCTETS:
         line = encoded[: _LINE_OCTETS - 3].decode("utf-8", "ignore") + "..."

@@ -441,9 +441,12 @@ def test_any_octets_in_any_split(data: bytes, split: int) -> None:
 
 def test_capabilities() -> None:
     """RFC 5321 §4.1.1.1, RFC 9422."""
-    reply = from_lines(["250-peer SIZE 5", "250-size 123", "250-Pipelining", "250-LIMITS RCPTMAX=7", "250 AUTH=login"])
+    reply = from_lines(
+        ["250-peer SIZE 5", "250-size 123", "250-Pipelining", "250-LIMITS RCPTMAX=7 MAILMAX=9", "250 AUTH=login"]
+    )
     offered = parse_capabilities(reply)
-    assert (offered.size, offered.pipelining, offered.rcpt_max, offered.auth) == (123, True, 7, {"LOGIN"})
+    assert (offered.size, offered.pipelining, offered.auth) == (123, True, {"LOGIN"})
+    assert (offered.rcpt_max, offered.mail_max) == (7, 9)
     assert parse_capabilities(from_lines(["250-x", "250-SIZE", "250 LIMITS RCPTMAX=x"])).rcpt_max == 0
 
 

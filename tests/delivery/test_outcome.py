@@ -100,6 +100,7 @@ def test_what_the_peer_said_when_it_left_counts_for_who_has_no_answer() -> None:
 
 
 MANY = Reply(452, "4.5.3", "too many recipients")
+SPLIT = Reply(550, "5.5.3", "too many recipients")
 
 
 def rest_of(rcpt: list[Reply | None]) -> Verdict:
@@ -108,15 +109,17 @@ def rest_of(rcpt: list[Reply | None]) -> Verdict:
     return judge(Transaction(envelope, [None] * len(rcpt), rcpt, OK, GO, OK, True), None)[-1]
 
 
-def test_too_many_recipients_go_next() -> None:
-    """RFC 5321 §4.5.3.1.10."""
+@pytest.mark.parametrize("says_many", [MANY, Reply(451, "4.5.3", "x"), Reply(452, "", "x"), Reply(552, "", "x"), SPLIT])
+def test_too_many_recipients_go_next(says_many: Reply) -> None:
+    """RFC 5321 §4.5.3.1.10, RFC 3463 §3.6."""
     for first in (OK, NO):
-        assert rest_of([first, MANY]).is_next
+        rest = rest_of([first, says_many])
+        assert (rest.result, rest.is_next) == (Result.DEFERRED, True)
     assert classify(Stage.RCPT, Reply(552, "", "too many")) is Kind.LATER
     assert classify(Stage.RCPT, Reply(552, "5.2.2", "mailbox full")) is Kind.NEVER
 
 
-@pytest.mark.parametrize("reply", [Reply(452, "4.3.1", "disk full"), Reply(451, "4.5.3", "x"), Reply(452, "", "x")])
+@pytest.mark.parametrize("reply", [Reply(452, "4.3.1", "disk full"), Reply(451, "", "x"), Reply(421, "4.5.3", "x")])
 def test_other_trouble_is_not_tried_again_at_once(reply: Reply) -> None:
     assert not rest_of([OK, reply]).is_next
 
@@ -129,11 +132,23 @@ def test_too_many_is_said_of_recipients_only() -> None:
         assert [v.is_next for v in judge(transaction, None)] == [False, False]
 
 
-def test_too_many_recipients_when_nobody_was_taken_wait_as_others_do() -> None:
+@pytest.mark.parametrize("says_many", [MANY, Reply(452, "", "x"), Reply(552, "", "x"), Reply(552, "5.5.3", "x")])
+def test_too_many_recipients_when_nobody_was_taken_wait_as_others_do(says_many: Reply) -> None:
     """RFC 5321 §4.5.3.1.10 means the rest of a transaction.  Where nobody went first, the next would end the same."""
-    for others in ([], [MANY], [LATER]):
-        rest = rest_of([*others, MANY])
+    for others in ([], [says_many], [LATER]):
+        rest = rest_of([*others, says_many])
         assert (rest.result, rest.hint_s, rest.is_next) == (Result.DEFERRED, None, False)
+
+
+def test_one_recipient_that_is_too_many_for_good_has_failed() -> None:
+    for others in ([], [SPLIT], [LATER]):
+        assert rest_of([*others, SPLIT]).result is Result.FAILED
+
+
+def test_what_may_mean_something_else_does_not_come_back_at_once() -> None:
+    for reply in (Reply(452, "4.2.2", "full"), Reply(421, "4.5.3", "x"), Reply(452, "", "try again in 300 seconds")):
+        rest = rest_of([OK, reply])
+        assert (rest.result, rest.is_next) == (Result.DEFERRED, False)
 
 
 @pytest.mark.parametrize("stage", [Stage.GREETING, Stage.EHLO, Stage.STARTTLS, Stage.TLS, Stage.AUTH, Stage.CONNECT])

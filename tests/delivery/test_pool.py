@@ -14,6 +14,7 @@ import trio
 from trio.testing import MockClock, lockstep_stream_pair
 
 from hepmaild.config import DeliverySettings, RouteKind, TlsMode
+from hepmaild.delivery.attempt import LEASE_MARGIN_S
 from hepmaild.delivery.hops import Resolve
 from hepmaild.delivery.job import Attempt, Result
 from hepmaild.delivery.pool import DeliveryPool
@@ -190,6 +191,24 @@ async def test_connections_are_reused_and_then_renewed(autojump_clock: MockClock
         assert w.peer.connections == 3
         assert w.peer.lines.count(b"QUIT") == 2
         assert w.peer.most_open == 1
+
+
+async def test_no_more_transactions_on_a_connection_than_the_next_hop_wants(autojump_clock: MockClock) -> None:
+    """RFC 9422.  One too many was put off, where it is refused with 452."""
+    async with world(smtp("upstream", connections=1)) as w:
+        w.peer.ehlo = b"250-peer\r\n250 LIMITS MAILMAX=2\r\n"
+
+        async def two_only(peer: Peer, line: bytes) -> bytes:
+            mails = sum(line.startswith(b"MAIL") for line in peer.lines)
+            return b"250 ok\r\n" if mails <= 2 * peer.connections else b"452 4.3.2 too many messages\r\n"
+
+        w.peer.reactions["MAIL"] = two_only
+        for n in range(5):
+            w.pool.offer_nowait(w.queue.add(f"m{n}", leased=True))
+        await w.queue.until(lambda: len(w.reported) == 5)
+        assert len(w.peer.received) == 5
+        assert w.peer.connections == 3
+        assert w.peer.lines.count(b"QUIT") == 2
 
 
 async def test_kept_connections_are_closed_when_idle(autojump_clock: MockClock) -> None:
@@ -391,14 +410,17 @@ async def test_a_next_hop_that_never_takes_anybody_is_left_alone(answer: bytes, 
         assert 3 <= len(w.reported) <= 6
 
 
-async def test_a_next_hop_that_takes_one_recipient_at_a_time_gets_them_quickly(autojump_clock: MockClock) -> None:
-    """RFC 5321 §4.5.3.1.10, however often it says so."""
+@pytest.mark.parametrize("answer", [b"452 4.5.3 too many\r\n", b"452 too many\r\n", b"550 5.5.3 too many\r\n"])
+async def test_a_next_hop_that_takes_one_recipient_at_a_time_gets_them_quickly(
+    answer: bytes, autojump_clock: MockClock
+) -> None:
+    """RFC 5321 §4.5.3.1.10, however often it says so, and whether it has enhanced codes or not."""
     taken: dict[int, int] = {}
 
     async def one_only(peer: Peer, line: bytes) -> bytes:
         transactions = sum(line.startswith(b"MAIL") for line in peer.lines)
         taken[transactions] = taken.get(transactions, 0) + 1
-        return b"250 ok\r\n" if taken[transactions] == 1 else b"452 4.5.3 too many\r\n"
+        return b"250 ok\r\n" if taken[transactions] == 1 else answer
 
     async with world() as w:
         w.peer.reactions["RCPT"] = one_only
@@ -552,6 +574,28 @@ async def test_a_silent_peer_is_left_after_its_time(autojump_clock: MockClock) -
         await w.queue.until(lambda: bool(w.reported))
         assert trio.current_time() == pytest.approx(300, abs=1)
         assert w.queue.results("m1") == [Result.DEFERRED]
+
+
+@pytest.mark.parametrize("ehlo", [EHLO, b"250 peer\r\n"], ids=["pipelined", "one by one"])
+async def test_each_recipient_has_its_own_time(autojump_clock: MockClock, ehlo: bytes) -> None:
+    """RFC 5321 §4.5.3.2.3: five minutes for each RCPT.  Those that left together had five in all, at every attempt:
+    what takes seconds to look at each of a hundred recipients never got the message."""
+    async with world() as w:
+        w.peer.ehlo = ehlo
+        w.peer.reactions["RCPT"] = after(8, b"250 2.1.5 ok\r\n")
+        w.pool.offer_nowait(w.queue.add("m1", [f"u{n}@example.net" for n in range(100)], leased=True))
+        await w.queue.until(lambda: bool(w.reported))
+        assert w.queue.results("m1") == [Result.DELIVERED] * 100
+        assert trio.current_time() == pytest.approx(800, abs=1)
+
+
+async def test_a_reply_now_and_then_does_not_hold_an_attempt_beyond_its_time(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        w.peer.reactions["RCPT"] = after(299, b"250 2.1.5 ok\r\n")
+        w.pool.offer_nowait(w.queue.add("m1", [f"u{n}@example.net" for n in range(100)], leased=True))
+        await w.queue.until(lambda: bool(w.reported))
+        assert w.queue.results("m1") == [Result.DEFERRED] * 100
+        assert trio.current_time() == pytest.approx(DeliverySettings().attempt_timeout_s - LEASE_MARGIN_S, abs=1)
 
 
 async def test_drain_lets_quick_attempts_finish(autojump_clock: MockClock) -> None:

@@ -135,6 +135,16 @@ async def test_no_more_hosts_and_addresses_than_one_attempt_may_try(resolver: Re
     assert ["::" in address for address in addresses] == [True] * 4 + [False] * 4
 
 
+async def test_ten_hosts_without_an_address_are_not_all(resolver: Resolver) -> None:
+    """The eleventh had one, and mail to it was refused for good.  Where not all were asked, nothing is for good."""
+    assert await hosts(resolver, "late-host.plain.test") == [("mx1", ("192.0.2.1",))]
+    assert (await refused(resolver, "no-host.plain.test")).startswith("550 5.4.4 ")
+    reply = await refused(resolver, "too-late-host.plain.test")
+    assert reply.startswith(
+        "451 4.4.3 none of the first 30 of 31 MX hosts of too-late-host.plain.test has an address: "
+    )
+
+
 async def test_the_same_hosts_are_one_group(resolver: Resolver) -> None:
     groups = []
     for name in ("same-mx-1", "same-mx-2", "case", "order"):

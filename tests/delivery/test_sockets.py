@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import socket
+import socketserver
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.route import Route
 from hepmaild.lifecycle import Lifecycle
 from tests.delivery.memory_queue import MemoryQueue
-from tests.delivery.peer import Hangup, Peer, hang
+from tests.delivery.peer import Answer, Hangup, Peer, hang
 from tests.peers.certificates import Certificate, make_certificate
 from tests.peers.programs import find_program, require
 
@@ -49,14 +51,14 @@ async def listening(peer: Peer, host: str = "127.0.0.1") -> AsyncIterator[int]:
         nursery.cancel_scope.cancel()
 
 
-async def deliver(
-    route: Route, *bodies: bytes, attempts: int = 0, settings: DeliverySettings | None = None
-) -> list[Attempt]:
-    """One attempt for each body on a pool of its own, after which it drains."""
-    queue = MemoryQueue(now_us)
-    lifecycle = Lifecycle()
-    reported: list[Attempt] = []
-    pool = DeliveryPool(
+def make_pool(
+    route: Route,
+    queue: MemoryQueue,
+    lifecycle: Lifecycle,
+    reported: list[Attempt],
+    settings: DeliverySettings | None = None,
+) -> DeliveryPool:
+    return DeliveryPool(
         settings or DeliverySettings(),
         [route],
         queue,
@@ -67,6 +69,16 @@ async def deliver(
         random=lambda: 0.5,
         on_reported=reported.append,
     )
+
+
+async def deliver(
+    route: Route, *bodies: bytes, attempts: int = 0, settings: DeliverySettings | None = None
+) -> list[Attempt]:
+    """One attempt for each body on a pool of its own, after which it drains."""
+    queue = MemoryQueue(now_us)
+    lifecycle = Lifecycle()
+    reported: list[Attempt] = []
+    pool = make_pool(route, queue, lifecycle, reported, settings)
     with trio.fail_after(DEADLINE_S):
         async with trio.open_nursery() as nursery:
             await nursery.start(pool.run)
@@ -184,6 +196,68 @@ async def test_opportunistic_goes_plain_when_the_handshake_fails(certificate: Ce
     assert peer.connections == 2
 
 
+@contextmanager
+def wants_certificates(certificate: Certificate, *, implicit: bool) -> Iterator[int]:
+    """The port of a next hop that takes mail in clear text, and by TLS from who has a certificate.
+
+    In threads, since OpenSSL is to send its alert by itself: Trio's `SSLStream` drops it.
+    """
+    context = server_context(certificate)
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    class Talk(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                if implicit:
+                    self.refuse_tls()
+                self.wfile.write(b"220 peer\r\n")
+                while line := self.rfile.readline():
+                    self.answer(line[:4])
+
+        def answer(self, verb: bytes) -> None:
+            if verb == b"STAR":
+                self.wfile.write(b"220 go\r\n")
+                self.refuse_tls()
+            elif verb == b"DATA":
+                self.wfile.write(b"354 go\r\n")
+                while self.rfile.readline() not in (b".\r\n", b""):
+                    pass
+            self.wfile.write(b"250-peer\r\n250 STARTTLS\r\n" if verb == b"EHLO" else b"250 ok\r\n")
+
+        def refuse_tls(self) -> None:
+            with context.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False) as secured:
+                with suppress(ssl.SSLError):
+                    secured.do_handshake()
+                secured.shutdown(socket.SHUT_WR)
+                while secured.recv(4096):  # closed before, the alert may be lost
+                    pass
+            raise ConnectionAbortedError
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Talk) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("tls", [TlsMode.OPPORTUNISTIC, TlsMode.STARTTLS, TlsMode.IMPLICIT])
+async def test_a_handshake_that_the_server_refuses_when_ours_is_over(certificate: Certificate, tls: TlsMode) -> None:
+    """With TLS 1.3 it says so only then, here that it wants a certificate of ours; opportunistic mail never left."""
+    with wants_certificates(certificate, implicit=tls is TlsMode.IMPLICIT) as port:
+        [attempt] = await deliver(route_to(port, tls, ca=certificate, host="127.0.0.1"), BODY)
+    [outcome] = attempt.outcomes
+    why = "TLS handshake: TLS failed: TLSV13_ALERT_CERTIFICATE_REQUIRED"
+    if tls is TlsMode.OPPORTUNISTIC:
+        assert (outcome.result, attempt.tls_version) == (Result.DELIVERED, "")
+        assert why in [step.text for step in attempt.steps]
+    else:
+        assert outcome.result is Result.DEFERRED
+        assert str(outcome.reply) == f"451 4.7.5 {why}"
+
+
 async def test_opportunistic_does_not_verify(certificate: Certificate) -> None:
     peer = Peer(ehlo=EHLO_TLS, tls=server_context(certificate))
     async with listening(peer) as port:
@@ -249,6 +323,92 @@ async def test_a_connection_is_of_use_after_large_content(certificate: Certifica
     assert [a.outcomes[0].result for a in attempts] == [Result.DELIVERED] * len(bodies)
     assert sorted(content + b"\r\n" for content in peer.received) == sorted(bodies)
     assert peer.connections == 1
+
+
+@dataclass
+class Twice(Peer):
+    """Answers a dot twice: the second time in the same send, in a record of its own, or when it is told to."""
+
+    how: str = ""
+    goes_on: trio.Event = field(default_factory=trio.Event)
+    went_on: trio.Event = field(default_factory=trio.Event)
+
+    async def _say(self, stream: trio.abc.Stream, verb: str, line: bytes, default: bytes) -> Answer:
+        if verb != "DOT" or len(self.received) > 1:
+            return await super()._say(stream, verb, line, default)
+        if self.how == "records of one segment":
+            assert isinstance(stream, trio.SSLStream)
+            inner = stream.transport_stream
+            stream.transport_stream = gathered = Gathered()
+            await stream.send_all(default)
+            await stream.send_all(default)
+            stream.transport_stream = inner
+            await inner.send_all(gathered.octets)
+        else:
+            await stream.send_all(default)
+            await self.goes_on.wait()
+            await stream.send_all(default)
+        self.went_on.set()
+        return default
+
+
+class Gathered(trio.abc.SendStream):
+    """Keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.octets = b""
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self.octets += data
+
+    async def wait_send_all_might_not_block(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def no_to_some(peer: Peer, line: bytes) -> Answer:
+    return b"550 5.1.1 no\r\n" if b"<no" in line else b"250 2.1.5 ok\r\n"
+
+
+@pytest.mark.parametrize(
+    ("tls", "how"),
+    [
+        (TlsMode.NONE, "later"),
+        (TlsMode.STARTTLS, "later"),
+        (TlsMode.IMPLICIT, "later"),
+        (TlsMode.STARTTLS, "records of one segment"),
+    ],
+)
+async def test_a_dot_that_was_answered_twice(certificate: Certificate, tls: TlsMode, how: str) -> None:
+    """The second answer would be taken for that to MAIL, and so on: a good recipient was told another one's refusal,
+    and refunded."""
+    peer = Twice(
+        ehlo=EHLO_TLS,
+        tls=server_context(certificate),
+        implicit=tls is TlsMode.IMPLICIT,
+        reactions={"RCPT": no_to_some},
+        how=how,
+    )
+    queue, lifecycle, reported = MemoryQueue(now_us), Lifecycle(), list[Attempt]()
+    async with listening(peer) as port:
+        route = route_to(port, tls, ca=certificate, host="127.0.0.1")
+        pool = make_pool(route, queue, lifecycle, reported)
+        with trio.fail_after(DEADLINE_S):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(pool.run)
+                pool.offer_nowait(queue.add("m0", leased=True))
+                await queue.until(lambda: len(reported) == 1)
+                peer.goes_on.set()
+                await peer.went_on.wait()
+                pool.offer_nowait(queue.add("m1", ["yes@example.net", "no@example.net"], leased=True))
+                await queue.until(lambda: len(reported) == 2)
+                lifecycle.draining.set()
+    assert queue.results("m0") == [Result.DELIVERED]
+    assert queue.results("m1") == [Result.DELIVERED, Result.FAILED]
+    assert len(peer.received) == 2
+    assert peer.connections == 2
 
 
 async def test_nobody_listens() -> None:

@@ -13,7 +13,10 @@ import pytest
 import trio
 import trustme
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import NameOID
 
 from hepmaild.config import DeliverySettings, RouteKind
 from hepmaild.delivery.hops import Hop, Hops, Tlsa, TlsLevel, TlsPolicy
@@ -114,6 +117,56 @@ def test_names_and_dates_count_for_authorities_only(authority: Authority) -> Non
     assert check_dane(dane(tlsa(3, 1, 1, old[0])), old, NOW_US) is None
     assert "has expired" in str(check_dane(dane(tlsa(2, 1, 1, old[1])), old, NOW_US))
     assert "not valid yet" in str(check_dane(dane(tlsa(2, 1, 1, chain[1])), chain, 0))
+
+
+def signed_by(root: ec.EllipticCurvePrivateKey, tbs: bytes) -> bytes:
+    """A certificate (DER) of octets that no honest tool would sign."""
+
+    def node(tag: int, *parts: bytes) -> bytes:
+        octets = b"".join(parts)
+        size = len(octets).to_bytes((len(octets).bit_length() + 7) // 8, "big")
+        return bytes([tag]) + (size if len(octets) < 128 else bytes([0x80 + len(size)]) + size) + octets
+
+    ecdsa_with_sha256 = bytes.fromhex("300a06082a8648ce3d040302")
+    return node(0x30, tbs, ecdsa_with_sha256, node(3, b"\0", root.sign(tbs, ec.ECDSA(hashes.SHA256()))))
+
+
+@pytest.mark.parametrize("flaw", ["a name of no use", "an extension twice", "a version that does not exist"])
+def test_a_certificate_that_cannot_be_read_does_not_fit(flaw: str) -> None:
+    """Not ours to crash at: what each of these raises is no ValueError."""
+    root = ec.generate_private_key(ec.SECP256R1())
+    named = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mx.a.example")])
+    day = dt.timedelta(days=1)
+    now = dt.datetime.now(dt.UTC)
+    built = x509.CertificateBuilder(named, named, root.public_key(), 1, now - day, now + day)
+    x400 = bytes.fromhex("3004a3023000")
+    for number in (17, 99):
+        built = built.add_extension(x509.UnrecognizedExtension(x509.ObjectIdentifier(f"2.5.29.{number}"), x400), False)
+    tbs = built.sign(root, hashes.SHA256()).tbs_certificate_bytes
+    if flaw == "an extension twice":
+        tbs = tbs.replace(bytes.fromhex("0603551d63"), bytes.fromhex("0603551d11"))
+    elif flaw == "a version that does not exist":
+        tbs = tbs.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020109"))
+    chain = [signed_by(root, tbs)]
+    anchor = root.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert "cannot be read" in str(check_dane(dane(Tlsa(2, 1, 0, anchor)), chain, NOW_US))
+
+
+def test_names_of_a_certificate_are_shown_without_what_no_store_takes() -> None:
+    """And not at any length: they are told of each recipient of each attempt."""
+    root = ec.generate_private_key(ec.SECP256R1())
+    day, now = dt.timedelta(days=1), dt.datetime.now(dt.UTC)
+    anchor = root.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    named = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a\0b\x1b[1m")])
+    built = x509.CertificateBuilder(named, named, root.public_key(), 1, now - day, now + day)
+    for names, shown in [
+        (None, "the certificate is for a?b?[1m, not for mx.a.example"),
+        (["x" * 20_000] * 9, f"the certificate is for {', '.join(['x' * 100] * 5)}, not for mx.a.example"),
+    ]:
+        if names is not None:
+            built = built.add_extension(x509.SubjectAlternativeName(map(x509.DNSName, names)), False)
+        chain = [built.sign(root, hashes.SHA256()).public_bytes(Encoding.DER)]
+        assert check_dane(dane(Tlsa(2, 1, 0, anchor)), chain, NOW_US) == shown
 
 
 def test_who_may_sign(authority: Authority) -> None:

@@ -49,6 +49,11 @@ xn--bcher-kva MX 10 xn--mx-eka
 xn--mx-eka A 192.0.2.20
 """
     + "".join(f"many MX 10 many-{n}\nmany-{n} A 192.0.2.{100 + n}\n" for n in range(30))
+    + "".join(f"late-host MX {n} nothing-{n}\n" for n in range(10))
+    + "late-host MX 10 mx1\n"
+    + "".join(f"no-host MX {n} nothing-{n}\n" for n in range(30))
+    + "".join(f"too-late-host MX {n} nothing-{n}\n" for n in range(30))
+    + "too-late-host MX 30 mx1\n"
     + "".join(f"crowd A 198.51.100.{n}\ncrowd AAAA 2001:db8::{n}\n" for n in range(1, 60))
     + """\
 texts TXT "one" " two"

@@ -138,6 +138,7 @@ class Talk:
         self.accepted: list[str] = []
         self.named: list[str] = []
         self.lying = False
+        self.mails = 0
 
     async def run(self) -> None:
         """Until the client goes or is left."""
@@ -161,10 +162,19 @@ class Talk:
             line = await self._line()
             self._say_trace(f"< {line[:120].decode('utf-8', 'replace')}")
             verb = line[:4].upper()
-            if verb in (b"EHLO", b"HELO"):
+            ways = self.hop.plan.ways
+            if verb == b"HELO":
+                await self._reply("EHLO", "250 hop")
+            elif verb == b"EHLO" and not ways.knows_ehlo:
+                await self._reply("EHLO", "502 5.5.1 not here")
+            elif verb == b"EHLO":
                 tail = "250-PIPELINING\r\n" if self.hop.plan.pipelining else ""
                 await self._reply("EHLO", f"250-hop\r\n{tail}250-SIZE 1000000\r\n250-8BITMIME\r\n250 SMTPUTF8")
             elif verb == b"MAIL":
+                self.mails += 1
+                if ways.most_mail and self.mails > ways.most_mail:
+                    await self._send("421 4.7.0 too many messages in this connection")
+                    return
                 self._reset(line)
                 await self._reply("MAIL", "250 2.1.0 ok")
             elif verb == b"RCPT":
@@ -285,6 +295,10 @@ class Talk:
             return
         if self.lying:
             self.hop.ledger.lied.add(address)
+        ways = self.hop.plan.ways
+        if ways.most_rcpt and len(self.accepted) >= ways.most_rcpt:
+            await self._send(ways.too_many)
+            return
         code = await self._reply("RCPT", "250 2.1.5 ok")
         if code[:1] == "2":
             self.accepted.append(address)

@@ -8,7 +8,7 @@ another's.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from hepmaild.config import DeliverySettings, InDoubt, RouteKind, RouteSettings, SenderSettings, TlsMode
@@ -17,6 +17,7 @@ from hepmaild.mail.chaos import KINDS
 CHAOS_SHARE = 0.25  # of the runs
 FIRST_CHAOS = 100  # the first number of a chaos key's messages
 DESTINATIONS = 4
+TOO_MANY = ("452 4.5.3 too many", "452 too many", "552 too many", "550 5.5.3 too many")
 GONE = "gone"  # local parts that begin so are nobody's, for good
 
 
@@ -39,6 +40,20 @@ class Temper(StrEnum):
 
 
 @dataclass(frozen=True)
+class Ways:
+    """What a next hop does all its life, in good temper too.
+
+    most_rcpt: so many recipients in one transaction, the next one is told too_many; 0: any number.  most_mail: so many
+    transactions on one connection, then 421.  knows_ehlo: else only HELO.
+    """
+
+    most_rcpt: int = 0
+    too_many: str = ""
+    most_mail: int = 0
+    knows_ehlo: bool = True
+
+
+@dataclass(frozen=True)
 class HopPlan:
     """One next hop.  until_s: when it becomes good.  trouble: how likely each reply is bad while it is not."""
 
@@ -50,6 +65,7 @@ class HopPlan:
     pipelining: bool
     fragments: bool  # replies arrive in small pieces
     idle_s: float  # after which it says 421 to an idle client
+    ways: Ways = Ways()
 
 
 class Dns(StrEnum):
@@ -166,6 +182,7 @@ def make_plan(seed: int) -> Plan:
     alone = r.random() < 0.75
     calm_s = r.choice((60, 60, 120, 120, 300, 700, 1400))
     hops = {f"hop{i}": _hop(r, f"hop{i}", calm_s) for i in range(r.choice((1, 1, 2, 2, 3, 4)))}
+    hops = {name: replace(hop, ways=_ways(seed, name)) for name, hop in hops.items()}
     routes = _routes(r, list(hops))
     processes = 1 if alone else 2
     storms = r.random() < 0.45
@@ -245,6 +262,17 @@ def _hop(r: random.Random, name: str, calm_s: float) -> HopPlan:
         pipelining=r.random() < 0.7,
         fragments=r.random() < 0.2,
         idle_s=r.choice((5, 20, 300)),
+    )
+
+
+def _ways(seed: int, hop: str) -> Ways:
+    """Most hops have none; by dice of their own."""
+    r = dice(seed, "ways", hop)
+    return Ways(
+        most_rcpt=r.choice((1, 1, 2)) if r.random() < 0.15 else 0,
+        too_many=r.choice(TOO_MANY),
+        most_mail=r.choice((1, 2)) if r.random() < 0.15 else 0,
+        knows_ehlo=r.random() < 0.9,
     )
 
 

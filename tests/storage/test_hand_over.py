@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,13 +12,21 @@ from pathlib import Path
 
 import pytest
 import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.x509.oid import NameOID
+from sqlalchemy import select
 
 from hepmaild.config import DeliverySettings, RouteKind, RouteSettings, SenderSettings, Settings
+from hepmaild.delivery.hops import NoHops, Tlsa, TlsLevel, TlsPolicy
 from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.route import from_settings
 from hepmaild.directory import Directory
 from hepmaild.intake import Intake, IntakeSettings
 from hepmaild.lifecycle import Lifecycle
+from hepmaild.mail.reply import Reply
 from hepmaild.mail.submission import (
     Door,
     Draft,
@@ -31,10 +41,11 @@ from hepmaild.mail.submission import (
 )
 from hepmaild.outbox import Outbox
 from hepmaild.prepare import Preparer
-from hepmaild.storage import queue, suppress
-from tests.delivery.peer import Network
-from tests.delivery.test_mx import Everybody, Names
-from tests.storage.books import HOUR_US, Books, open_books
+from hepmaild.storage import log, queue, schema, suppress
+from tests.conftest import LogEvents
+from tests.delivery.peer import Network, Peer
+from tests.delivery.test_mx import Everybody, Names, hops
+from tests.storage.books import HOUR_US, START_US, Books, open_books
 from tests.storage.conftest import Opener
 
 RELAY_WAIT_S = 60
@@ -78,7 +89,9 @@ async def open_service(opener: Opener, *paused: str) -> AsyncIterator[Service]:
 
 
 @asynccontextmanager
-async def serve(books: Books) -> AsyncIterator[Service]:
+async def serve(
+    books: Books, names: Names | None = None, peers: dict[str, Peer] | None = None
+) -> AsyncIterator[Service]:
     delivery = DeliverySettings(relay_wait_s=RELAY_WAIT_S)
     settings = Settings(delivery=delivery, sender=(SENDER,), route=(ROUTE,))
     store, now_us, lifecycle = books.store, books.clock.now_us, Lifecycle()
@@ -94,8 +107,8 @@ async def serve(books: Books) -> AsyncIterator[Service]:
             state_dir=Path("/nonexistent"),
             now_us=now_us,
             random=lambda: 0.5,
-            connect=Network(nursery, Everybody(set())).connect,
-            resolve=Names(),
+            connect=Network(nursery, Everybody(set()) if peers is None else peers).connect,
+            resolve=names or Names(),
             is_paused=outbox.is_paused,
         )
         directory = Directory(store, settings.sender)
@@ -138,3 +151,45 @@ async def test_what_only_goes_to_paused_destinations_is_not_waited_for(opener: O
     async with open_service(opener, "good.example") as service:
         answer = await service.send("a@good.example", "gone@bad.example")
     assert (answer.status, len(answer.rejected)) == (Status.QUEUED, 1)
+
+
+# What others say that a store does not take
+
+
+async def test_a_certificate_whose_name_no_store_takes_defers(opener: Opener, tmp_path: Path) -> None:
+    """PostgreSQL has no NUL in texts: every report failed, and the message was nobody's until the next start."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    named = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a\0b\x1b[31m")])
+    day, now = dt.timedelta(days=1000), dt.datetime.fromtimestamp(START_US // 1_000_000, dt.UTC)
+    built = x509.CertificateBuilder(named, named, key.public_key(), 1, now - day, now + day)
+    pems = built.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM) + key.private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
+    (tmp_path / "odd.pem").write_bytes(pems)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "odd.pem")
+    peer = Peer(ehlo=b"250-peer\r\n250 STARTTLS\r\n", tls=context)
+    anchor = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    dane = TlsPolicy(TlsLevel.DANE, "dane", (Tlsa(2, 1, 0, anchor),), ("mx.odd.example",))
+    names = Names({"odd.example": hops(("mx.odd.example", ("192.0.2.9",)), group="odd", tls=dane)})
+    async with open_books(opener) as books, serve(books, names, {"192.0.2.9": peer}) as service:
+        answer = await service.send("a@odd.example")
+        (recipient,) = (await books.store.read(log.show, answer.message_id))["recipients"]
+    assert answer.status is Status.QUEUED
+    assert recipient["state"] == "deferred"
+    assert "the certificate is for a?b?[31m, not for mx.odd.example" in recipient["last_reply"]
+
+
+async def test_a_report_that_cannot_be_written_is_written_without_the_words_of_others(
+    opener: Opener, log_events: LogEvents
+) -> None:
+    log_events.expect_error("attempt_crashed")
+    names = Names({"odd.example": NoHops(Reply(556, "5.1.10", "half of a surrogate: \ud800"))})
+    async with open_books(opener) as books, serve(books, names) as service:
+        answer = await service.send("a@odd.example", "b@good.example")
+        shown = (await books.store.read(log.show, answer.message_id))["recipients"]
+        held = await books.store.read(lambda conn: conn.execute(select(schema.queue.c.owner)).scalars().all())
+    reply = "556 5.1.10 the text of this reply could not be recorded"
+    assert [(r["state"], r["last_reply"]) for r in shown] == [("failed", reply), ("sent", "250 2.0.0 ok")]
+    assert list(held) == []
+    assert len(log_events.named("attempt_crashed")) == 1
