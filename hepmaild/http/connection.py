@@ -2,8 +2,7 @@
 """One connection: hypercorn 0.18's, with work-arounds, each with its test in `tests` (design.md section 10).
 
 - P6: hypercorn sends without any deadline, and even cancelling does not end it: every send has one.
-- P9: an error while a connection is served ends the whole server; over HTTP/2, octets for a stream that is already
-  answered are such an error.
+- P9: an error while a connection is served ends the whole server.
 - A client that closed an idle connection keeps its socket here until the idle time-out; an HTTP/2 connection whose last
   stream was reset, and one that came by `Upgrade: h2c`, are never ended at all; and each request starts a task, in a
   nursery of its own, to watch for idleness.  So the reading loop here keeps the time itself.
@@ -36,6 +35,7 @@ from quart.wrappers import Response
 
 from hepmaild.http.call import STATE_KEY, ConnectionFacts
 from hepmaild.http.errors import malformed_body
+from hepmaild.http.http2 import Http2
 from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies, client_of, parse_ip
 from hepmaild.http.quick import REQUEST_LINE, QuickRequest, Unready, read_quickly, write_answer
 from hepmaild.tlsstream import TlsStream
@@ -48,20 +48,6 @@ LAST_WORDS_S = 0.5  # for a request that was under way when we began to stop
 REST_S = 1.0  # for the rest of a small request's body; then the library waits for it
 
 AnswerQuickly = Callable[[QuickRequest], Awaitable[Response]]
-
-
-class _Gone:
-    """Stands for an HTTP/2 stream that was answered before all of its request came."""
-
-    idle = True
-
-    async def handle(self, event: object) -> None:
-        """Drop it."""
-
-
-class _Streams(dict[int, Any]):
-    def __missing__(self, stream_id: int) -> _Gone:
-        return _Gone()
 
 
 async def _offer_no_upgrade(_request: object) -> None:
@@ -120,7 +106,7 @@ class Connection(TCPServer):
     def protocol(self, wrapper: ProtocolWrapper) -> None:
         protocol: Any = wrapper.protocol
         if isinstance(protocol, H2Protocol):
-            protocol.streams = _Streams()
+            wrapper.protocol = protocol = Http2(protocol)
         else:
             protocol._check_protocol = _offer_no_upgrade  # noqa: SLF001
             protocol._send_error_response = partial(self._refuse_malformed, protocol)  # noqa: SLF001
@@ -168,10 +154,13 @@ class Connection(TCPServer):
         finally:
             self._peers.discard(self)
 
-    def end_soon(self) -> None:
+    async def end_soon(self) -> None:
         """We are stopping: an idle connection ends now, any other behind its answer."""
         if self._reader.deadline < inf:
             self._be_idle()
+        wrapper = getattr(self, "_protocol", None)  # None: during the handshake
+        if wrapper is not None and isinstance(wrapper.protocol, Http2):
+            await wrapper.protocol.maybe_say_goodbye()
 
     def _be_idle(self) -> None:
         left_s = LAST_WORDS_S if self.context.terminated.is_set() else self._timeouts.idle_s
