@@ -50,6 +50,24 @@ REST_S = 1.0  # for the rest of a small request's body; then the library waits f
 AnswerQuickly = Callable[[QuickRequest], Awaitable[Response]]
 
 
+class _Machine(h11.Connection):
+    """h11's, which takes an empty line between two requests, and whatever stands behind the last one, for an error.
+
+    Old clients send one behind every body (RFC 9112 §2.2), and what comes behind `Connection: close` is no request
+    (§9.6).  They were told so instead of what had become of their mail.
+    """
+
+    def next_event(self) -> Any:
+        """As h11's."""
+        buffer = self._receive_buffer
+        if self.their_state is h11.IDLE:
+            octets = bytes(buffer)
+            buffer.maybe_extract_at_most(len(octets) - len(octets.lstrip(b"\r\n")))
+        elif self.their_state in {h11.MUST_CLOSE, h11.CLOSED}:
+            buffer.maybe_extract_at_most(len(buffer))
+        return super().next_event()
+
+
 async def _offer_no_upgrade(_request: object) -> None:
     """HTTP/2 is chosen by ALPN only."""
 
@@ -108,6 +126,7 @@ class Connection(TCPServer):
         if isinstance(protocol, H2Protocol):
             wrapper.protocol = protocol = Http2(protocol)
         else:
+            protocol.connection = _Machine(h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size)
             protocol._check_protocol = _offer_no_upgrade  # noqa: SLF001
             protocol._send_error_response = partial(self._refuse_malformed, protocol)  # noqa: SLF001
             send = protocol._send_h11_event  # noqa: SLF001
