@@ -21,7 +21,6 @@ _NOT_YET = Reply(452, "4.5.3", "the next hop takes fewer recipients in one trans
 class Capabilities:
     """What EHLO offered.  size: octets, 0 for no limit; rcpt_max: RFC 9422, 0 for no limit."""
 
-    extended: bool = False
     pipelining: bool = False
     eight_bit: bool = False
     smtputf8: bool = False
@@ -61,7 +60,6 @@ def parse_capabilities(reply: Reply) -> Capabilities:
             words.setdefault(parts[0], []).extend(parts[1:])
     limits = dict(part.split("=", 1) for part in words.get("LIMITS", []) if "=" in part)
     return Capabilities(
-        extended=True,
         pipelining="PIPELINING" in words,
         eight_bit="8BITMIME" in words,
         smtputf8="SMTPUTF8" in words,
