@@ -49,6 +49,10 @@ class TestDoor(HttpDoor):
         async def download() -> Response:
             return Stream(pieces())
 
+        @app.get("/page")
+        async def page() -> Response:
+            return Response(PIECE * PIECES)
+
         @app.websocket("/socket")
         async def socket() -> None:
             while True:
@@ -59,7 +63,7 @@ class TestDoor(HttpDoor):
 
 @pytest.fixture
 async def door(tmp_path: Path, log_events: LogEvents) -> AsyncIterator[Running]:
-    timeouts = Timeouts(send_s=1, idle_s=20, grace_s=3)
+    timeouts = Timeouts(send_s=1, linger_s=0.1, idle_s=20, grace_s=3)
     async with open_door(tmp_path, timeouts=timeouts, make=TestDoor) as running:
         yield running
         assert not log_events.named("http_connection_broken")
@@ -176,6 +180,19 @@ async def test_an_answer_that_nobody_takes_costs_its_stream(client: Client) -> N
     client.h2.increment_flow_control_window(1000)
     client.ask(3)
     await client.hear(lambda: 3 in client.ended())
+
+
+@pytest.mark.parametrize("path", ["/download", "/page"])
+async def test_a_slow_client_has_time_for_each_piece(client: Client, path: str) -> None:
+    """A large attachment, or the page of a large message, was cut off when all of it was not taken in 25 s."""
+    client.ask(1, path)
+    for number in range(PIECES):
+        await client.hear(lambda number=number: client.octets() >= number * len(PIECE))  # type: ignore[misc]
+        await trio.sleep(0.06)
+        client.h2.increment_flow_control_window(len(PIECE))
+        client.h2.increment_flow_control_window(len(PIECE), 1)
+    await client.hear(lambda: 1 in client.ended())
+    assert client.octets() == PIECES * len(PIECE)
 
 
 async def test_who_opens_too_many_streams_may_open_them_again(door: Running, client: Client) -> None:
