@@ -2,8 +2,8 @@
 """The daemon: builds every component in the order of their lifetimes, supervises them, and ends them in order.
 
     store ─ (migrated, leases of the dead taken back)
-    └─ root nursery: signals · hard stop · watchdog · directory · late writer · heartbeat · reaper · certificate watch
-       │  metrics (census, loop watch, listener): only where the settings ask for them
+    └─ root nursery: signals · hard stop · watchdog · directory · people · live hub · late writer · heartbeat · reaper
+       │  certificate watch · DKIM watch · operations · announcements; metrics only where the settings ask for them
        └─ delivery nursery: the pool                  (opened before the doors, closed after them)
           └─ ingress nursery: SMTP door · HTTP door
 

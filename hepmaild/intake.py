@@ -458,7 +458,6 @@ class Intake:
             member.account_id,
             now_us,
             answer_of(answer, is_final=True),
-            answer_of(answer, is_final=True),
             free_word=isinstance(answer, Refusal),
         )
         if member.word is None or not (row.free_word or member.word.startswith(BY_CALLER)):

@@ -16,7 +16,9 @@ def longest_stop_s(settings: Settings) -> float:
 
 
 class Lifecycle:
-    """`draining` is set once, at the first SIGTERM or SIGINT: no new connection, no new transaction, no new claim."""
+    """`ready` is set once, when the ports are bound.  So is `draining`, at the first SIGTERM or SIGINT: no new
+    connection, no new transaction, no new claim.
+    """
 
     def __init__(self) -> None:
         self.draining = trio.Event()
@@ -26,8 +28,3 @@ class Lifecycle:
     def is_draining(self) -> bool:
         """Whether the drain has begun."""
         return self.draining.is_set()
-
-    @property
-    def is_ready(self) -> bool:
-        """Ports bound, store open, and not draining."""
-        return self.ready.is_set() and not self.draining.is_set()

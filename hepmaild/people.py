@@ -367,9 +367,11 @@ class People:
 
     # -- one-time links
 
-    async def open_link(self, token: str, *, ip: str, agent: str) -> Link | None:
-        """What a one-time link is for; None: it does not work (any more).  Looking does not use it up."""
-        del ip, agent  # 256 random bits are not to be guessed: nothing is counted
+    async def open_link(self, token: str) -> Link | None:
+        """What a one-time link is for; None: it does not work (any more).  Looking does not use it up.
+
+        Nothing is counted: 256 random bits are not to be guessed.
+        """
         return await self._store.read(read_link, token, self._now_us())
 
     async def set_password_by_link(

@@ -22,7 +22,6 @@ class Capabilities:
     """What EHLO offered.  size: octets.  rcpt_max, mail_max: recipients of a transaction, transactions of a connection
     (RFC 9422).  Each 0 for no limit."""
 
-    extended: bool = False
     pipelining: bool = False
     eight_bit: bool = False
     smtputf8: bool = False
@@ -63,7 +62,6 @@ def parse_capabilities(reply: Reply) -> Capabilities:
             words.setdefault(parts[0], []).extend(parts[1:])
     limits = dict(part.split("=", 1) for part in words.get("LIMITS", []) if "=" in part)
     return Capabilities(
-        extended=True,
         pipelining="PIPELINING" in words,
         eight_bit="8BITMIME" in words,
         smtputf8="SMTPUTF8" in words,

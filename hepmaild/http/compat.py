@@ -28,6 +28,7 @@ from quart_trio.wrappers.request import TrioBody
 from hepmaild.http.call import STATE_KEY, ConnectionFacts
 
 BODY_HIGH_WATER = 256 << 10
+LARGE_OCTETS = 64 << 10  # an answer up to here has one deadline, a larger one a deadline for each such piece
 
 
 class Body(TrioBody):
@@ -131,8 +132,11 @@ class HttpConnection(TrioASGIHTTPConnection):
         response = await self.app.handle_request(request)
         body: Any = request.body
         timeouts = self.app.surroundings.timeouts
-        if isinstance(response, Stream):
-            await self._send_stream(send, response, timeouts.send_s)
+        pieces = response.pieces if isinstance(response, Stream) else _pieces_of(response)
+        if pieces is not None:
+            if not body.is_complete:
+                await body.drop(timeouts.linger_s)
+            await self._send_stream(send, response, pieces, timeouts.send_s)
             nursery.cancel_scope.cancel()
             return
         with trio.move_on_after(timeouts.send_s + timeouts.linger_s, shield=True):
@@ -144,14 +148,16 @@ class HttpConnection(TrioASGIHTTPConnection):
                 await self._send_response(send, response)
         nursery.cancel_scope.cancel()
 
-    async def _send_stream(self, send: ASGISendCallable, response: Stream, send_s: float) -> None:
+    async def _send_stream(
+        self, send: ASGISendCallable, response: Any, pieces: AsyncGenerator[bytes, None], send_s: float
+    ) -> None:
         """Piece by piece, as fast as the client takes them; one that takes none for `send_s` is left."""
         start: Any = {
             "type": "http.response.start",
             "status": response.status_code,
             "headers": encode_headers(response.headers),
         }
-        async with aclosing(response.pieces) as pieces:
+        async with aclosing(pieces):
             await send(start)
             async for piece in pieces:
                 more: Any = {"type": "http.response.body", "body": piece, "more_body": True}
@@ -180,6 +186,19 @@ class HttpConnection(TrioASGIHTTPConnection):
             await send(end)
         finally:
             facts.is_corked = False
+
+
+def _pieces_of(response: Any) -> AsyncGenerator[bytes, None] | None:
+    """A large answer, piece by piece, so that a slow client has time for each; None: it is not large."""
+    data = getattr(response, "response", None)
+    if not isinstance(data, DataBody) or data.end - data.begin <= LARGE_OCTETS:
+        return None
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        for at in range(data.begin, data.end, LARGE_OCTETS):
+            yield data.data[at : min(at + LARGE_OCTETS, data.end)]
+
+    return pieces()
 
 
 def _origin_form(path: str) -> str:

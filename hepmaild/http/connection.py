@@ -2,8 +2,7 @@
 """One connection: hypercorn 0.18's, with work-arounds, each with its test in `tests` (design.md section 10).
 
 - P6: hypercorn sends without any deadline, and even cancelling does not end it: every send has one.
-- P9: an error while a connection is served ends the whole server; over HTTP/2, octets for a stream that is already
-  answered are such an error.
+- P9: an error while a connection is served ends the whole server.
 - A client that closed an idle connection keeps its socket here until the idle time-out; an HTTP/2 connection whose last
   stream was reset, and one that came by `Upgrade: h2c`, are never ended at all; and each request starts a task, in a
   nursery of its own, to watch for idleness.  So the reading loop here keeps the time itself.
@@ -36,6 +35,7 @@ from quart.wrappers import Response
 
 from hepmaild.http.call import STATE_KEY, ConnectionFacts
 from hepmaild.http.errors import malformed_body
+from hepmaild.http.http2 import Http2
 from hepmaild.http.limits import ConnectionCounter, Timeouts, TrustedProxies, client_of, parse_ip
 from hepmaild.http.quick import REQUEST_LINE, QuickRequest, Unready, read_quickly, write_answer
 from hepmaild.tlsstream import TlsStream
@@ -51,18 +51,22 @@ REST_S = 1.0  # for the rest of a small request's body; then the library waits f
 AnswerQuickly = Callable[[QuickRequest], Awaitable[Response]]
 
 
-class _Gone:
-    """Stands for an HTTP/2 stream that was answered before all of its request came."""
+class _Machine(h11.Connection):
+    """h11's, which takes an empty line between two requests, and whatever stands behind the last one, for an error.
 
-    idle = True
+    Old clients send one behind every body (RFC 9112 §2.2), and what comes behind `Connection: close` is no request
+    (§9.6).  They were told so instead of what had become of their mail.
+    """
 
-    async def handle(self, event: object) -> None:
-        """Drop it."""
-
-
-class _Streams(dict[int, Any]):
-    def __missing__(self, stream_id: int) -> _Gone:
-        return _Gone()
+    def next_event(self) -> Any:
+        """As h11's."""
+        buffer = self._receive_buffer
+        if self.their_state is h11.IDLE:
+            octets = bytes(buffer)
+            buffer.maybe_extract_at_most(len(octets) - len(octets.lstrip(b"\r\n")))
+        elif self.their_state in {h11.MUST_CLOSE, h11.CLOSED}:
+            buffer.maybe_extract_at_most(len(buffer))
+        return super().next_event()
 
 
 async def _offer_no_upgrade(_request: object) -> None:
@@ -121,8 +125,9 @@ class Connection(TCPServer):
     def protocol(self, wrapper: ProtocolWrapper) -> None:
         protocol: Any = wrapper.protocol
         if isinstance(protocol, H2Protocol):
-            protocol.streams = _Streams()
+            wrapper.protocol = protocol = Http2(protocol)
         else:
+            protocol.connection = _Machine(h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size)
             protocol._check_protocol = _offer_no_upgrade  # noqa: SLF001
             protocol._send_error_response = partial(self._refuse_malformed, protocol)  # noqa: SLF001
             send = protocol._send_h11_event  # noqa: SLF001
@@ -169,13 +174,16 @@ class Connection(TCPServer):
         finally:
             self._peers.discard(self)
 
-    def end_soon(self) -> None:
+    async def end_soon(self) -> None:
         """We are stopping: an idle connection ends now, any other behind its answer; who shakes hands has a moment."""
         handshake = getattr(self.stream, "handshake", None)
         if handshake is not None:  # or it is over, and this changes nothing
             handshake.deadline = trio.current_time() + LAST_HANDSHAKE_S
         if self._reader.deadline < inf:
             self._be_idle()
+        wrapper = getattr(self, "_protocol", None)  # None: during the handshake
+        if wrapper is not None and isinstance(wrapper.protocol, Http2):
+            await wrapper.protocol.maybe_say_goodbye()
 
     def _be_idle(self) -> None:
         left_s = LAST_WORDS_S if self.context.terminated.is_set() else self._timeouts.idle_s

@@ -62,7 +62,7 @@ class HttpDoor:
     readiness: why no new mail can be taken, empty when it can.  spool_dir: for large request bodies; None: the
     system's folder for temporary files.  people: who may log in; None: nobody.
     dashboard: what pages need; None: there are none.  own_servers: SMTP servers of accounts; None: there are none.
-    dashboard: what pages need; None: there are none.  materials: templates and uploads; None: there are none.
+    materials: templates and uploads; None: there are none.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class HttpDoor:
             finally:
                 await context.terminated.set()
                 for connection in peers:
-                    connection.end_soon()
+                    connections.start_soon(connection.end_soon)
                 connections.cancel_scope.deadline = trio.current_time() + self._timeouts.grace_s
 
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 RSA, ED25519 = "rsa-sha256", "ed25519-sha256"
-ALGORITHMS = (RSA, ED25519)
 
 # Signed as often as they are there and once more, so that none can be added behind the signature (RFC 6376 §8.15).
 # Readers act on these, and no relay has a reason to add one.

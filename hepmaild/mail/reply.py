@@ -26,11 +26,6 @@ class Reply:
         return 200 <= self.code < 400
 
     @property
-    def is_transient(self) -> bool:
-        """4yz: the same command may succeed later."""
-        return 400 <= self.code < 500
-
-    @property
     def is_permanent(self) -> bool:
         """5yz: repeating the same command is pointless."""
         return 500 <= self.code < 600

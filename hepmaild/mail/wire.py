@@ -11,7 +11,6 @@ only searches that run in C: a Python loop over octets would cost more than the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from enum import Flag
 
 HEADER_LINE_OCTETS = 998  # RFC 5322 §2.1.1, without CRLF
@@ -247,13 +246,3 @@ def _refuse_flaws(piece: bytes) -> None:
         raise ValueError(Flaw.BARE_CR.sentence)
     if b"\0" in piece:
         raise ValueError(Flaw.NUL.sentence)
-
-
-def stuff(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """All of a message as DATA content with its end, piece by piece.  Raises ValueError as `DotStuffer` does."""
-    stuffer = DotStuffer()
-    for piece in pieces:
-        stuffed = stuffer.feed(piece)
-        if stuffed:
-            yield stuffed
-    yield stuffer.finish()

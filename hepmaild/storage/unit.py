@@ -53,7 +53,6 @@ class Answer:
     account_id: str
     at_us: int
     answer: str
-    event: str
     free_word: bool
 
 
@@ -234,7 +233,7 @@ def _write_answers(conn: Connection, answered: list[Answer]) -> None:
     if not answered:
         return
     _ANSWER.run(conn, [(a.message_id, a.answer) for a in answered])
-    insert_events(conn, [(a.message_id, a.account_id, a.at_us, "replied", a.event) for a in answered])
+    insert_events(conn, [(a.message_id, a.account_id, a.at_us, "replied", a.answer) for a in answered])
     _FREE.run(conn, [(a.message_id,) for a in answered if a.free_word])
 
 

@@ -22,7 +22,8 @@ import trio
 
 from hepmaild.http.errors import malformed_body
 from hepmaild.http.limits import Timeouts
-from tests.http.door import KEY, Running, open_door, read_all, until
+from hepmaild.mail.submission import Receipt, Submission
+from tests.http.door import KEY, RECEIPT, Running, open_door, read_all, until
 
 QUICK = Timeouts(handshake_s=1, idle_s=1, body_s=3, body_idle_s=1, send_s=2, linger_s=0.5, close_s=1, grace_s=3)
 HEAD = f"POST /api/v1/email/send HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n".encode()
@@ -293,6 +294,44 @@ async def test_who_asks_before_sending_is_told_at_once(quick: Running, length: i
             got = await stream.receive_some(65536)
     await trio.aclose_forcefully(stream)
     assert got.startswith(first)
+
+
+@pytest.mark.parametrize("line", [b"HTTP/1.0\r\n", b"HTTP/1.1\r\nConnection: close\r\n"])
+@pytest.mark.parametrize("tail", [b"\r\n", b"\r\n\r\n", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
+@pytest.mark.parametrize("is_late", [True, False])
+async def test_what_comes_behind_the_last_request_is_not_looked_at(
+    quick: Running, line: bytes, tail: bytes, is_late: bool
+) -> None:
+    """It was answered as malformed, while the message before it left (RFC 9112 §2.2, §9.6)."""
+    inside, leave = trio.Event(), trio.Event()
+
+    async def accept(_: Submission) -> Receipt:
+        inside.set()
+        await leave.wait()
+        return RECEIPT
+
+    quick.intake.accept_by = accept
+    fields = b"Content-Type: application/json\r\nContent-Length: 25\r\n\r\n"
+    octets = HEAD.replace(b"HTTP/1.1\r\n", line) + fields + b'{"to":"a@b.c","text":"x"}'
+    stream = await quick.connect()
+    await stream.send_all(octets if is_late else octets + tail)
+    await inside.wait()
+    if is_late:
+        await stream.send_all(tail)
+    leave.set()
+    got = await read_all(stream)
+    await trio.aclose_forcefully(stream)
+    assert got.startswith(b"HTTP/1.1 200 ")
+    assert got.count(b"HTTP/1.1 ") == 1
+    quick.intake.accept_by = None
+
+
+async def test_empty_lines_between_requests(quick: Running) -> None:
+    """Old clients send one behind each body: the connection ended, with an answer to nothing (RFC 9112 §2.2)."""
+    head = HEAD + b"Content-Type: application/json\r\nContent-Length: 25\r\n"
+    body = b'{"to":"a@b.c","text":"x"}\r\n'
+    got = await exchange(quick, b"\r\n" + (head + b"\r\n" + body) * 3 + head + b"Connection: close\r\n\r\n" + body)
+    assert got.count(b"HTTP/1.1 ") == got.count(b"HTTP/1.1 200 ") == 4
 
 
 async def test_more_connections_than_are_told(quick: Running) -> None:

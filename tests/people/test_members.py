@@ -38,7 +38,7 @@ async def test_a_link_sets_the_password_once(world: World) -> None:
     before = await world.tokens(kind="browser")
     token = await make_link(world)
     for _ in range(2):
-        link = await world.people.open_link(token, ip=IP, agent=AGENT)
+        link = await world.people.open_link(token)
         assert link is not None, "looking does not use it up"
         assert (link.email, link.purpose, link.needs_otp) == (ANN, "reset", False)
     assert await world.people.viewer_of(before.access_token) is not None
@@ -49,7 +49,7 @@ async def test_a_link_sets_the_password_once(world: World) -> None:
     assert viewer.email == ANN
     assert await world.people.viewer_of(before.access_token) is None
     assert code_of(await use_link(world, token)) == 41001
-    assert await world.people.open_link(token, ip=IP, agent=AGENT) is None
+    assert await world.people.open_link(token) is None
     assert await world.refusal(ANN, PASSWORD) == 40102
     assert isinstance(await world.login(ANN, NEW), TokenSet)
     assert (await world.store.read(users.find, ANN)).is_verified
@@ -72,12 +72,12 @@ async def test_a_link_used_twice_at_once(world: World) -> None:
 async def test_links_that_do_not_work(world: World) -> None:
     token = await make_link(world)
     for wrong in ("", "x", token[:-1], token + "A", "ä", "\ud800", "x" * 10_000):
-        assert await world.people.open_link(wrong, ip=IP, agent=AGENT) is None
+        assert await world.people.open_link(wrong) is None
         assert code_of(await use_link(world, wrong)) == 41001
     newer = await make_link(world)
-    assert await world.people.open_link(token, ip=IP, agent=AGENT) is None, "a newer one takes its place"
+    assert await world.people.open_link(token) is None, "a newer one takes its place"
     world.clock.us += DAY_US
-    assert await world.people.open_link(newer, ip=IP, agent=AGENT) is None
+    assert await world.people.open_link(newer) is None
 
 
 async def test_a_bad_password_does_not_use_the_link_up(world: World) -> None:
@@ -99,7 +99,7 @@ async def test_another_password_ends_links(world: World) -> None:
 async def test_a_link_needs_the_second_factor_too(world: World) -> None:
     _, codes = await world.enrol()
     token = await make_link(world)
-    link = await world.people.open_link(token, ip=IP, agent=AGENT)
+    link = await world.people.open_link(token)
     assert link is not None
     assert link.needs_otp
     assert code_of(await use_link(world, token)) == 40103
@@ -168,7 +168,7 @@ async def test_an_invitation(world: World) -> None:
     token = await members.invite(ann, actor_of(ann), " Ben@example.com ", "admin")
     assert await world.refusal(BEN, "") == 40102
     again = await members.invite_again(ann, actor_of(ann), (await world.store.read(users.find, BEN)).user_id)
-    assert await world.people.open_link(token, ip=IP, agent=AGENT) is None
+    assert await world.people.open_link(token) is None
     granted = await use_link(world, again)
     assert isinstance(granted, TokenSet)
     assert granted.scope == ("admin",)

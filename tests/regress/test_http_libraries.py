@@ -249,14 +249,11 @@ async def test_p8_a_client_that_closes_with_close_notify_alone(tmp_path: Path) -
 
 
 async def test_p9_one_broken_connection_does_not_end_the_others(quick: Running, log_events: LogEvents) -> None:
-    import h2.config
-    import h2.connection
-
-    client = h2.connection.H2Connection(h2.config.H2Configuration())
-    client.initiate_connection()
-    client.send_headers(1, [(":method", "CONNECT"), (":authority", "x")], end_stream=True)  # the library crashes
-    stream = await quick.connect("h2")
-    await stream.send_all(client.data_to_send())
+    stream = await quick.connect()
+    await stream.send_all(
+        b"GET /live HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Protocol: \xff\r\n\r\n"  # the library crashes
+    )
     await read_all(stream, 5)
     await trio.aclose_forcefully(stream)
     assert len(log_events.named("http_connection_broken")) == 1

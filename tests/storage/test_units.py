@@ -108,7 +108,7 @@ async def test_the_daily_limit_counts_accepted_messages_and_starts_anew(books: B
 async def test_the_same_word_again_gives_the_first_answer(books: Books) -> None:
     first = books.accept(word="w:order-1", word_life_us=24 * HOUR_US, fingerprint=b"f" * 32)
     assert isinstance(await books.store.submit(first), Taken)
-    await books.store.submit(Answers((Answer(first.message_id, "account-1", START_US, '{"final":true}', "{}", False),)))
+    await books.store.submit(Answers((Answer(first.message_id, "account-1", START_US, '{"final":true}', False),)))
     twin = books.accept(word="w:order-1", word_life_us=24 * HOUR_US, fingerprint=b"f" * 32)
     assert await books.store.submit(twin) == Twin(first.message_id, '{"final":true}', START_US)
     assert await balance(books) == 99
@@ -136,7 +136,7 @@ async def test_a_word_is_free_after_its_life_and_after_an_error(books: Books) ->
     books.clock.us += HOUR_US
     second = books.accept(**word)
     assert isinstance(await books.store.submit(second), Taken)
-    await books.store.submit(Answers((Answer(second.message_id, "account-1", books.clock.us, "{}", "{}", True),)))
+    await books.store.submit(Answers((Answer(second.message_id, "account-1", books.clock.us, "{}", True),)))
     assert isinstance(await books.store.submit(books.accept(**word)), Taken)
 
 

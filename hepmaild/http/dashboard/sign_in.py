@@ -110,7 +110,7 @@ def _refused(dashboard: Dashboard, form: Form, refusal: LoginRefusal) -> Respons
 def _mount_link(blueprint: Blueprint, dashboard: Dashboard) -> None:
     @blueprint.get("/link/<token>")
     async def open_link(token: str) -> Response:
-        link = await dashboard.people.open_link(token, ip=_ip(), agent=_agent())
+        link = await dashboard.people.open_link(token)
         if link is None:
             return _dead_link(dashboard)
         return plain_page(
@@ -123,7 +123,7 @@ def _mount_link(blueprint: Blueprint, dashboard: Dashboard) -> None:
         if not same_origin(dashboard):
             raise Forbidden("This form did not come from here: open the link again.")
         token = form.get("token", "")
-        link = await dashboard.people.open_link(token, ip=_ip(), agent=_agent())
+        link = await dashboard.people.open_link(token)
         if link is None:
             return _dead_link(dashboard)
         otp = form.get("otp", "").strip()[:100] or None
