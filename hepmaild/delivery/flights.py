@@ -15,11 +15,17 @@ V = TypeVar("V")
 class Flights(Generic[K, V]):
     """size: how many values are kept; the ones made first go first.
 
+    octets: how many these may have together, where somebody else decides how large a value is; octets_of: how many a
+    value has.  One that is larger than that is kept alone.
+
     Nothing runs in the background: the first who asks makes the value, the others wait for it.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, octets: int = 0, octets_of: Callable[[V], int] = lambda _: 0) -> None:
         self._size = size
+        self._most_octets = octets
+        self._octets_of = octets_of
+        self._octets = 0
         self._kept: dict[K, tuple[float, V]] = {}
         self._flying: dict[K, trio.Event] = {}
 
@@ -32,7 +38,7 @@ class Flights(Generic[K, V]):
         if found is None:
             return None
         if found[0] <= trio.current_time():
-            del self._kept[key]
+            self._drop(key)
             return None
         return found[1]
 
@@ -55,15 +61,26 @@ class Flights(Generic[K, V]):
         landed = self._flying[key] = trio.Event()
         try:
             value, until = await make()
-            self._kept.pop(key, None)
-            while len(self._kept) >= self._size:
-                del self._kept[next(iter(self._kept))]
-            self._kept[key] = (until, value)
+            self._keep(key, value, until)
             return value
         finally:
             del self._flying[key]
             landed.set()
 
+    def _keep(self, key: K, value: V, until: float) -> None:
+        if key in self._kept:
+            self._drop(key)
+        octets = self._octets_of(value)
+        while self._kept and (len(self._kept) >= self._size or self._octets + octets > self._most_octets):
+            self._drop(next(iter(self._kept)))
+        self._kept[key] = (until, value)
+        self._octets += octets
+
+    def _drop(self, key: K) -> None:
+        _, value = self._kept.pop(key)
+        self._octets -= self._octets_of(value)
+
     def forget(self) -> None:
         """Keep nothing of what was made so far."""
         self._kept.clear()
+        self._octets = 0

@@ -26,7 +26,7 @@ from dns.rdatatype import RdataType
 
 from hepmaild.config import DnsSettings
 from hepmaild.config_read import parse_nameserver
-from hepmaild.delivery.answers import Answer, Failed, MxRow, TlsaRow
+from hepmaild.delivery.answers import Answer, Failed, MxRow, TlsaRow, octets_of
 from hepmaild.delivery.flights import Flights
 from hepmaild.delivery.turns import Turns
 
@@ -37,6 +37,7 @@ SLOW_S = 1.0  # a question that waits for longer counts apart
 SLOW_AT_ONCE = 400
 TURN_S = 30.0  # so long a question waits for its turn
 ANSWERS_KEPT = 20_000
+OCTETS_KEPT = 16 * 2**20  # of what these hold; the usual ones need a third
 MIN_TTL_S, MAX_TTL_S = 5.0, 3600.0
 MAX_NEGATIVE_TTL_S = 300.0
 FAILURE_TTL_S = 10.0
@@ -56,7 +57,9 @@ class Lookups:
         self._lifetime_s = settings.lifetime_s
         self._trusts_ad = settings.trust_ad
         self._turns = Turns(QUESTIONS_AT_ONCE, SLOW_AT_ONCE, slow_s)
-        self._answers: Flights[tuple[str, RdataType], Answer[Any] | Failed] = Flights(ANSWERS_KEPT)
+        self._answers: Flights[tuple[str, RdataType], Answer[Any] | Failed] = Flights(
+            ANSWERS_KEPT, OCTETS_KEPT, octets_of
+        )
 
     @property
     def trusts_ad(self) -> bool:

@@ -11,6 +11,7 @@ every other mail server.  Who must not let senders reach such hosts forbids it i
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,6 +29,7 @@ from hepmaild.mail.reply import Reply
 
 RESOLVE_S = 90.0  # four questions one after the other, a policy, and some
 DESTINATIONS_KEPT = 10_000
+OCTETS_KEPT = 32 * 2**20  # of what is kept of these; the usual ones need a third
 LEAST_S = 1.0  # for those who asked at the same time
 
 
@@ -61,6 +63,15 @@ class _Plan:
     group: str
 
 
+def _octets_of(plan: _Plan | NoHops) -> int:
+    """How much memory what others wrote into DNS takes in it, roughly."""
+    if isinstance(plan, NoHops):
+        return 0
+    hops = [hop for _, hop in plan.hops]
+    texts = (text for hop in hops for text in (hop.name, *hop.addresses, *hop.tls.names))
+    return sum(map(sys.getsizeof, (plan.group, *texts, *(row.data for hop in hops for row in hop.tls.tlsa))))
+
+
 class Resolver:
     """lookups: DNS.  sts: MTA-STS; None: not used at all.  dice: [0, 1), for the order among equals."""
 
@@ -68,8 +79,8 @@ class Resolver:
         self._lookups = lookups
         self._sts = sts
         self._dice = dice
-        self._plans: Flights[tuple[str, Flags], _Plan | NoHops] = Flights(DESTINATIONS_KEPT)
-        self._policies: Flights[str, Found] = Flights(DESTINATIONS_KEPT)
+        self._plans: Flights[tuple[str, Flags], _Plan | NoHops] = Flights(DESTINATIONS_KEPT, OCTETS_KEPT, _octets_of)
+        self._policies: Flights[str, Found] = Flights(DESTINATIONS_KEPT, OCTETS_KEPT, Found.octets)
 
     def for_route(self, route: MxRoute) -> Resolve:
         """How this route's destinations are looked up.  Two routes that wish the same share what is known."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from hepmaild.errors import StoreUnavailable
 log = structlog.get_logger()
 
 REMEMBERED = 5000
+OCTETS_REMEMBERED = 16 * 2**20  # of what these say; the usual ones need a tenth
 TRY_AGAIN_S = 300.0  # after a fetch in vain (RFC 8461 §3.3)
 
 
@@ -41,14 +43,19 @@ class Found:
     policy: Policy | None
     until: float
 
+    def octets(self) -> int:
+        """How much memory the policy takes, roughly."""
+        return 0 if self.policy is None else self.policy.octets()
+
 
 @dataclass
 class _Known:
-    """What is remembered of a domain.  try_at: by Trio's clock, when to fetch again."""
+    """What is remembered of a domain.  try_at: by Trio's clock, when to fetch again.  octets: as last counted."""
 
     kept: Kept | None
     policy: Policy | None
     try_at: float = 0.0
+    octets: int = 0
 
 
 class StsPolicies:
@@ -60,6 +67,7 @@ class StsPolicies:
         self._store = store
         self._now_us = now_us
         self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._octets = 0
 
     async def policy_for(self, domain: str) -> Found:
         """The policy that holds for a domain now; call it for one domain by one task at a time.
@@ -74,6 +82,7 @@ class StsPolicies:
         known = await self._recall(domain)
         if policy_id is not None:
             await self._renew(domain, known, policy_id)
+            self._make_room(domain, known)
             if known.try_at > trio.current_time():  # a fetch was in vain
                 until = min(until, known.try_at)
         if known.kept is None:
@@ -85,12 +94,22 @@ class StsPolicies:
         known = self._known.get(domain)
         if known is None:
             known = self._known[domain] = _known_of(await self._store.load(domain))
-            while len(self._known) > REMEMBERED:
-                self._known.popitem(last=False)
         self._known.move_to_end(domain)
         if known.kept is not None and known.kept.expires_at_us <= self._now_us():
             known.kept = known.policy = None
+        self._make_room(domain, known)
         return known
+
+    def _make_room(self, domain: str, known: _Known) -> None:
+        """Count what is remembered of a domain anew, and forget those asked for longest ago: the store has them."""
+        if self._known.get(domain) is not known:
+            return  # forgotten meanwhile
+        self._octets -= known.octets
+        known.octets = 0 if known.kept is None else sys.getsizeof(known.kept.text)
+        known.octets += 0 if known.policy is None else known.policy.octets()
+        self._octets += known.octets
+        while len(self._known) > REMEMBERED or (self._octets > OCTETS_REMEMBERED and len(self._known) > 1):
+            self._octets -= self._known.popitem(last=False)[1].octets
 
     async def _renew(self, domain: str, known: _Known, policy_id: str) -> None:
         if known.kept is not None and known.kept.is_current(policy_id, self._now_us()):

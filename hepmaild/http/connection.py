@@ -9,6 +9,8 @@
 - An answer in two TLS records and two segments costs more than the rest of sending it: small ones go out whole.
 - A websocket that is refused by the library itself is never ended; octets ahead of its handshake leave its server alone
   for ever; a message that is too long is kept, with all that comes behind it.
+- What it makes of a connection refers to itself in circles: with it the memory of TLS and of the compressor, a fifth of
+  a megabyte for a live page, would stay until the collector looks through all there is, which it hardly ever does.
 
 A plain send request is read and answered here (`quick`), while the library's machine stays where it is, between two
 requests.
@@ -71,6 +73,14 @@ class _Machine(h11.Connection):
 
 async def _offer_no_upgrade(_request: object) -> None:
     """HTTP/2 is chosen by ALPN only."""
+
+
+def _drop_compressor(stream: WSStream) -> None:
+    """Of a websocket that has ended: only words of control may still be said, which are not compressed."""
+    machine: Any = getattr(stream, "connection", None)
+    if machine is not None:
+        for extension in machine._proto.extensions:  # noqa: SLF001
+            extension._compressor = None  # noqa: SLF001
 
 
 class _NoTask:
@@ -173,6 +183,14 @@ class Connection(TCPServer):
             await trio.aclose_forcefully(self.stream)
         finally:
             self._peers.discard(self)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """It is over, and every task with it: open the circles."""
+        wrapper: ProtocolWrapper | None = vars(self).pop("_protocol", None)
+        if wrapper is not None:
+            vars(wrapper.protocol).clear()
+        self._facts.stream = self.stream = None  # type: ignore[assignment]
 
     async def end_soon(self) -> None:
         """We are stopping: an idle connection ends now, any other behind its answer; who shakes hands has a moment."""
@@ -337,7 +355,12 @@ class Connection(TCPServer):
         is_early = isinstance(event, Body | Data) and not stream.handshake.accepted
         if is_early:
             raise trio.BrokenResourceError("octets came before the websocket was accepted")
-        await handle(event)
+        try:
+            await handle(event)
+        finally:
+            if stream.closed:
+                vars(stream).pop("handle", None)  # the library's own drops whatever still comes
+                _drop_compressor(stream)
         if stream.buffer.length > stream.buffer.max_length:  # and it was told so
             raise trio.BrokenResourceError("a message was too long")
 

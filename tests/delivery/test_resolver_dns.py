@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import random
 import socket
+import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
@@ -20,12 +21,14 @@ import trio
 from trio.testing import MockClock
 
 from hepmaild.config import DnsSettings
+from hepmaild.delivery import lookups as lookups_module
 from hepmaild.delivery.answers import Answer, Failed
 from hepmaild.delivery.hops import Hops, NoHops
 from hepmaild.delivery.lookups import Lookups
 from hepmaild.delivery.resolver import Flags, Resolver
 from hepmaild.delivery.turns import Turns
 from tests.peers.nameservers import Nameservers
+from tests.peers.small_dns import small_dns
 
 DEADLINE_S = 60
 
@@ -412,6 +415,39 @@ async def test_the_ad_bit_counts_only_where_it_is_trusted() -> None:
             answer = await Lookups(settings(server.port, trust_ad=trusted)).ipv4("example.test")
             assert isinstance(answer, Answer)
             assert answer.secure is trusted
+
+
+# What is kept
+
+
+async def test_what_is_kept_of_large_answers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is 60 KB on the wire and, for the sake of one character, four times as much in memory."""
+    monkeypatch.setattr(lookups_module, "OCTETS_KEPT", 2**20)
+    text = " ".join([f'"{"x" * 250}"'] * 239)
+    with small_dns() as server:
+        for n in range(8):
+            server.publish(f'large{n}.test. TXT "\\240\\159\\152\\128" {text}\n')
+        server.publish("small.test. TXT small\n")
+        lookups = Lookups(settings(server.port))
+        tracemalloc.start()
+        try:
+            for n in range(8):
+                answer = await lookups.txt(f"large{n}.test")
+                assert isinstance(answer, Answer)
+                assert len(answer.values[0]) == 1 + 239 * 250
+            assert (await lookups.lookup_txt("small.test")) == ("small",)
+            kept = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, lookups_module.__file__)])
+        finally:
+            tracemalloc.stop()
+        assert sum(trace.size for trace in kept.traces) < 1.3 * 2**20
+
+        # The newest are still known.
+        server.asked.clear()
+        await lookups.txt("small.test")
+        await lookups.txt("large7.test")
+        assert not server.asked
+        await lookups.txt("large0.test")
+        assert server.asked
 
 
 # Helpers for others

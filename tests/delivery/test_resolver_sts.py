@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import random
 import time
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +16,8 @@ import trio
 from sqlalchemy import Connection
 
 from hepmaild.config import DatabaseSettings, DnsSettings
-from hepmaild.delivery import sts_fetch, sts_policies
+from hepmaild.delivery import mta_sts, sts_fetch, sts_policies
+from hepmaild.delivery import resolver as resolver_module
 from hepmaild.delivery.hops import Hops, NoHops, TlsLevel, TlsPolicy
 from hepmaild.delivery.lookups import Lookups
 from hepmaild.delivery.mta_sts import Kept
@@ -32,6 +34,7 @@ from tests.peers.policy_server import PolicyServer, http
 DAY_US = 86_400_000_000
 VERIFIED = TlsPolicy(TlsLevel.VERIFIED, "mta-sts enforce")
 OPPORTUNISTIC = TlsPolicy(TlsLevel.OPPORTUNISTIC)
+OF_POLICIES = (tracemalloc.Filter(True, mta_sts.__file__), tracemalloc.Filter(True, sts_fetch.__file__))
 
 
 def policy(mode: str = "enforce", *mx: str, max_age: int = 86_400 * 10) -> str:
@@ -299,3 +302,23 @@ async def test_what_is_remembered_is_bounded(world: World, monkeypatch: pytest.M
         world.answer(name, policy("enforce", "*.plain.test"))
         assert (await world.policies(name, again=True))["mx1"] == VERIFIED
     assert world.fetched("enforce") == 1
+
+
+async def test_what_is_remembered_of_large_policies_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 KB of text may be thousands of patterns, and anybody may have a domain that says so."""
+    monkeypatch.setattr(sts_policies, "OCTETS_REMEMBERED", 2**20)
+    monkeypatch.setattr(resolver_module, "OCTETS_KEPT", 2**20)
+    world.restart()
+    names = [name for name in STS_NAMES if name != "wrong-certificate"]
+    for name in names:
+        world.answer(name, policy("enforce", "*.plain.test", *(f"m{n}.test" for n in range(3_500))))
+    tracemalloc.start()
+    try:
+        for name in names:
+            assert (await world.policies(name))["mx1"] == VERIFIED
+        kept = sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces(OF_POLICIES).traces)
+    finally:
+        tracemalloc.stop()
+    assert kept < 1.5 * 2**20
+    assert (await world.policies(names[0], again=True))["mx1"] == VERIFIED  # from the store
+    assert world.fetched(names[0]) == 1
