@@ -63,12 +63,14 @@ refresh_token = Table(
     "refresh_token",
     metadata,
     Column("token_hash", LargeBinary(32), primary_key=True),
-    Column("session_id", String(36), nullable=False, index=True),
-    Column("created_at_us", BigInteger, nullable=False),
+    Column("session_id", String(36), nullable=False),
+    Column("created_at_us", BigInteger, nullable=False),  # when the one before it was used
     Column("used_at_us", BigInteger, nullable=True),
     # Browsers only: the token that came after this one, readable with this one alone (`sessions.wrap`).
     Column("successor", LargeBinary, nullable=True),
 )
+# A program may have had a million of them in its 30 days: the latest are found without the others.
+Index("ix_refresh_token_session_id_used_at_us", refresh_token.c.session_id, refresh_token.c.used_at_us)
 
 # The public halves of the keys that sign access tokens; the private ones never leave their processes.
 token_key = Table(

@@ -23,6 +23,7 @@ from hepmaild.storage.schema_people import login_session, refresh_token, token_k
 LIFE_US = 30 * 86_400_000_000  # of a session, from the login
 GRACE_US = 30_000_000  # so long the tabs of a browser may present the same token
 BATCH = 500
+TOKENS_BATCH = 2_000
 # Why a session ended.  grant: a newer login of a program.  theft: a used refresh token came again.
 ENDINGS = ("sign-out", "revoked", "password", "reset", "suspended", "grant", "theft")
 
@@ -115,8 +116,9 @@ def rotate(
             return Rotated(row, bytes(token.successor))
         end(conn, [row.session_id], by="theft", now_us=now_us)
         return NotRotated(theft_from=row)
-    in_family = refresh_token.c.session_id == row.session_id
-    conn.execute(update(refresh_token).where(in_family, refresh_token.c.successor.is_not(None)).values(successor=None))
+    # The one before it was used in the very moment in which this one was made; those before that have none any more.
+    one_before = (refresh_token.c.session_id == row.session_id) & (refresh_token.c.used_at_us == token.created_at_us)
+    conn.execute(update(refresh_token).where(one_before, refresh_token.c.successor.is_not(None)).values(successor=None))
     conn.execute(
         update(refresh_token)
         .where(refresh_token.c.token_hash == token_hash)
@@ -269,11 +271,18 @@ def public_keys(conn: Connection, now_us: int) -> dict[str, tuple[bytes, int]]:
 
 
 def prune(conn: Connection, now_us: int) -> int:
-    """Drop sessions whose time is over, with their tokens, and old keys; how many sessions went (at most BATCH)."""
+    """Drop sessions whose time is over, with their tokens, and old keys; how many sessions, or tokens of them, went.
+
+    At most BATCH sessions, and TOKENS_BATCH tokens: a program may have had a million of them.
+    """
     conn.execute(delete(token_key).where(token_key.c.until_us <= now_us))
     old = select(login_session.c.id).where(login_session.c.ends_at_us <= now_us).limit(BATCH)
     ids = conn.execute(old).scalars().all()
-    if ids:
-        conn.execute(delete(refresh_token).where(refresh_token.c.session_id.in_(ids)))
-        conn.execute(delete(login_session).where(login_session.c.id.in_(ids)))
+    if not ids:
+        return 0
+    theirs = select(refresh_token.c.token_hash).where(refresh_token.c.session_id.in_(ids)).limit(TOKENS_BATCH)
+    gone = conn.execute(delete(refresh_token).where(refresh_token.c.token_hash.in_(theirs))).rowcount
+    if gone >= TOKENS_BATCH:
+        return int(gone)
+    conn.execute(delete(login_session).where(login_session.c.id.in_(ids)))
     return len(ids)
