@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hepmaild.config import TlsSettings
+from hepmaild.listening import OUT_OF
 
 log = structlog.get_logger()
 
@@ -57,6 +58,7 @@ class ServerTls:
 
     smtp: ssl.SSLContext
     http: ssl.SSLContext
+    _ends_at: datetime  # of the one in use: the watch reads no file that has not changed
 
     def __init__(self, settings: TlsSettings, *, state_dir: Path, hostname: str) -> None:
         self._hostname = hostname
@@ -79,16 +81,17 @@ class ServerTls:
                 stamp = self._look()
             self._load()
         except (OSError, ValueError) as error:
-            self._stamp = stamp  # warned once for each change, not at every look
+            if getattr(error.__cause__ or error, "errno", None) not in OUT_OF:
+                self._stamp = stamp  # warned once for each change, not at every look
             log.warning("certificate_not_loaded", file=str(self.certificate), error=str(error), kept="the previous one")
             return False
         self._stamp = stamp
-        log.info("certificate_loaded", file=str(self.certificate), expires_at=self.expires_at())
+        log.info("certificate_loaded", file=str(self.certificate), expires_at=self._ends_at)
         return True
 
     def reload_if_changed(self) -> bool:
         """Reload when a file is another one than at the last look; whether a new certificate is in use."""
-        due = self._is_self_made and self.expires_at() - datetime.now(UTC) < RENEW_BEFORE
+        due = self._is_self_made and self._ends_at - datetime.now(UTC) < RENEW_BEFORE
         return (due or self._look() != self._stamp) and self.reload()
 
     async def watch(self, interval_s: float = WATCH_INTERVAL_S) -> None:
@@ -106,6 +109,7 @@ class ServerTls:
         try:
             for context in (smtp, http):
                 context.load_cert_chain(self.certificate, self.private_key, password=no_password)
+            self._ends_at = self.expires_at()
         except (OSError, ValueError) as error:
             raise OSError(
                 f"the certificate {self.certificate} and its key {self.private_key} cannot be used: "
@@ -122,7 +126,9 @@ class ServerTls:
             fine = self.private_key.is_file() and self.expires_at() - datetime.now(UTC) >= RENEW_BEFORE
             fine = fine and _names_of(self.certificate.read_bytes()) == _wanted_names(self._hostname)
             fine = fine and _belong_together(self.certificate, self.private_key)
-        except (OSError, ValueError, x509.ExtensionNotFound):
+        except (OSError, ValueError, x509.ExtensionNotFound) as error:
+            if getattr(error, "errno", None) in OUT_OF:
+                raise  # it may be as good as it was
             fine = False
         if not fine:
             certificate, key = make_self_signed(self._hostname, datetime.now(UTC))
