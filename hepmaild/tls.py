@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hepmaild.config import TlsSettings
+from hepmaild.listening import OUT_OF
 from hepmaild.storage.sqlite_file import give_to_owner_of
 
 log = structlog.get_logger()
@@ -62,6 +63,7 @@ class ServerTls:
 
     smtp: ssl.SSLContext
     http: ssl.SSLContext
+    _ends_at: datetime | None  # of the one in use: the watch reads no file that has not changed
 
     def __init__(self, settings: TlsSettings, *, state_dir: Path, hostname: str) -> None:
         self._hostname = hostname
@@ -84,17 +86,17 @@ class ServerTls:
                 stamp = self._look()
             self._load()
         except (OSError, ValueError) as error:
-            self._stamp = stamp  # warned once for each change, not at every look
+            if not _is_shortage(error.__cause__ or error):
+                self._stamp = stamp  # warned once for each change, not at every look
             log.warning("certificate_not_loaded", file=str(self.certificate), error=str(error), kept="the previous one")
             return False
         self._stamp = stamp
-        log.info("certificate_loaded", file=str(self.certificate), expires_at=self._end())
+        log.info("certificate_loaded", file=str(self.certificate), expires_at=self._ends_at)
         return True
 
     def reload_if_changed(self) -> bool:
         """Reload when a file is another one than at the last look; whether a new certificate is in use."""
-        end = self._end() if self._is_self_made else None
-        due = end is not None and end - datetime.now(UTC) < RENEW_BEFORE
+        due = self._ends_at is not None and self._is_self_made and self._ends_at - datetime.now(UTC) < RENEW_BEFORE
         return (due or self._look() != self._stamp) and self.reload()
 
     async def watch(self, interval_s: float = WATCH_INTERVAL_S) -> None:
@@ -116,25 +118,26 @@ class ServerTls:
         """When the certificate on disk ends (UTC).  Raises OSError or ValueError when it cannot be read."""
         return x509.load_pem_x509_certificate(self.certificate.read_bytes()).not_valid_after_utc
 
-    def _end(self) -> datetime | None:
-        """As `expires_at`; None for a file that is gone meanwhile, or that OpenSSL alone can read."""
-        try:
-            return self.expires_at()
-        except (OSError, ValueError):
-            return None
-
     def _load(self) -> None:
         smtp, http = new_context(), new_context(("h2", "http/1.1"))
         try:
             for context in (smtp, http):
                 context.load_cert_chain(self.certificate, self.private_key, password=no_password)
+            ends_at = self._end()
         except (OSError, ValueError) as error:
             raise OSError(
                 f"the certificate {self.certificate} and its key {self.private_key} cannot be used: "
                 f"{why_unusable(self.certificate, self.private_key, error)}; tls.certificate and tls.private_key must "
                 "name PEM files that belong together, the key without a passphrase, readable by hepmaild's user"
             ) from error
-        self.smtp, self.http = smtp, http
+        self.smtp, self.http, self._ends_at = smtp, http, ends_at
+
+    def _end(self) -> datetime | None:
+        """As `expires_at`; None for what OpenSSL alone can read.  Raises OSError."""
+        try:
+            return self.expires_at()
+        except ValueError:
+            return None
 
     def _look(self) -> Stamp:
         return tuple(_stat(path) for path in (self.certificate, self.private_key))
@@ -144,7 +147,9 @@ class ServerTls:
             fine = self.private_key.is_file() and self.expires_at() - datetime.now(UTC) >= RENEW_BEFORE
             fine = fine and _names_of(self.certificate.read_bytes()) == _wanted_names(self._hostname)
             fine = fine and _belong_together(self.certificate, self.private_key)
-        except (OSError, ValueError, x509.ExtensionNotFound):
+        except (OSError, ValueError, x509.ExtensionNotFound) as error:
+            if _is_shortage(error):
+                raise  # it may be as good as it was
             fine = False
         if not fine:
             certificate, key = make_self_signed(self._hostname, datetime.now(UTC))
@@ -256,6 +261,11 @@ def write_private(path: Path, content: bytes) -> None:
 def no_password() -> str:
     """For `load_cert_chain`: without it OpenSSL would ask on the terminal, and a daemon would wait for ever."""
     raise ValueError("the private key is encrypted: a daemon needs one without a passphrase")
+
+
+def _is_shortage(error: BaseException) -> bool:
+    """Whether nothing could be opened just now.  OpenSSL's errors have numbers of their own."""
+    return isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno in OUT_OF
 
 
 def _stat(path: Path) -> tuple[int, ...]:

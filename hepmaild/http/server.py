@@ -32,7 +32,7 @@ from hepmaild.http.oauth import LoginDesk
 from hepmaild.http.send import SendDesk
 from hepmaild.intake import Intake
 from hepmaild.lifecycle import Lifecycle
-from hepmaild.listening import OUT_OF, host_to_bind
+from hepmaild.listening import OUT_OF, Shortage, host_to_bind
 from hepmaild.materials import Materials
 from hepmaild.metrics import Meter
 from hepmaild.own_servers import OwnServers
@@ -262,9 +262,10 @@ class _TlsListener(trio.abc.Listener[_TlsStream]):
     def __init__(self, listening: socket.socket, context: Callable[[], ssl.SSLContext]) -> None:
         self._listening = listening
         self._context = context
+        self._shortage = Shortage()
 
     async def accept(self) -> _TlsStream:
-        """The next connection.  Raises OSError when there is no room for one."""
+        """The next connection, as soon as there is room for one."""
         while True:
             await trio.lowlevel.wait_readable(self._listening.fileno())
             try:
@@ -273,7 +274,7 @@ class _TlsListener(trio.abc.Listener[_TlsStream]):
                 continue
             except OSError as problem:
                 if problem.errno in OUT_OF:
-                    raise
+                    await self._shortage.wait("https", str(problem))
                 continue
             return _TlsStream(SocketTransport(connected), self._context())
 

@@ -17,7 +17,7 @@ import trio
 from hepmaild.config import LimitSettings, SmtpSettings
 from hepmaild.intake import Intake
 from hepmaild.lifecycle import Lifecycle
-from hepmaild.listening import OUT_OF, open_listener
+from hepmaild.listening import OUT_OF, Shortage, open_listener
 from hepmaild.policy import client_of
 from hepmaild.smtp import replies
 from hepmaild.smtp.replies import Line
@@ -194,12 +194,12 @@ class SmtpDoor:
         return ports
 
     async def _accept(self, port: _Port, sessions: trio.Nursery) -> None:
+        shortage = Shortage()
         while True:
             await trio.lowlevel.wait_readable(port.listening.fileno())
             problem = self._accept_waiting(port, sessions)
             if problem is not None:
-                log.warning("accept_failed", door=port.bound.door, error=problem)
-                await trio.sleep(0.1)
+                await shortage.wait(port.bound.door, problem)
 
     def _accept_waiting(self, port: _Port, sessions: trio.Nursery) -> str | None:
         """Take the connections that wait.  Returns what we ran out of, if anything."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import ssl
 import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
 from hepmaild.config import TlsSettings
+from hepmaild.listening import Shortage
 from hepmaild.tls import ServerTls, make_self_signed, write_private
 
 
@@ -284,6 +287,44 @@ async def test_what_tickets_are_sealed_with_does_not_live_long(
             await trio.sleep(86_400)
             assert not resume(getattr(server, door), client, first.session).session_reused
             nursery.cancel_scope.cancel()
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Nothing can be opened, as when clients have taken all that the process may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as lowest:  # noqa: PTH123
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest.fileno(), hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_the_watch_goes_on_without_descriptors(tmp_path: Path, log_events: Any) -> None:
+    """It ended, and the daemon with it."""
+    tls = ServerTls(TlsSettings(), state_dir=tmp_path, hostname="mail.example")
+    before = tls.smtp
+    with no_descriptors():
+        assert not tls.reload_if_changed()
+        assert not tls.reload()
+    assert tls.smtp is before
+    assert "Too many open files" in log_events.named("certificate_not_loaded")[0]["error"]
+    pair = write_pair(tmp_path, "mail.example")
+    tls = ServerTls(pair, state_dir=tmp_path, hostname="mail.example")
+    write_pair(tmp_path, "other.example")
+    with no_descriptors():
+        assert not tls.reload_if_changed()
+    assert tls.reload_if_changed(), "what could not be read in that moment is read later"
+
+
+async def test_a_lasting_shortage_is_told_once_a_minute(
+    log_events: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    shortage = Shortage()
+    while trio.current_time() < 150:
+        await shortage.wait("https", "Too many open files")
+    assert len(log_events.named("accept_failed")) == 3
 
 
 async def test_a_self_made_certificate_is_renewed_in_time(tmp_path: Path) -> None:
