@@ -173,7 +173,7 @@ async def _retried(street: Street) -> None:
 
 
 async def _answered(street: Street) -> None:
-    answer = Answer(street.one.message_id, "account-1", START_US, '{"said":1}', "{}", free_word=True)
+    answer = Answer(street.one.message_id, "account-1", START_US, '{"said":1}', free_word=True)
     await street.books.store.submit(Answers((answer,)))
 
 
