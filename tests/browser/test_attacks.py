@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import http.server
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, WebSocketRoute
 from tests.dashboard.hostile_site import SOURCES, HostileSite, open_hostile_site
 from tests.dashboard.test_hostile_words import paths_of
 from tests.dashboard.visitor import Visitor
+from tests.peers.threaded import running
 
 COUNT = """
 window.violations = [];
@@ -60,15 +60,9 @@ def open_canary() -> Iterator[Canary]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server, running(server):
         canary.url = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield canary
-        finally:
-            server.shutdown()
-            thread.join()
+        yield canary
 
 
 @pytest.fixture(scope="module")

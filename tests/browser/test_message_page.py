@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, expect
 from tests.browser.guard import open_person
 from tests.dashboard.visitor import link_of
 from tests.peers.daemon import ACCOUNT, SENDER, open_daemon, post
+from tests.peers.threaded import serving
 
 
 @dataclass
@@ -33,19 +34,11 @@ def silent_hop() -> Iterator[Silence]:
             over.wait(60)
             self.request.sendall(b"421 4.3.2 busy\r\n")
 
-    class Server(socketserver.ThreadingTCPServer):
-        allow_reuse_address = True
-        daemon_threads = True
-
-    with Server(("127.0.0.1", 0), Wait) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
+    with serving(Wait) as port:
         try:
-            yield Silence(server.server_address[1], over)
+            yield Silence(port, over)
         finally:
             over.set()
-            server.shutdown()
-            thread.join()
 
 
 def test_what_can_be_done_follows_the_attempt(browser: Browser) -> None:

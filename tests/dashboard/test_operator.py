@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 import socketserver
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -20,6 +19,7 @@ from tests.peers import postgres
 from tests.peers.daemon import ACCOUNT, SENDER, Daemon, open_daemon, post
 from tests.peers.processes import free_port, wait_until
 from tests.peers.sink import CaptureSink, capture_sink
+from tests.peers.threaded import serving
 
 OPERATOR = "operator@example.com"
 EVIL, BLOCKED = "evil@example.com", "blocked@example.com"
@@ -45,18 +45,8 @@ def evil_hop() -> Iterator[int]:
         def handle(self) -> None:
             self.request.sendall(f'421 4.3.2 {SCRIPT} "&amp;\r\n'.encode())
 
-    class Server(socketserver.ThreadingTCPServer):
-        allow_reuse_address = True
-        daemon_threads = True
-
-    with Server(("127.0.0.1", 0), Greet) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Greet) as port:
+        yield port
 
 
 @dataclass(frozen=True, slots=True)

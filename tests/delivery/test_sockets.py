@@ -7,7 +7,6 @@ import socket
 import socketserver
 import ssl
 import subprocess
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -27,6 +26,7 @@ from tests.delivery.memory_queue import MemoryQueue
 from tests.delivery.peer import Answer, Hangup, Peer, hang
 from tests.peers.certificates import Certificate, make_certificate
 from tests.peers.programs import find_program, require
+from tests.peers.threaded import serving
 
 DEADLINE_S = 30
 EHLO_TLS = b"250-peer\r\n250-PIPELINING\r\n250-STARTTLS\r\n250 AUTH PLAIN LOGIN\r\n"
@@ -233,14 +233,8 @@ def wants_certificates(certificate: Certificate, *, implicit: bool) -> Iterator[
                     pass
             raise ConnectionAbortedError
 
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Talk) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Talk) as port:
+        yield port
 
 
 @pytest.mark.parametrize("tls", [TlsMode.OPPORTUNISTIC, TlsMode.STARTTLS, TlsMode.IMPLICIT])

@@ -63,7 +63,7 @@ class TestDoor(HttpDoor):
 
 @pytest.fixture
 async def door(tmp_path: Path, log_events: LogEvents) -> AsyncIterator[Running]:
-    timeouts = Timeouts(send_s=1, linger_s=0.1, idle_s=20, grace_s=3)
+    timeouts = Timeouts(send_s=2, linger_s=0.1, idle_s=20, grace_s=3)
     async with open_door(tmp_path, timeouts=timeouts, make=TestDoor) as running:
         yield running
         assert not log_events.named("http_connection_broken")
@@ -188,7 +188,7 @@ async def test_a_slow_client_has_time_for_each_piece(client: Client, path: str) 
     client.ask(1, path)
     for number in range(PIECES):
         await client.hear(lambda number=number: client.octets() >= number * len(PIECE))  # type: ignore[misc]
-        await trio.sleep(0.06)
+        await trio.sleep(0.07)
         client.h2.increment_flow_control_window(len(PIECE))
         client.h2.increment_flow_control_window(len(PIECE), 1)
     await client.hear(lambda: 1 in client.ended())

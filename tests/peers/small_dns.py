@@ -11,7 +11,6 @@ import contextlib
 import socketserver
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,8 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 import dns.zonefile
+
+from tests.peers.threaded import Server, running
 
 
 @dataclass
@@ -88,7 +89,7 @@ def small_dns(port: int = 0) -> Iterator[SmallDns]:
                 self.wfile.write(len(octets).to_bytes(2, "big") + octets)
 
     udp, tcp = _bind(port, ByUdp, ByTcp)
-    with udp, tcp, _running(udp), _running(tcp):
+    with udp, tcp, running(udp), running(tcp):
         served.port = udp.server_address[1]
         yield served
 
@@ -98,28 +99,12 @@ def _bind(port: int, by_udp: Any, by_tcp: Any) -> tuple[socketserver.UDPServer, 
     for attempts_left in reversed(range(50 if port == 0 else 1)):
         udp = socketserver.ThreadingUDPServer(("127.0.0.1", port), by_udp)
         try:
-            return udp, _TcpServer(("127.0.0.1", udp.server_address[1]), by_tcp)
+            return udp, Server(("127.0.0.1", udp.server_address[1]), by_tcp)
         except OSError:
             udp.server_close()
             if not attempts_left:
                 raise
     raise AssertionError
-
-
-class _TcpServer(socketserver.ThreadingTCPServer):
-    allow_reuse_address = True
-    daemon_threads = True
-
-
-@contextlib.contextmanager
-def _running(server: Any) -> Iterator[None]:
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        thread.join(10)
 
 
 def main(arguments: list[str]) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import socketserver
-import threading
 from collections.abc import Iterator
+
+from tests.peers.threaded import serving
 
 ANSWERS = {
     b"EHLO": b"250-localhost\r\n250-AUTH PLAIN LOGIN\r\n250 8BITMIME\r\n",
@@ -32,15 +33,5 @@ def without_tls() -> Iterator[tuple[int, list[bytes]]]:
                     if line[:4].upper() == b"QUIT":
                         return
 
-    class Server(socketserver.ThreadingTCPServer):
-        allow_reuse_address = True
-        daemon_threads = True
-
-    with Server(("127.0.0.1", 0), Talk) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield server.server_address[1], told
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Talk) as port:
+        yield port, told

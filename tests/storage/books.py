@@ -123,6 +123,22 @@ def mint_key(conn: Connection, books: Books, key_id: str, secret: str = "", chao
     )
 
 
+def add_account(conn: Connection, number: int, credits_granted: int, now_us: int) -> None:
+    """`account-NUMBER`, with its owner."""
+    accounts.create(
+        conn,
+        account_id=f"account-{number}",
+        user_id=f"user-{number}",
+        email=f"owner{number}@example.com",
+        plan="standard",
+        password_hash=None,
+        is_operator=False,
+        credits_granted=credits_granted,
+        granted_by="a test",
+        now_us=now_us,
+    )
+
+
 @asynccontextmanager
 async def open_books(opener: Opener, *, credits_granted: int = 100, clock: Clock | None = None) -> AsyncIterator[Books]:
     """A migrated store with an account of `credits_granted` credits and one key."""
@@ -131,17 +147,6 @@ async def open_books(opener: Opener, *, credits_granted: int = 100, clock: Clock
     async with opener(UnitRunner(clock.now_us)) as store:
         await store.upgrade()
         books = Books(store, clock, secret)
-        await store.write(
-            accounts.create,
-            account_id=books.account_id,
-            user_id="user-1",
-            email="owner@example.com",
-            plan="standard",
-            password_hash=None,
-            is_operator=False,
-            credits_granted=credits_granted,
-            granted_by="a test",
-            now_us=clock.us,
-        )
+        await store.write(add_account, 1, credits_granted, clock.us)
         await store.write(mint_key, books, books.identity.key_id, secret)
         yield books

@@ -19,12 +19,12 @@ from sqlalchemy import Connection, select, text
 from hepmaild.config import InDoubt
 from hepmaild.delivery.job import Result
 from hepmaild.mail.submission import KeyIdentity
-from hepmaild.storage import accounts, cap_line, claim, leases, queue, schema
+from hepmaild.storage import cap_line, claim, leases, queue, schema
 from hepmaild.storage import credits as money
 from hepmaild.storage.accept import Taken
 from hepmaild.storage.settle import say_states
 from hepmaild.storage.unit import Accept, Answer, Answers, Mark
-from tests.storage.books import HOUR_US, START_US, Books, mint_key, open_books
+from tests.storage.books import HOUR_US, START_US, Books, add_account, mint_key, open_books
 from tests.storage.conftest import Opener
 from tests.storage.mx_books import job_of, mx_accept, report_on
 
@@ -93,18 +93,7 @@ class Street:
 async def street(opener: Opener) -> AsyncIterator[Street]:
     async with open_books(opener) as books:
         await books.store.write(mint_key, books, "key-2")
-        await books.store.write(
-            accounts.create,
-            account_id="account-2",
-            user_id="user-2",
-            email="other@example.com",
-            plan="standard",
-            password_hash=None,
-            is_operator=False,
-            credits_granted=100,
-            granted_by="a test",
-            now_us=START_US,
-        )
+        await books.store.write(add_account, 2, 100, START_US)
         other_key = KeyIdentity("key-2", "app", "", "account-1", "", "standard", 120)
         to = ("a@x.test", "b@x.test", "c@y.test")
         late = {"expires_at_us": START_US + 90 * HOUR_US}

@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import Connection, func, select, text
 
 from hepmaild.delivery.job import Result
-from hepmaild.storage import accounts, schema
 from hepmaild.storage import credits as money
+from hepmaild.storage import schema
 from hepmaild.storage.credits import GENESIS, MAX_AMOUNT, Checked, Fault
-from tests.storage.books import START_US, Books, open_books
+from tests.storage.books import START_US, Books, add_account, open_books
 from tests.storage.conftest import Opener
 
 
@@ -109,18 +109,7 @@ async def test_a_row_behind_the_last_one_is_found(books: Books) -> None:
 @pytest.mark.parametrize("reason", ["", "debit", "refund", "grant"])
 async def test_paging_back(books: Books, reason: str) -> None:
     """And nothing is shown of another account."""
-    await books.store.write(
-        accounts.create,
-        account_id="account-2",
-        user_id="user-2",
-        email="other@example.com",
-        plan="standard",
-        password_hash=None,
-        is_operator=False,
-        credits_granted=7,
-        granted_by="a test",
-        now_us=START_US,
-    )
+    await books.store.write(add_account, 2, 7, START_US)
     assert [await books.store.read(money.balance, account_id) for account_id in ("account-1", "account-2")] == [91, 7]
     assert await books.store.read(money.verify, "account-2") is None
 

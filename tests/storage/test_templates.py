@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, insert, update
 
 from hepmaild.mail.template import Wording
-from hepmaild.storage import accounts, audit, templates
+from hepmaild.storage import audit, templates
 from hepmaild.storage.audit import Actor
 from hepmaild.storage.schema_templates import template, template_revision
 from hepmaild.storage.templates import Refused
@@ -28,7 +28,7 @@ from hepmaild.template_rules import (
     read_samples,
     show_samples,
 )
-from tests.storage.books import START_US, Books, open_books
+from tests.storage.books import START_US, Books, add_account, open_books
 from tests.storage.conftest import Opener
 
 ACTOR = Actor("u1", "ann@example.com", "192.0.2.7", "dashboard")
@@ -39,18 +39,7 @@ OTHER = "account-2"
 @pytest.fixture
 async def books(opener: Opener) -> AsyncIterator[Books]:
     async with open_books(opener) as opened:
-        await opened.store.write(
-            accounts.create,
-            account_id=OTHER,
-            user_id="user-2",
-            email="other@example.com",
-            plan="standard",
-            password_hash=None,
-            is_operator=False,
-            credits_granted=0,
-            granted_by="a test",
-            now_us=START_US,
-        )
+        await opened.store.write(add_account, 2, 0, START_US)
         yield opened
 
 
