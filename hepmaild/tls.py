@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import os
 import ssl
-import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hepmaild.config import TlsSettings
 from hepmaild.listening import OUT_OF
-from hepmaild.storage.sqlite_file import give_to_owner_of
+from hepmaild.private_files import write_private
 
 log = structlog.get_logger()
 
@@ -237,25 +235,6 @@ def _belong_together(certificate: Path, key: Path) -> bool:
     except ssl.SSLError:
         return False
     return True
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Put `content` at `path` with mode 0600, all or nothing: never readable by others, never half written.
-
-    Made by root it belongs to the owner of its folder.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # made with mode 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        give_to_owner_of(path.parent, Path(temporary))
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def no_password() -> str:

@@ -19,7 +19,6 @@ import json
 import os
 import secrets
 import stat
-import tempfile
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from hepmaild.errors import SecretsUnavailable
-from hepmaild.storage.sqlite_file import give_to_owner_of
+from hepmaild.private_files import write_beside
 
 FILE_NAME = "secrets.key"
 KEY_OCTETS, NONCE_OCTETS = 32, 12
@@ -217,15 +216,9 @@ class Vault:
     def _write_beside(self, keys: Collection[SealingKey]) -> Path:
         """A temporary file with these keys, durable, for its owner's eyes only."""
         try:
-            descriptor, name = tempfile.mkstemp(prefix=f".{FILE_NAME}.", dir=self.path.parent)  # mode 0600
-            with os.fdopen(descriptor, "wb") as file:
-                file.write((_INTRODUCTION + "".join(f"{key.line()}\n" for key in keys)).encode("ascii"))
-                file.flush()
-                os.fsync(file.fileno())
-            give_to_owner_of(self.path.parent, Path(name))
+            return write_beside(self.path, (_INTRODUCTION + "".join(f"{key.line()}\n" for key in keys)).encode("ascii"))
         except OSError as error:
             raise SecretsUnavailable(f"{self.path} cannot be written: {error.strerror}") from None
-        return Path(name)
 
 
 def _sync_folder(folder: Path) -> None:

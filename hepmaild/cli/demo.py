@@ -148,8 +148,8 @@ def _reachable(address: str) -> str:
 
 async def _prepare(settings: Settings, store: Store) -> tuple[str, str]:
     """Make the account and the key where they are missing; the key, and the token of a fresh sign-in link."""
+    from hepmaild.private_files import write_private
     from hepmaild.storage import keys, links
-    from hepmaild.tls import write_private
 
     file = settings.server.state_dir / "demo.key"
     kept = file.read_text().strip() if file.exists() else ""

@@ -24,7 +24,7 @@ from hepmaild.delivery.job import Job, Result
 from hepmaild.delivery.outcome import IN_DOUBT_REPLY, Verdict
 from hepmaild.mail.content import Content
 from hepmaild.mail.reply import Reply
-from hepmaild.storage.sqlite_file import give_to_owner_of
+from hepmaild.private_files import give_to_owner_of
 
 _TEMPORARY = Reply(451, "4.3.2", "the sandbox refuses everything for now (misbehave = 4xx)")
 _PERMANENT = Reply(550, "5.7.1", "the sandbox refuses everything (misbehave = 5xx)")

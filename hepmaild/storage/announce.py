@@ -18,7 +18,7 @@ from pathlib import Path
 
 import trio
 
-from hepmaild.storage.sqlite_file import give_to_owner_of
+from hepmaild.private_files import give_to_owner_of
 
 RESYNC = "*"
 SOCKET_NAME = "hepmaild.sock"

@@ -12,9 +12,9 @@ from pathlib import Path
 from sqlalchemy import Connection, bindparam, func, select
 
 from hepmaild.mail.content import SPOOL_OCTETS, Content
+from hepmaild.private_files import give_to_owner_of
 from hepmaild.storage.bulk import Query, bulk_insert
 from hepmaild.storage.schema import body, event
-from hepmaild.storage.sqlite_file import give_to_owner_of
 
 _EVENT = bulk_insert(event, "message_id", "account_id", "at_us", "kind", "data")
 _BODY = bulk_insert(body, "message_id", "n", "at_us", "data")

@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 
 from hepmaild.errors import StoreUnavailable
+from hepmaild.private_files import give_to_owner_of
 
 log = structlog.get_logger()
 
@@ -36,13 +37,6 @@ def create_file(path: Path) -> None:
         # Deleted bodies give their disk back; pages are returned in small steps, by `shrink`.
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         connection.execute("PRAGMA journal_mode=WAL").fetchall()
-
-
-def give_to_owner_of(folder: Path, path: Path) -> None:
-    """Let a file made by root belong to whom its folder belongs to; nothing for anybody else."""
-    if os.geteuid() == 0:
-        owner = folder.stat()
-        os.chown(path, owner.st_uid, owner.st_gid)
 
 
 @contextlib.contextmanager

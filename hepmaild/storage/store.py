@@ -28,9 +28,9 @@ from sqlalchemy.exc import ArgumentError
 
 from hepmaild.config import DatabaseSettings
 from hepmaild.errors import StoreUnavailable
+from hepmaild.private_files import give_to_owner_of
 from hepmaild.storage import announce, migrate
 from hepmaild.storage.sqlite import SqliteBackend, first_value
-from hepmaild.storage.sqlite_file import give_to_owner_of
 from hepmaild.storage.sqlite_link import NotHere
 from hepmaild.storage.writer import GroupWriter, Haste, JudgeManner, RunUnit
 from hepmaild.threads import share_interpreter

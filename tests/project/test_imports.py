@@ -99,6 +99,7 @@ LEVELS: list[tuple[str, int]] = [
             "metrics",
             "metrics_docs",
             "passwords",
+            "private_files",
             "sdnotify",
             "threads",
             "timers",

@@ -22,7 +22,8 @@ from cryptography.x509.oid import NameOID
 
 from hepmaild.config import TlsSettings
 from hepmaild.listening import Shortage
-from hepmaild.tls import ServerTls, make_self_signed, write_private
+from hepmaild.private_files import write_private
+from hepmaild.tls import ServerTls, make_self_signed
 
 
 def write_pair(folder: Path, hostname: str) -> TlsSettings:

@@ -17,7 +17,7 @@ from hepmaild.http.compat import Stream
 from hepmaild.http.dashboard import timeline
 from hepmaild.http.dashboard.forms import Form
 from hepmaild.http.dashboard.frame import HEADERS, Dashboard, Pages, Visit
-from hepmaild.http.dashboard.parts import Parts, disposition, take_apart, without_links
+from hepmaild.http.dashboard.parts import Parts, disposition, take_apart
 from hepmaild.http.dashboard.snippets import NO_KEY, SEND_PATH, place_of
 from hepmaild.mail.chaos import kind_of
 from hepmaild.mail.content import Content
@@ -124,7 +124,7 @@ def _mount_content(group: Pages, dashboard: Dashboard) -> None:
         parts = await _parts(dashboard, visit, message_id)
         if parts.html is None:
             raise NotFound("This message has no HTML.")
-        response = Response(without_links(parts.html), content_type="text/html; charset=utf-8")
+        response = Response(parts.html, content_type="text/html; charset=utf-8")
         response.headers.update(HEADERS)
         response.headers["Content-Security-Policy"] = FRAME_POLICY
         response.headers["X-Frame-Options"] = "SAMEORIGIN"

@@ -95,7 +95,7 @@ def _walk(root: Message[Any, Any], parts: Parts) -> None:
         if kind == "text/plain" and parts.text is None and not (name or wants_saving):
             parts.text = _decoded(part, octets)[:MAX_SHOWN]
         elif kind == "text/html" and parts.html is None and not (name or wants_saving):
-            parts.html = _decoded(part, octets)[:MAX_HTML]
+            parts.html = without_links(_decoded(part, octets)[:MAX_HTML])
         else:
             parts.attachments.append(Attachment(n, safe_name(name, n, kind), kind, len(octets), octets))
             cid = str(part.get("Content-ID", "")).strip().removeprefix("<").removesuffix(">")
