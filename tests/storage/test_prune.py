@@ -143,7 +143,7 @@ async def test_the_log_goes_by_the_plan_of_now_also_one_that_left_the_settings(o
         reaper.plans["short"] = Plan(log_days=7)
         await reaper.round()
         assert await books.store.read(ids) == {member.message_id}
-        await books.store.write(accounts.set_plan, "owner@example.com", "short")
+        await books.store.write(accounts.set_plan, "owner1@example.com", "short")
         del reaper.plans["short"]
         await reaper.round()
         assert await books.store.read(ids) == {member.message_id}, "it counts as standard"
