@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,9 +134,10 @@ class Daemon:
         either way.
         """
         words = ("-c", str(self.config_path), *arguments)
-        busy = trio.lowlevel.in_trio_run() or threading.current_thread() is not threading.main_thread()
-        if self.env or busy:
+        if self.env or threading.current_thread() is not threading.main_thread():
             status, out, err = _run_apart(words, stdin, self.env, timeout_s)
+        elif trio.lowlevel.in_trio_run():
+            status, out, err = _run_beside(words, stdin)
         else:
             status, out, err = _run_here(words, stdin)
         if status != 0:
@@ -275,6 +277,12 @@ def _run_here(words: tuple[str, ...], stdin: str | None) -> tuple[int, str, str]
         sys.stdin = kept_stdin
         structlog.configure(**kept_log)
     return status, out.buffer.getvalue().decode(), err.buffer.getvalue().decode()
+
+
+def _run_beside(words: tuple[str, ...], stdin: str | None) -> tuple[int, str, str]:
+    """The same while this thread's loop, in which the caller is, stands still: a thread has one loop only."""
+    with ThreadPoolExecutor(1) as beside:
+        return beside.submit(_run_here, words, stdin).result()
 
 
 def memory_of(pid: int) -> dict[str, int]:
