@@ -9,13 +9,13 @@ key → rate → limits → sender → recipients → idempotency → one commit
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import trio
 
-from hepmaild import policy
+from hepmaild import policy, receipts
 from hepmaild.config import (
     DeliverySettings,
     LimitSettings,
@@ -47,14 +47,6 @@ from hepmaild.mail.submission import (
 from hepmaild.metrics import Meter
 from hepmaild.outbox import FirstAttempt, Outbox
 from hepmaild.prepare import Prepared, Preparer
-from hepmaild.receipts import (
-    accepted_event,
-    answer_meanwhile,
-    answer_of,
-    answer_on_commit,
-    first_receipt,
-    outcome_of_attempt,
-)
 from hepmaild.storage import keys, messages, words
 from hepmaild.storage.accept import Accept, Taken, Twin, destinations_of
 from hepmaild.storage.caps import cap_key_of
@@ -80,8 +72,8 @@ class Dispatcher(Protocol):
     def offer_nowait(self, job: Job) -> bool:
         """Hand a leased job over, one for each destination.  False: no room after all."""
 
-    def left(self, route: str, destinations: Iterable[str]) -> None:
-        """What goes to these destinations was committed without a lease, since they had no room."""
+    def left(self, route: str, destinations: Collection[str]) -> Collection[str]:
+        """What goes to these was committed without a lease, for want of room; those whose next hop is away for long."""
 
     def wake(self) -> None:
         """Something in the store became due."""
@@ -301,7 +293,7 @@ class Intake:
             self._meter.accepted(submission.origin.door, recipients, member.size, commit_s, left_out)
             taken = self._hand_over(member, prepared, result)
             is_paused = result.turn is None and self._is_paused(member, result)
-            receipt = first_receipt(member, result, is_paused=is_paused)
+            receipt = receipts.first_receipt(member, result, is_paused=is_paused)
             if waiter is None:
                 pending.answer = receipt
                 return _with_rate(receipt, state)
@@ -325,7 +317,7 @@ class Intake:
         word, life_us = self._word(submission, prepared, fingerprint)
         destinations = self._destinations(route, prepared.recipients)
         left = self._left(route, destinations)
-        tell = answer_on_commit if self._answers_on_commit(submission) else answer_meanwhile
+        tell = receipts.answer_on_commit if self._answers_on_commit(submission) else receipts.answer_meanwhile
         member = Accept(
             message_id=prepared.message_id,
             account_id=submission.key.account_id,
@@ -343,7 +335,7 @@ class Intake:
             expires_at_us=prepared.at_us + (min(life_s, chaos.LIFE_S) if kind else life_s) * 1_000_000,
             at_us=prepared.at_us,
             messages_per_day=plan.messages_per_day,
-            event=accepted_event(submission, prepared),
+            event=receipts.accepted_event(submission, prepared),
             answer="",
             word=word,
             word_life_us=life_us,
@@ -440,14 +432,16 @@ class Intake:
             else:
                 self._outbox.doubt_accept(member.message_id, where, taken.token)
                 self._dispatcher.wake()
-        if left:
-            self._dispatcher.left(member.route, left)
+        for where in self._dispatcher.left(member.route, left) if left else ():
+            self._outbox.nobody_there(member.message_id, where, is_away=True)
         return took
 
     async def _wait(self, waiter: FirstAttempt, receipt: Receipt, member: Accept) -> Receipt | Refusal:
-        with trio.move_on_after(self.settings.delivery.relay_wait_s):
+        patience_s = self.settings.delivery.relay_wait_s
+        with trio.move_on_after(patience_s) as late:
             await waiter.done.wait()
-        return outcome_of_attempt(waiter.outcomes, receipt, member, self.settings.delivery.relay_wait_s)
+        why = receipts.why_no_attempt(is_late=late.cancelled_caught, is_away=waiter.is_away, patience_s=patience_s)
+        return receipts.outcome_of_attempt(waiter.outcomes, receipt, member, why)
 
     async def _record(self, member: Accept, answer: Receipt | Refusal) -> None:
         """Remember what the caller is told.  Before it is told, where that matters to a twin whatever happens to this
@@ -457,7 +451,7 @@ class Intake:
             member.message_id,
             member.account_id,
             now_us,
-            answer_of(answer, is_final=True),
+            receipts.answer_of(answer, is_final=True),
             free_word=isinstance(answer, Refusal),
         )
         if member.word is None or not (row.free_word or member.word.startswith(BY_CALLER)):

@@ -55,14 +55,15 @@ class FirstAttempt:
     """What a caller waits for: the outcomes of the first attempt at each destination of its message.
 
     done: every destination was heard of once, be it only that nobody works on it now.  outcomes: in the order of the
-    recipients, of those destinations that were attempted.
+    recipients, of those destinations that were attempted.  is_away: another one's next hop is not tried soon.
     """
 
-    __slots__ = ("_missing", "done", "outcomes")
+    __slots__ = ("_missing", "done", "is_away", "outcomes")
 
     def __init__(self, destinations: Collection[str]) -> None:
         self.done = trio.Event()
         self.outcomes: tuple[Outcome, ...] = ()
+        self.is_away = False
         self._missing = set(destinations)
 
     def hear(self, destination: str, outcomes: tuple[Outcome, ...] = ()) -> None:
@@ -380,30 +381,26 @@ class Outbox:
 
     async def release(self, job: Job) -> None:
         """See `Queue.release`.  A caller that waits is told "queued": nobody works on it now."""
-        self._tell_nobody_works(job)
+        self.nobody_there(job.message_id, job.destination)
         await self._store.write(leases.release, job.message_id, job.destination, job.token, self._now_us())
 
     async def put_off(self, job: Job, until_us: int, why: str) -> None:
         """See `Queue.put_off`.  A caller that waits is told "queued"."""
-        self._tell_nobody_works(job)
+        self.nobody_there(job.message_id, job.destination)
         where = (job.message_id, job.destination, job.token)
         await self._store.write(leases.put_off, *where, min(until_us, job.expires_at_us), why, self._now_us())
 
     def forsake(self, job: Job) -> None:
         """See `Queue.forsake`.  A caller that waits is told "queued"."""
-        self._tell_nobody_works(job)
+        self.nobody_there(job.message_id, job.destination)
         self._forsaken[job.message_id, job.destination] = job.token
 
-    def nobody_there(self, message_id: str, destination: str) -> None:
-        """Nothing goes to this destination after all: a caller that waits need not wait for it."""
+    def nobody_there(self, message_id: str, destination: str, *, is_away: bool = False) -> None:
+        """Nothing goes to this destination, or not soon: a caller that waits need not wait for it."""
         waiter = self._waiting_callers.get(message_id)
         if waiter is not None:
+            waiter.is_away = waiter.is_away or is_away
             waiter.hear(destination)
-
-    def _tell_nobody_works(self, job: Job) -> None:
-        waiter = self._waiting_callers.get(job.message_id)
-        if waiter is not None:
-            waiter.hear(job.destination)
 
     # Leases of this process
 

@@ -54,15 +54,15 @@ def answer_meanwhile(member: Accept, taken: Taken | None = None) -> str:
 
 
 def outcome_of_attempt(
-    outcomes: Sequence[Outcome], receipt: Receipt, member: Accept, waited_s: float
+    outcomes: Sequence[Outcome], receipt: Receipt, member: Accept, why_none: str
 ) -> Receipt | Refusal:
-    """The answer once the first attempt was made, or was waited for in vain (no outcomes).
+    """The answer once the first attempt was made, or nobody waits for it any more (no outcomes).
 
-    receipt: the first one, whose rejected recipients were suppressed and are in no attempt.
+    receipt: the first one, whose rejected recipients were suppressed and are in no attempt.  why_none: why there are no
+    outcomes, if so.
     """
     if not outcomes:
-        hint = f"The next hop has not answered within {waited_s:g} seconds; delivery goes on without you."
-        return replace(receipt, retry_hint=hint)
+        return replace(receipt, retry_hint=why_none)
     failed = [o for o in outcomes if o.result is Result.FAILED]
     if len(failed) + len(receipt.rejected) == receipt.recipients:
         reply = failed[0].reply or Reply(550, "5.0.0", "refused by the next hop")
@@ -80,6 +80,15 @@ def outcome_of_attempt(
     if waiting or len(outcomes) < attempted:
         return replace(receipt, retry_hint=_hint(waiting))
     return replace(receipt, status=Status.SENT, retry_hint="")
+
+
+def why_no_attempt(*, is_late: bool, is_away: bool, patience_s: float) -> str:
+    """What to say without outcomes.  is_late: all of `patience_s` went by.  is_away: the next hop is not tried soon."""
+    if is_late:
+        return f"The next hop has not answered within {patience_s:g} seconds; delivery goes on without you."
+    if is_away:
+        return "The message is queued; its next hop could not be reached for a while, and it leaves when that is back."
+    return "The message is queued; no attempt could be made at once, and delivery goes on without you."
 
 
 def _hint(waiting: Sequence[Outcome]) -> str:

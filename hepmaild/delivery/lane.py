@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hepmaild.delivery.track import Track
 
 TROUBLES_BEFORE_PAUSE = 3
+PAUSES_OF_ONE_AWAY = 5
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 LONGEST_PAUSE_MX_S = 120.0  # there are many, and each try at a dead one costs somebody's attempt
@@ -118,6 +119,11 @@ class Place:
     def is_in_trouble(self) -> bool:
         """Whether its last attempt failed for its own fault."""
         return self._troubles > 0
+
+    @property
+    def is_away(self) -> bool:
+        """Whether one pause after another was in vain, for a quarter of a minute at least; also while it is tried."""
+        return self._pauses >= PAUSES_OF_ONE_AWAY
 
     def went_well(self) -> None:
         """An attempt got proper answers, whatever they were."""

@@ -11,7 +11,7 @@ next hops that hang, however many, cost memory, not the others' time.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -143,15 +143,15 @@ class DeliveryPool:
             return track.hint(destinations[0], now)
         return min((track.hint(destination, now) for destination in destinations), default=0)
 
-    def left(self, route: str, destinations: Iterable[str]) -> None:
-        """A commit left jobs for these destinations queued, since there was no room.
+    def left(self, route: str, destinations: Collection[str]) -> Collection[str]:
+        """A commit left jobs for these destinations queued, since there was no room; those that are away are returned.
 
-        The store is asked for them when there is: looking at each of them would find nothing, and keep the others from
-        their commits.
+        The store is asked when there is room: looking each time would find nothing, and keep others from their commits.
         """
         track, now = self._tracks.get(route) if self._running else None, self._time()
         if self._scheduler.is_looking or track is None or any(track.note_left(where, now) for where in destinations):
             self._scheduler.wake()
+        return () if track is None else [where for where in destinations if track.is_away(where)]
 
     def wake(self) -> None:
         """Something may be due, such as what somebody asked to be tried again."""

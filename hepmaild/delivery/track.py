@@ -426,8 +426,7 @@ class Track:
             return max(0, lane.place.allowed - len(lane.ready)) if now >= lane.place.paused_until else 0
         if self.ready >= self._paced(READY_MX + STUCK_MX):
             return 0
-        lane = self.lanes.get(destination)
-        home = lane.place if lane is not None else self.places.get(self.homes.get(destination, f"={destination}"))
+        lane, home = self._where(destination)
         if home is not None and now < home.paused_until:
             return 0
         waiting = len(lane.ready) if lane is not None else 0
@@ -438,14 +437,25 @@ class Track:
     def note_left(self, destination: str, now: float) -> bool:
         """Something for a destination was left to the store.  False: nobody need look for it before there is room, and
         somebody will then, at the end of the pause or when the lane runs low."""
-        lane = self._only or self.lanes.get(destination)
-        place = lane.place if lane is not None else self.places.get(self.homes.get(destination, f"={destination}"))
+        lane, place = self._where(destination)
         if place is not None and now < place.paused_until:
             return False
         if lane is None or lane.is_running_low():
             return True
         lane.is_behind = True
         return False
+
+    def is_away(self, destination: str) -> bool:
+        """Whether what is left for a destination has to wait until its next hop is back."""
+        place = self._where(destination)[1]
+        return place is not None and place.is_away
+
+    def _where(self, destination: str) -> tuple[Lane | None, Place | None]:
+        """Its lane, and its place or that at which it was last."""
+        lane = self._only or self.lanes.get(destination)
+        if lane is not None:
+            return lane, lane.place
+        return None, self.places.get(self.homes.get(destination, f"={destination}"))
 
     def needs_more(self, lane: Lane) -> bool:
         """Whether the store may have more, and there is room for it again."""

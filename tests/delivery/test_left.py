@@ -33,6 +33,22 @@ async def test_a_dead_route_costs_no_claims(autojump_clock: MockClock) -> None:
         assert trio.current_time() < 120
 
 
+async def test_a_next_hop_that_was_away_for_long_is_told_until_it_is_back(autojump_clock: MockClock) -> None:
+    """So that nobody waits for it; one that is away for a moment is waited for."""
+    async with world(smtp("dead")) as w:
+        dead, away_at = w.network.peers.pop("dead"), []
+        for n in range(60):
+            w.queue.add(f"m{n}", route="dead")
+            if w.pool.left("dead", [""]):
+                away_at.append(n)
+            await trio.sleep(1)
+        assert 15 <= away_at[0] <= 45
+        assert away_at == list(range(away_at[0], 60))  # also while somebody tries it
+        w.network.peers["dead"] = dead
+        await w.queue.until(lambda: len(w.queue.outcomes) == 60)
+        assert w.pool.left("dead", [""]) == []
+
+
 async def test_nothing_is_forgotten_when_the_lane_was_full(autojump_clock: MockClock) -> None:
     async with world(smtp("upstream", connections=1)) as w:
         w.peer.reactions["DOT"] = after(1, b"250 2.0.0 ok\r\n")

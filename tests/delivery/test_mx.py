@@ -216,6 +216,7 @@ async def test_a_dead_destination_is_left_alone_and_others_are_claimed(autojump_
         assert w.pool.capacity_hint("direct", ["dead.example"]) == 0
         assert w.pool.capacity_hint("direct", ["d1.example"]) > 0
         await trio.sleep(600)
+        assert w.pool.left("direct", ["dead.example", "d1.example"]) == ["dead.example"]
         assert len(w.reported) < 340
         assert len(track_of(w).lanes) <= 1
         assert track_of(w).ready <= 256 + READY_LANE

@@ -51,7 +51,7 @@ class BelievesAnyToken(Variants):
     """A process that lost its lease may report all the same."""
 
     found_as = r"delivered .* times|nothing will ever look|never delivered|refunded|was never finished"
-    found_from = 388
+    found_from = 732
 
     @staticmethod
     def run_unit() -> Callable[[Connection, Sequence[Any]], list[Any]]:
@@ -77,7 +77,7 @@ class ReleasesNothing(Variants):
     """What is given back is not given back."""
 
     found_as = r"orphaned lease|is stuck"
-    found_from = 6
+    found_from = 12
 
     class outbox(Outbox):  # noqa: N801
         async def release(self, job: Job) -> None:
@@ -102,7 +102,7 @@ class ForgetsClaims(Variants):
     """A claim whose answer was lost is taken for one that did not happen: its leases have no worker."""
 
     found_as = r"orphaned lease|is stuck"
-    found_from = 12
+    found_from = 17
 
     class outbox(Outbox):  # noqa: N801
         async def _settle_uncertain(self) -> None:
@@ -193,6 +193,7 @@ class NeverRests(Variants):
     """There is always something due, now."""
 
     found_as = r"busy loop"
+    found_from = 2
 
     class outbox(Outbox):  # noqa: N801
         async def claim(self, limit: int, **more: Any) -> Claim:

@@ -16,7 +16,7 @@ from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail import chaos
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.submission import KeyIdentity, Receipt, Rejected, Status
-from hepmaild.receipts import answer_of, first_receipt, outcome_of_attempt, receipt_from
+from hepmaild.receipts import answer_of, first_receipt, outcome_of_attempt, receipt_from, why_no_attempt
 from hepmaild.storage.accept import Accept, Taken
 from hepmaild.storage.caps import Turn
 from tests.storage.books import Books, Clock
@@ -26,12 +26,13 @@ BOOKS = Books(None, Clock(), identity=IDENTITY)  # type: ignore[arg-type]  # no 
 THREE = BOOKS.accept("a@x.test", "b@x.test", "c@x.test")
 SANDBOX = BOOKS.accept("a@x.test", route=chaos.route_of(next(iter(chaos.KINDS))))
 NO, GREY = Reply(551, "5.1.6", "moved"), Reply(451, "4.7.1", "grey")
+WHY = "Nobody was there."
 SENT, FAILED, DEFERRED, DOUBT = Result.DELIVERED, Result.FAILED, Result.DEFERRED, Result.IN_DOUBT
 
 
 def told(member: Accept, outcomes: Sequence[Outcome], suppressed: dict[int, Reply] | None = None) -> Receipt | Refusal:
     first = first_receipt(member, Taken(1, 0, suppressed=suppressed or {}))
-    return outcome_of_attempt(tuple(outcomes), first, member, 2.5)
+    return outcome_of_attempt(tuple(outcomes), first, member, WHY)
 
 
 def outcomes(*results: Result, first: int = 0) -> list[Outcome]:
@@ -100,7 +101,7 @@ def test_what_nobody_took_is_refused_as_the_next_hop_said() -> None:
 @pytest.mark.parametrize(
     ("waiting", "hint"),
     [
-        ([], "The next hop has not answered within 2.5 seconds; delivery goes on without you."),
+        ([], WHY),
         (outcomes(SENT), "Some recipients still wait for their first attempt."),
         (outcomes(DOUBT), "The next hop may have it, but did not say so: it is held until the operator decides."),
         (
@@ -117,6 +118,15 @@ def test_why_it_waits(waiting: list[Outcome], hint: str) -> None:
     receipt = told(THREE, waiting)
     assert isinstance(receipt, Receipt)
     assert receipt.retry_hint == hint
+
+
+def test_why_nothing_was_tried() -> None:
+    for is_late, is_away, why in (
+        (True, True, "has not answered within 2.5 seconds"),
+        (False, True, "could not be reached for a while"),
+        (False, False, "no attempt could be made at once"),
+    ):
+        assert why in why_no_attempt(is_late=is_late, is_away=is_away, patience_s=2.5)
 
 
 def test_a_message_in_a_line_says_when_it_leaves() -> None:

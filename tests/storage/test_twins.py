@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -48,18 +48,20 @@ class Hand:
 
     jobs: list[Job] = field(default_factory=list)
     came: trio.Event = field(default_factory=trio.Event)
+    is_away: bool = False  # its next hop
 
     def capacity_hint(self, route: str, destinations: Sequence[str] = ("",)) -> int:
         del route, destinations
-        return 5
+        return 0 if self.is_away else 5
 
     def offer_nowait(self, job: Job) -> bool:
         self.jobs.append(job)
         self.came.set()
         return True
 
-    def left(self, route: str, destinations: Iterable[str]) -> None:
-        raise AssertionError((route, destinations))
+    def left(self, route: str, destinations: Collection[str]) -> Collection[str]:
+        assert self.is_away, (route, destinations)
+        return destinations
 
     def wake(self) -> None:
         raise AssertionError
@@ -162,6 +164,16 @@ async def open_house(
 async def house(opener: Opener) -> AsyncIterator[House]:
     async with open_house(opener) as opened:
         yield opened
+
+
+async def test_nobody_waits_for_a_next_hop_that_is_away(house: House) -> None:
+    house.hand.is_away = True
+    answer = await house.intake.accept(house.mail())
+    assert isinstance(answer, Receipt)
+    assert answer.status is Status.QUEUED
+    assert "could not be reached for a while" in answer.retry_hint
+    assert await house.by_smtp(house.mail()) == ("dot", replace(answer, replayed=True))
+    assert await house.money() == [-1]
 
 
 # What costs nothing is not refused for want of credits
