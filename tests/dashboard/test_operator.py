@@ -119,7 +119,7 @@ def desk(request: pytest.FixtureRequest, evil_port: int) -> Iterator[Desk]:
                 {"address": EVIL, "route": "evil"},
             ],
             "dns": {"servers": [f"127.0.0.1:{free_port()}"], "timeout_s": 0.2, "lifetime_s": 0.4},
-            "delivery": {"retry_after_s": [3600], "relay_wait_s": 1},
+            "delivery": {"retry_after_s": [3600]},
         }
         daemon = stack.enter_context(open_daemon(sink_port=sink.port, database_url=url, changes=changes, start=False))
         key = daemon.setup()
