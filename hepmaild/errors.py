@@ -176,6 +176,10 @@ class StoreUnavailable(Exception):
     """
 
 
+class NothingCommitted(StoreUnavailable):
+    """The same, where it is certain that nothing was: nobody need look for it."""
+
+
 class SecretsUnavailable(Exception):
     """What is sealed in the database cannot be opened, or nothing can be sealed: one line that says what to do.
 

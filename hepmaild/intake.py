@@ -29,7 +29,7 @@ from hepmaild.config import (
 )
 from hepmaild.delivery.job import Job, JobRecipient
 from hepmaild.directory import Directory
-from hepmaild.errors import ErrorKind, Refusal, StoreUnavailable
+from hepmaild.errors import ErrorKind, NothingCommitted, Refusal, StoreUnavailable
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.mail import chaos
 from hepmaild.mail.address import destination_of
@@ -400,9 +400,9 @@ class Intake:
             if call is None:
                 return None, await self._store.submit(member)
             state, result = await self._store.submit(CallAndAccept(call, member))
-        except StoreUnavailable:
+        except StoreUnavailable as problem:
             # It may be committed all the same; then its leases must end, so that it leaves soon.
-            for where in member.leased:
+            for where in () if isinstance(problem, NothingCommitted) else member.leased:
                 self._outbox.doubt_accept(member.message_id, where, 1)
             raise
         return (state.rate, state) if isinstance(state, Refusal) else (state, result)

@@ -276,8 +276,7 @@ class Outbox:
             if len(jobs) >= limit:
                 return None
         # There are more destinations than so many units step over, or many stand behind caps.
-        now_us = self._now_us()
-        due_at_us = await self._store.read(queue_claim.next_due_at_us, now_us, tuple(exclude), tuple(full))
+        due_at_us = await self._store.read(queue_claim.next_due_at_us, self._now_us(), tuple(exclude), tuple(full))
         return self._when(due_at_us, line_at_us)
 
     async def _claim(
@@ -419,6 +418,7 @@ class Outbox:
         """
         while not self._alone:
             await trio.sleep(self._lease_us / 4_000_000)
+            self._renew_at = -math.inf  # however lately a claim or a mark did
             with suppress(StoreUnavailable):
                 await self.stay_alive()
                 if await self._take_over():

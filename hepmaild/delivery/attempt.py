@@ -124,7 +124,7 @@ class Runner:
             if end is not End.PUT_BACK:
                 if job.content is not None:
                     job.content.close()
-                if end is None:  # cancelled, before the mark
+                if end is None and not flight.is_forsaken:  # cancelled, before the mark
                     with trio.move_on_after(GIVE_BACK_S, shield=True):
                         await self._try_to_give_back(job)
                 if flight.connection is not None:

@@ -19,7 +19,7 @@ Everything said goes into the transcript in the peer's own words, without secret
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
@@ -30,6 +30,7 @@ from hepmaild.events import Transcript, Who
 from hepmaild.mail.reply import Reply
 
 MASK = "****"
+PIECE = 8  # characters of what AUTH says; so many in a row are nobody's to see
 
 
 class Stage(StrEnum):
@@ -139,6 +140,7 @@ class ClientMachine:
         self._tls = tls
         self._credentials = credentials
         self._secrets: tuple[str, ...] = ()
+        self._pieces: frozenset[str] = frozenset()  # of what AUTH says, all there are
         self._reader = ReplyReader()
         self._dead = False
         self._helo = False
@@ -265,7 +267,9 @@ class ClientMachine:
         user, password = credentials.username.encode(), credentials.password.encode()
         plain = base64.b64encode(b"\0" + user + b"\0" + password)
         encoded = base64.b64encode(password)
-        self._secrets = tuple(text for text in (plain.decode(), encoded.decode(), credentials.password) if text)
+        said = (plain.decode(), encoded.decode())
+        self._secrets = tuple(text for text in (*said, credentials.password) if text)
+        self._pieces = frozenset(text[n : n + PIECE] for text in said for n in range(len(text) - PIECE + 1))
         offered = self.capabilities.auth
         if "PLAIN" in offered:
             self._auth_lines = []
@@ -285,6 +289,7 @@ class ClientMachine:
     def _forget_secrets(self) -> None:
         self._credentials = None
         self._secrets = ()
+        self._pieces = frozenset()
         self._auth_lines = []
 
     def _open(self) -> Action:
@@ -449,8 +454,24 @@ class ClientMachine:
         return Send(line + b"\r\n")
 
     def _masked(self, reply: Reply) -> Reply:
-        """The reply without our password, should the peer repeat it."""
+        """The reply without our password, should the peer repeat it, be it in part: Sendmail leaves out the middle, and
+        long lines were cut by us."""
         text = reply.text
         for secret in self._secrets:
             text = text.replace(secret, MASK)
-        return Reply(reply.code, reply.enhanced, text)
+        return Reply(reply.code, reply.enhanced, _without(text, self._pieces))
+
+
+def _without(text: str, pieces: Collection[str]) -> str:
+    """With MASK for each stretch that is made of these pieces, which have PIECE characters each."""
+    kept, begin, at = [], 0, 0
+    while at <= len(text) - PIECE:
+        end = at + PIECE
+        if text[at:end] not in pieces:
+            at += 1
+            continue
+        while text[end + 1 - PIECE : end + 1] in pieces:
+            end += 1
+        kept += [text[begin:at], MASK]
+        begin = at = end
+    return "".join([*kept, text[begin:]])

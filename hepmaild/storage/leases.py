@@ -35,6 +35,7 @@ from hepmaild.storage.bulk import Bulk
 from hepmaild.storage.schema import NEVER_US, process, queue, recipient
 from hepmaild.storage.settle import settle
 
+AT_ONCE = 1000  # messages that one statement names
 _DOUBT = "in doubt: the process ended before the next hop's answer to the final dot was recorded"
 
 
@@ -108,15 +109,15 @@ def free_uncertain(
     """
     mine = and_(queue.c.owner == owner, queue.c.marked.is_(False))
     found: list[tuple[str, str]] = []
-    if accepted:
-        ids = sorted({m for m, _ in accepted})
+    ids = sorted({m for m, _ in accepted})
+    for n in range(0, len(ids), AT_ONCE):
         rows = conn.execute(
             select(queue.c.message_id, queue.c.destination, queue.c.token)
-            .where(queue.c.message_id.in_(ids), mine)
+            .where(queue.c.message_id.in_(ids[n : n + AT_ONCE]), mine)
             .order_by(queue.c.message_id, queue.c.destination)
             .with_for_update()
         )
-        found = [(m, where) for m, where, token in rows if accepted.get((m, where)) == token]
+        found += [(m, where) for m, where, token in rows if accepted.get((m, where)) == token]
     _FREE.run(conn, [(now_us, *row) for row in found])
     for at_us in claimed:
         # Leases of accepted messages may be as old, to the microsecond, but their token is the first one.

@@ -29,7 +29,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
-from hepmaild.errors import StoreUnavailable
+from hepmaild.errors import NothingCommitted, StoreUnavailable
 from hepmaild.storage.announce import RESYNC, Hub
 from hepmaild.storage.bridge import Bridge
 
@@ -67,10 +67,10 @@ def sqlstate(error: BaseException) -> str | None:
     return state if isinstance(state, str) else None
 
 
-def store_failure(error: BaseException, *, is_connected: bool = True) -> StoreUnavailable | None:
-    """`StoreUnavailable` if the server, the way to it or its disk failed; None if the statement is to blame.
+def store_failure(error: BaseException, *, is_connected: bool = True) -> NothingCommitted | None:
+    """`NothingCommitted` if the server, the way to it or its disk failed; None if the statement is to blame.
 
-    is_connected: without a connection there was no statement.
+    is_connected: without a connection there was no statement.  Whether COMMIT had an answer is the caller's to see.
     """
     cause = error.orig if isinstance(error, DBAPIError) else error
     state = sqlstate(error)
@@ -83,7 +83,7 @@ def store_failure(error: BaseException, *, is_connected: bool = True) -> StoreUn
     if not sick and is_connected:
         return None
     words = str(cause).splitlines() or [type(cause).__name__]
-    return StoreUnavailable(f"PostgreSQL: {words[0]}" + (f" ({state})" if state else ""))
+    return NothingCommitted(f"PostgreSQL: {words[0]}" + (f" ({state})" if state else ""))
 
 
 @dataclass(slots=True)
@@ -138,7 +138,7 @@ class _Lane:
                 self.most = math.inf
                 break
             if now >= until:
-                raise StoreUnavailable("PostgreSQL: every connection is in use, and it gives no more (53300)")
+                raise NothingCommitted("PostgreSQL: every connection is in use, and it gives no more (53300)")
             with trio.move_on_at(min(until, self.grow_at)):
                 await self.waiting.park()
         self.busy += 1
@@ -231,7 +231,7 @@ class PostgresBackend:
         tries = 0
         while True:
             if trio.current_time() < lane.down_until:
-                raise StoreUnavailable(lane.because)
+                raise NothingCommitted(lane.because)
             await lane.begin(wait_until)
             tries += 1
             progress = _Progress()
@@ -249,7 +249,7 @@ class PostgresBackend:
                 if not waits and not self._worth_retrying(error, progress, tries, deadline):
                     if progress.is_in_the_dark(error) and engine is not self._reader:
                         text = f"{failure}; it may have been committed all the same: look before you do it again"
-                        failure = StoreUnavailable(text)
+                        raise StoreUnavailable(text) from error
                     raise failure from error
             else:
                 lane.works()

@@ -27,7 +27,7 @@ import trio
 from sqlalchemy import Connection, Engine, Select
 from sqlalchemy.exc import DBAPIError
 
-from hepmaild.errors import StoreUnavailable
+from hepmaild.errors import NothingCommitted, StoreUnavailable
 from hepmaild.storage.kernel_sync import KernelSync
 from hepmaild.storage.page_file import PageFile
 from hepmaild.storage.sqlite_file import LogFile, Place, create_file, unfinished
@@ -286,7 +286,7 @@ class SqliteBackend:
         """After a failed sync the log may have holes that a later sync does not mend: get everything out of it."""
         busy = self._writer.checkpoint("TRUNCATE")[0]
         if busy:
-            raise StoreUnavailable("the log could not be synced, and cannot be copied back yet")
+            raise NothingCommitted("the log could not be synced, and cannot be copied back yet")
         self._sync_failed = False
 
     def _note_rows(self, rows: int) -> None:

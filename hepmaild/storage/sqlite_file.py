@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from hepmaild.errors import StoreUnavailable
+from hepmaild.errors import NothingCommitted
 from hepmaild.private_files import give_to_owner_of
 
 log = structlog.get_logger()
@@ -135,7 +135,7 @@ class Place:
             if not self._is_lost:
                 log.error("database_moved", path=str(self._path))
             self._is_lost = True
-            raise StoreUnavailable(
+            raise NothingCommitted(
                 f"{self._path} was deleted, moved or replaced while it is served: put it back, or restart the daemon"
             )
         self._is_lost = False

@@ -14,7 +14,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from hepmaild.errors import StoreUnavailable
+from hepmaild.errors import NothingCommitted
 
 T = TypeVar("T")
 
@@ -42,15 +42,16 @@ _STORE_FAILURES = frozenset(
 )
 
 
-def store_failure(error: BaseException) -> StoreUnavailable | None:
-    """`StoreUnavailable` with SQLite's words if the store failed; None if the statement or its values are to blame."""
+def store_failure(error: BaseException) -> NothingCommitted | None:
+    """With SQLite's words if the store failed, which takes the transaction with it, also at its COMMIT; None if the
+    statement or its values are to blame."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     if not isinstance(cause, sqlite3.Error):
         return None
     code = getattr(cause, "sqlite_errorcode", None)
     if code is None or code & 0xFF not in _STORE_FAILURES:
         return None
-    return StoreUnavailable(f"SQLite: {cause} ({cause.sqlite_errorname})")
+    return NothingCommitted(f"SQLite: {cause} ({cause.sqlite_errorname})")
 
 
 class _Guard:

@@ -24,7 +24,7 @@ import structlog
 import trio
 from sqlalchemy import Connection
 
-from hepmaild.errors import StoreUnavailable
+from hepmaild.errors import NothingCommitted, StoreUnavailable
 from hepmaild.timers import current_clock
 
 log = structlog.get_logger()
@@ -184,9 +184,9 @@ class GroupWriter:
     async def _wait_in(self, line: deque[_Waiter], payload: Any) -> Any:
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._closed:
-            raise StoreUnavailable("the store is closed")
+            raise NothingCommitted("the store is closed")
         if self._waiting >= self._max_waiting:
-            raise StoreUnavailable(f"{self._waiting} units of work wait for the store already")
+            raise NothingCommitted(f"{self._waiting} units of work wait for the store already")
         waiter = _Waiter(payload, trio.lowlevel.current_task(), self._time() + self._timeout_s)
 
         def abort(_: Callable[[], None]) -> trio.lowlevel.Abort:
@@ -221,8 +221,10 @@ class GroupWriter:
                 if oldest.state is not _State.GONE:
                     await trio.sleep_until(oldest.deadline)
                 if oldest.state is not _State.GONE:
-                    self._waiting -= oldest.state is _State.WAITING
-                    _fail([oldest], StoreUnavailable(f"the store did not answer within {self._timeout_s:g} s"))
+                    has_begun = oldest.state is _State.BEGUN
+                    self._waiting -= not has_begun
+                    failed = StoreUnavailable if has_begun else NothingCommitted
+                    _fail([oldest], failed(f"the store did not answer within {self._timeout_s:g} s"))
                 if self._unanswered and self._unanswered[0] is oldest:
                     self._unanswered.popleft()
             self._watched = trio.Event()
@@ -374,7 +376,7 @@ class GroupWriter:
 def _fail(waiters: Iterable[_Waiter], error: StoreUnavailable) -> None:
     """Tell each, with an error of its own: a traceback grows in every task that raises it."""
     for waiter in waiters:
-        own = StoreUnavailable(*error.args)
+        own = type(error)(*error.args)
         own.__cause__ = error.__cause__
         waiter.answer(outcome.Error(own))
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -353,6 +354,41 @@ def test_opportunistic_goes_on_without() -> None:
 def test_masks_what_the_peer_repeats() -> None:
     machine = Dialogue(tls=TlsMode.STARTTLS, login=True).play(STARTTLS["login refused"]).machine
     assert machine.stage is Stage.AUTH
+
+
+LONG = "eyJhbGciOiJIUzI1NiJ9." + "0123456789abcdefghijklmnopqrstuvwxyz" * 12  # as tokens are that serve as passwords
+
+
+def cut_out(text: str) -> str:
+    """As Sendmail repeats a command in its refusal: without the middle."""
+    return f"{text[:97]}...{text[-100:]}"
+
+
+@pytest.mark.parametrize("password", ["correct horse battery staple, and more of it", LONG])
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
+@pytest.mark.parametrize(
+    "repeat", [str, cut_out, lambda text: text[:30], lambda text: f"{text[:60]}\r\n501-{text[60:]}"]
+)
+def test_masks_what_the_peer_repeats_in_part(repeat: Callable[[str], str], mechanism: str, password: str) -> None:
+    """And what we cut of it ourselves, since it is long."""
+    transcript = Transcript()
+    credentials = Credentials("user", password)
+    machine = ClientMachine("me", tls=TlsMode.IMPLICIT, credentials=credentials, transcript=transcript, tls_is_on=True)
+    assert machine.receive(b"220 peer\r\n", 1) == Send(b"EHLO me\r\n")
+    said = machine.receive(f"250-peer\r\n250 AUTH {mechanism}\r\n".encode(), 1)
+    for _ in range(2 if mechanism == "LOGIN" else 0):
+        said = machine.receive(b"334 VXNlcm5hbWU6\r\n", 1)
+    assert isinstance(said, Send)
+    line = said.data.decode().strip()
+    failed = machine.receive(f"501-cannot decode {repeat(line)}\r\n501 that was it\r\n".encode(), 1)
+    assert isinstance(failed, Failed)
+    assert failed.reply is not None
+    shown = [failed.reply.text, *(step.text for step in transcript.steps)]
+    encoded = line.split()[-1]
+    pieces = {encoded[n : n + 8] for n in range(len(encoded) - 7)}
+    assert not [piece for piece in pieces if any(piece in text for text in shown)]
+    assert failed.reply.text.startswith("cannot decode")
+    assert failed.reply.text.endswith("\nthat was it")
 
 
 @pytest.mark.parametrize("garbage", ["250 ok;250 more", "250 ok;25"])

@@ -13,7 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from hepmaild.config import DeliverySettings, Misbehaviour, RouteKind
-from hepmaild.delivery.job import Result
+from hepmaild.delivery.job import Job, Result
 from hepmaild.delivery.pool import CUT_S, DeliveryPool
 from hepmaild.delivery.route import Route
 from hepmaild.lifecycle import Lifecycle
@@ -128,6 +128,29 @@ async def test_the_crash_of_a_part_ends_it_as_quickly(autojump_clock: MockClock)
         await e.done.wait()
         assert trio.current_time() - begun <= LATEST_S
         assert e.queue.results("m1") == [Result.IN_DOUBT]
+
+
+async def test_what_was_delivered_but_could_not_be_reported_is_not_given_back_as_untried(
+    autojump_clock: MockClock,
+) -> None:
+    """The store is back a moment after its time was over.  The mark stays, and who takes the lease back says so."""
+    async with running() as e:
+        forsaken: list[str] = []
+
+        def forsake(job: Job) -> None:
+            forsaken.append(job.message_id)  # as the outbox: only noted, until the store can be told
+            e.queue.is_down = False
+
+        e.queue.forsake = forsake  # type: ignore[method-assign]
+        e.peers["upstream"].reactions["DOT"] = after(1, b"250 2.0.0 ok\r\n")
+        e.pool.offer_nowait(e.queue.add("m1", leased=True))
+        await trio.sleep(0.5)
+        e.queue.is_down = True
+        e.scope.cancel()
+        await e.done.wait()
+        assert forsaken == ["m1"]
+        assert e.queue.released == []
+        assert e.queue.messages["m1"].marked
 
 
 async def test_a_sandbox_that_says_nothing_keeps_nobody(autojump_clock: MockClock) -> None:

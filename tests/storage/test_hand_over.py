@@ -24,6 +24,7 @@ from hepmaild.delivery.hops import NoHops, Tlsa, TlsLevel, TlsPolicy
 from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.route import from_settings
 from hepmaild.directory import Directory
+from hepmaild.errors import StoreUnavailable
 from hepmaild.intake import Intake, IntakeSettings
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.mail.reply import Reply
@@ -45,6 +46,7 @@ from hepmaild.storage import log, queue, schema, suppress
 from tests.conftest import LogEvents
 from tests.delivery.peer import Network, Peer
 from tests.delivery.test_mx import Everybody, Names, hops
+from tests.peers.processes import no_file_beyond
 from tests.storage.books import HOUR_US, START_US, Books, open_books
 from tests.storage.conftest import Opener
 
@@ -60,6 +62,7 @@ class Service:
 
     books: Books
     intake: Intake
+    outbox: Outbox
 
     async def send(self, *addresses: str) -> Receipt:
         """What a caller hears, which must not take long."""
@@ -125,7 +128,7 @@ async def serve(
             lifecycle=lifecycle,
             now_us=now_us,
         )
-        yield Service(books, intake)
+        yield Service(books, intake, outbox)
         nursery.cancel_scope.cancel()
 
 
@@ -154,6 +157,20 @@ async def test_what_only_goes_to_paused_destinations_is_not_waited_for(opener: O
 
 
 # What others say that a store does not take
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_what_was_certainly_not_committed_is_not_looked_for(opener: Opener, tmp_path: Path) -> None:
+    """Else a disk that is full for an hour takes memory for each call that is made meanwhile."""
+    async with open_service(opener) as service:
+        assert (await service.send("a@good.example")).status is Status.SENT
+        await service.outbox.flush()
+        with no_file_beyond((tmp_path / "test.db-wal").stat().st_size):
+            for _ in range(5):
+                with pytest.raises(StoreUnavailable, match="SQLITE"):
+                    await service.send("b@good.example")
+            assert not service.outbox._uncertain
+        assert (await service.send("c@good.example")).status is Status.SENT
 
 
 async def test_a_certificate_whose_name_no_store_takes_defers(opener: Opener, tmp_path: Path) -> None:

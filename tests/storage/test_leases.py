@@ -176,6 +176,15 @@ async def test_what_may_have_been_accepted_is_freed_only_if_it_is_that_lease(boo
     assert not await books.store.submit(Mark(lost.message_id, "", 1))
 
 
+async def test_any_number_of_leases_is_looked_for(books: Books) -> None:
+    """A statement has room for some thousands; the claim that looks must not end the daemon."""
+    lost = await accepted(books)
+    wanted = {(f"{n:016x}", ""): 1 for n in range(40_000)} | {(lost.message_id, ""): 1}
+    freed = await books.store.write(leases.free_uncertain, "me", wanted, (), books.clock.us)
+    assert freed == [(lost.message_id, "")]
+    assert await owners(books) == {lost.message_id: None}
+
+
 async def test_leases_of_a_lost_claim_are_known_by_its_instant(books: Books) -> None:
     """What was accepted in the same microsecond is not one of them, nor what another process or a claim has."""
     accepted_then = await accepted(books)

@@ -22,6 +22,7 @@ from tests.peers import postgres
 from tests.storage.books import HOUR_US, Books, Clock, age_leases, open_books
 from tests.storage.conftest import Opener
 from tests.storage.mx_books import fill, job_of, mx_accept, report_on
+from tests.storage.test_stay_alive import alive
 
 
 @pytest.fixture
@@ -352,6 +353,24 @@ async def test_who_lost_a_lease_says_at_once_that_it_lives(books: Books) -> None
     await books.store.submit(member)
     assert await outbox.mark_in_doubt(job_of(member, "y.example"))
     assert await books.store.write(leases.take_over, books.clock.us, alone=False) == 0
+
+
+@SEVERAL
+async def test_the_heartbeat_does_not_rely_on_what_a_mark_said(books: Books, mock_clock: MockClock) -> None:
+    """Each quarter of the lease, or one that is not heard for a moment is dead for the others after half of it."""
+    outbox = outbox_of(books)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outbox.run_heartbeat, lambda: None)
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(14)
+        await outbox.stay_alive()
+        before = await books.store.read(alive)
+        mock_clock.jump(1)
+        looks = 0
+        while await books.store.read(alive) == before and looks < 100:
+            looks += 1
+        assert looks < 100
+        nursery.cancel_scope.cancel()
 
 
 async def test_expiry_needs_no_claim(books: Books) -> None:

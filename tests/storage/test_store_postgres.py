@@ -16,7 +16,7 @@ import trio
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from hepmaild.errors import StoreUnavailable
+from hepmaild.errors import NothingCommitted, StoreUnavailable
 from hepmaild.storage import announce, migrate
 from hepmaild.storage import postgres as backend
 from hepmaild.storage.store import Store
@@ -176,8 +176,9 @@ async def test_a_commit_without_an_answer_may_have_been_one(
             by_cutter = url.replace(f":{cluster.port}/", f":{cutter.port}/")
             async with make_opener(by_cutter, tmp_path)(tables=True, exclusive=False) as store:
                 cutter.after, cutter.at = b"INSERT", b"COMMIT;"
-                with pytest.raises(StoreUnavailable, match="may have been committed all the same"):
+                with pytest.raises(StoreUnavailable, match="may have been committed all the same") as perhaps:
                     await store.write(keep, "perhaps")
+                assert not isinstance(perhaps.value, NothingCommitted)
                 assert cutter.cut.is_set()
                 cutter.after, cutter.at = b"BEGIN", b"INSERT"
                 assert await store.write(keep, "certainly") == "certainly", "tried again, since nothing was committed"
@@ -376,7 +377,7 @@ async def test_a_database_that_is_read_only_for_a_while(opener: Opener, admin: C
             admin('alter database "{name}" set default_transaction_read_only = on')
             admin(CUT_ALL)
             for call in (store.submit("x"), store.write(keep, "x"), store.check()):
-                with pytest.raises(StoreUnavailable, match="25006"):
+                with pytest.raises(NothingCommitted, match="25006"):
                     await call
             assert await store.read(words) == {"before"}
             admin('alter database "{name}" reset default_transaction_read_only')

@@ -16,7 +16,7 @@ import structlog
 import trio
 from sqlalchemy import Connection, text
 
-from hepmaild.errors import StoreUnavailable
+from hepmaild.errors import NothingCommitted, StoreUnavailable
 from hepmaild.storage import sqlite, sqlite_file
 from hepmaild.storage.kernel_sync import KernelSync
 from hepmaild.storage.store import LOCK_NAME, Store, StoreLocked
@@ -121,8 +121,9 @@ async def test_nothing_is_confirmed_before_the_log_is_synced(
                 assert set(syncs) == {(tmp_path / "test.db-wal").stat().st_ino}
             failing = True
             for word in ("member 2", "unit 2"):
-                with pytest.raises(StoreUnavailable, match="cannot be synced"):
+                with pytest.raises(StoreUnavailable, match="cannot be synced") as caught:
                     await put(word)
+                assert not isinstance(caught.value, NothingCommitted)
             failing = False
             await put("member 3")
             await put("unit 3")
@@ -254,7 +255,7 @@ async def test_a_full_disk_is_a_temporary_error(opener: Opener, tmp_path: Path) 
                 for n in range(40):
                     try:
                         await store.submit(f"word {n}")
-                    except StoreUnavailable:
+                    except NothingCommitted:
                         refused += 1
                     else:
                         acknowledged.add(f"word {n}")
