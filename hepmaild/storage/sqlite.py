@@ -290,6 +290,9 @@ class SqliteBackend:
         self._sync_failed = False
 
     def _note_rows(self, rows: int) -> None:
+        """rows: that the writer's connection has changed; it begins anew when that is opened anew."""
+        if rows < self._rows_at_checkpoint:
+            self._rows_at_checkpoint = 0
         if rows - self._rows_at_checkpoint >= CHECKPOINT_ROWS:
             self._rows_at_checkpoint = rows
             self._checkpoint_due.set()

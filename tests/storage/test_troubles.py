@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import trio
+from sqlalchemy import Connection, text
 
 from hepmaild.errors import StoreUnavailable
-from hepmaild.storage import trouble
+from hepmaild.storage import sqlite, trouble
 from tests.conftest import LogEvents
 from tests.peers.processes import no_file_beyond
-from tests.storage.conftest import Opener, make_opener
+from tests.storage.conftest import Opener, keep, make_opener
 from tests.storage.test_store_sqlite import fill
 
 DEADLINE_S = 60
@@ -56,3 +57,33 @@ async def test_a_command_that_fails_has_its_own_words(opener: Opener, tmp_path: 
             with no_file_beyond((tmp_path / "test.db-wal").stat().st_size + 20_000), pytest.raises(StoreUnavailable):
                 await store.write(fill, "no", 2_000_000)
     assert not log_events.named("store_failed")
+
+
+async def test_the_log_starts_anew_also_behind_a_failure(
+    opener: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer's connection is opened anew then, and counts the rows that it changes from nought."""
+    monkeypatch.setattr(sqlite, "CHECKPOINT_ROWS", 100)
+    monkeypatch.setattr(sqlite, "LONG_LOG_PAGES", 100)
+
+    def change(conn: Connection, rows: int) -> None:
+        conn.execute(text("create table if not exists t_many (n integer)"))
+        numbers = "with recursive n(n) as (values (1) union all select n + 1 from n where n < :rows) select n from n"
+        conn.execute(text(f"insert into t_many {numbers}"), {"rows": rows})
+
+    def salt() -> bytes:
+        """Of the log: another one each time it starts anew (https://www.sqlite.org/fileformat.html#walformat)."""
+        with (tmp_path / "test.db-wal").open("rb") as file:
+            return file.read(24)[16:]
+
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True, unit_timeout_s=5) as store:
+            await store.write(change, 100_000)
+            with no_file_beyond(1_000_000), pytest.raises(StoreUnavailable):
+                await store.write(fill, "no", 4_000_000)
+            await store.write(keep, "after")
+            begun, rows = salt(), 0
+            while salt() == begun and rows < 50_000:
+                await store.write(change, 50)
+                rows += 50
+            assert rows < 50_000
