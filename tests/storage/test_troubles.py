@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A store in trouble: what the log says of it, and how it goes on afterwards."""
+"""A store in trouble: what the log says of it, a want of threads, and how it goes on afterwards."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sqlalchemy import Connection, text
 from hepmaild.errors import StoreUnavailable
 from hepmaild.storage import sqlite, trouble
 from tests.conftest import LogEvents
-from tests.peers.processes import no_file_beyond
-from tests.storage.conftest import Opener, keep, make_opener
+from tests.peers.processes import no_file_beyond, no_further_thread
+from tests.storage.conftest import Opener, keep, make_opener, words
 from tests.storage.test_store_sqlite import fill
 
 DEADLINE_S = 60
@@ -57,6 +57,34 @@ async def test_a_command_that_fails_has_its_own_words(opener: Opener, tmp_path: 
             with no_file_beyond((tmp_path / "test.db-wal").stat().st_size + 20_000), pytest.raises(StoreUnavailable):
                 await store.write(fill, "no", 2_000_000)
     assert not log_events.named("store_failed")
+
+
+async def test_a_want_of_threads_is_a_temporary_error(opener: Opener, log_events: LogEvents) -> None:
+    """What began before goes on; the tasks of the daemon that read now and then are told as callers are."""
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True) as store:
+            with no_further_thread():
+                for _ in range(2):
+                    with pytest.raises(StoreUnavailable, match="no thread could be started"):
+                        await store.read(words)
+                assert await store.submit("one") == ("kept", "one")
+                assert await store.write(keep, "two") == "two"
+            assert await store.read(words) == {"one", "two"}
+    assert len(log_events.named("store_failed")) == 1
+
+
+async def test_a_checkpoint_that_finds_no_thread_is_made_later(
+    opener: Opener, log_events: LogEvents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "CHECKPOINT_ROWS", 20)
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True) as store:
+            with no_further_thread():
+                number = 0
+                while len(log_events.named("checkpoint_failed")) < 2:
+                    await store.submit(str(number))
+                    number += 1
+            assert len(await store.read(words)) == number
 
 
 async def test_the_log_starts_anew_also_behind_a_failure(
