@@ -24,6 +24,7 @@ from hepmaild.storage.store import Store
 from hepmaild.storage.templates import Template
 from hepmaild.storage.uploads import Upload
 from hepmaild.template_rules import is_key
+from hepmaild.threads import in_thread
 from hepmaild.uploads import Uploads
 
 THREAD_OCTETS = 256 << 10  # above this, texts are filled in a thread
@@ -150,15 +151,13 @@ class Materials:
         """Each placeholder is looked at: half a second for as many as a request can hold."""
         if sum(len(part or "") for part in (wording.subject, wording.html, wording.text)) <= THREAD_OCTETS:
             return wording_of.length_bound(wording, values)
-        return await trio.to_thread.run_sync(wording_of.length_bound, wording, values, limiter=self._threads)
+        return await in_thread(wording_of.length_bound, wording, values, limiter=self._threads)
 
     async def _fill(self, found: Found) -> Wording:
         assert found.wording is not None
         if found.octets <= THREAD_OCTETS:
             return wording_of.fill(found.wording, found.values, MAX_BODY_OCTETS)
-        return await trio.to_thread.run_sync(
-            wording_of.fill, found.wording, found.values, MAX_BODY_OCTETS, limiter=self._threads
-        )
+        return await in_thread(wording_of.fill, found.wording, found.values, MAX_BODY_OCTETS, limiter=self._threads)
 
     async def _put_in(self, n: int, attachment: Attachment, found: Mapping[str, Upload]) -> Attachment:
         if not attachment.upload_id or self._store is None:

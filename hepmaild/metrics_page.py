@@ -22,6 +22,7 @@ from hepmaild import __version__, metrics
 from hepmaild.census import Census, Count
 from hepmaild.metrics import Counter, Family, Histogram, Metrics
 from hepmaild.storage.gauges import Entries, Recipients
+from hepmaild.threads import in_thread
 
 KEEP_S = 1.0
 OPENMETRICS = "application/openmetrics-text"
@@ -87,7 +88,7 @@ class Page:
             count = await self._census.take()
             copy = _Copy(self._families(count), self._process)
             encode, content_type = choose_encoder(_ACCEPTS[is_open])
-            page = await trio.to_thread.run_sync(encode, copy, limiter=self._limiter)
+            page = await in_thread(encode, copy, limiter=self._limiter)
             self._made[is_open] = trio.current_time(), page, content_type
             return page, content_type
 

@@ -25,6 +25,7 @@ from hepmaild.storage import sealed as sealed_rows
 from hepmaild.storage import smtp_servers as rows
 from hepmaild.storage.smtp_servers import ServerRow
 from hepmaild.storage.store import Store
+from hepmaild.threads import in_thread
 from hepmaild.vault import HEAD_OCTETS, Place, Vault
 
 MAX_CACHED = 10_000
@@ -152,12 +153,12 @@ class OwnServers:
         sealed value is to be committed.  Raises `SecretsUnavailable`.
         """
         holding = self._vault.holding()
-        await trio.to_thread.run_sync(holding.__enter__, limiter=self._files)
+        await in_thread(holding.__enter__, limiter=self._files)
         try:
             heads = await self._store.read(sealed_rows.heads, HEAD_OCTETS)
             if not heads:
-                await trio.to_thread.run_sync(self._vault.make, limiter=self._files)
-            await trio.to_thread.run_sync(self._vault.check, list(heads), limiter=self._files)
+                await in_thread(self._vault.make, limiter=self._files)
+            await in_thread(self._vault.check, list(heads), limiter=self._files)
             yield lambda server_id, password: self._vault.seal(place_of(server_id), password.encode("utf-8"))
         finally:
             holding.__exit__(None, None, None)

@@ -55,6 +55,7 @@ from hepmaild.storage.grants import Granted, Proof
 from hepmaild.storage.sessions import NewSession, NotRotated
 from hepmaild.storage.store import Store
 from hepmaild.storage.users import UserRow
+from hepmaild.threads import in_thread
 from hepmaild.tokens import SIGNING_US, Tokens, hash_refresh, new_refresh_token, unwrap, wrap
 from hepmaild.vault import Vault
 
@@ -444,13 +445,13 @@ class People:
             self._turns.release()
 
     async def _hash(self, password: str) -> str:
-        return await trio.to_thread.run_sync(passwords.hash_password, password, self._cost, limiter=self._hashing)
+        return await in_thread(passwords.hash_password, password, self._cost, limiter=self._hashing)
 
     async def _is_password(self, found: UserRow | None, password: str) -> bool:
         """Whether it is; the same work whoever is asked for."""
         kept = passwords.decoy(self._cost) if found is None or found.password_hash is None else found.password_hash
         given = password[: passwords.MAX_LENGTH + 1]
-        return await trio.to_thread.run_sync(passwords.verify_password, kept, given, limiter=self._hashing)
+        return await in_thread(passwords.verify_password, kept, given, limiter=self._hashing)
 
     def _token_set(self, granted: Granted, refresh_token: str) -> TokenSet:
         user, session = granted.user, granted.session

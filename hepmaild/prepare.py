@@ -27,6 +27,7 @@ from hepmaild.own_routes import is_own
 from hepmaild.policy import SenderBook, distinct, pick_sender
 from hepmaild.signing import NotLoaded, SigningKeys
 from hepmaild.storage.directory import SenderRow
+from hepmaild.threads import NoThread, in_thread
 
 log = structlog.get_logger()
 
@@ -109,7 +110,10 @@ class Preparer:
         work = self._from_draft if isinstance(source, Draft) else self._from_message
         if _octets(source) <= THREAD_OCTETS:
             return work(submission, book, settings)
-        return await trio.to_thread.run_sync(work, submission, book, settings, limiter=self._limiter)
+        try:
+            return await in_thread(work, submission, book, settings, limiter=self._limiter)
+        except NoThread as problem:
+            raise StoreUnavailable(f"the message could not be prepared: {problem.strerror}") from problem
 
     def _from_draft(self, submission: Submission, book: SenderBook, settings: PrepareSettings) -> Prepared | Refusal:
         del settings

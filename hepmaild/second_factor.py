@@ -16,6 +16,7 @@ from hepmaild.storage import users
 from hepmaild.storage.grants import Factor
 from hepmaild.storage.store import Store
 from hepmaild.storage.users import UserRow
+from hepmaild.threads import in_thread
 from hepmaild.vault import HEAD_OCTETS, Place, Vault
 
 ISSUER = "hepmaild"
@@ -52,7 +53,7 @@ class SecondFactor:
         """A fresh secret, which counts from its confirmation on.  ValueError: it is on already."""
         secret = secrets.token_bytes(totp.SECRET_OCTETS)
         async with self._sealing():
-            value = await trio.to_thread.run_sync(self._vault.seal, _place(user_id), secret, limiter=self._files)
+            value = await in_thread(self._vault.seal, _place(user_id), secret, limiter=self._files)
             await self._store.write(users.begin_totp, account_id, user_id, value)
         return Enrolment(totp.secret_text(secret), totp.enrolment_uri(secret, issuer=ISSUER, email=email))
 
@@ -71,20 +72,18 @@ class SecondFactor:
 
     async def _open(self, user: UserRow) -> bytes:
         assert user.totp_sealed is not None
-        return await trio.to_thread.run_sync(
-            self._vault.open, _place(user.user_id), user.totp_sealed, limiter=self._files
-        )
+        return await in_thread(self._vault.open, _place(user.user_id), user.totp_sealed, limiter=self._files)
 
     @asynccontextmanager
     async def _sealing(self) -> AsyncIterator[None]:
         """No rotation of the vault's keys until what is sealed within is committed; the first secret makes its file."""
         holding = self._vault.holding()
-        await trio.to_thread.run_sync(holding.__enter__, limiter=self._files)
+        await in_thread(holding.__enter__, limiter=self._files)
         try:
             heads = await self._store.read(sealed_rows.heads, HEAD_OCTETS)
             if not heads:
-                await trio.to_thread.run_sync(self._vault.make, limiter=self._files)
-            await trio.to_thread.run_sync(self._vault.check, list(heads), limiter=self._files)
+                await in_thread(self._vault.make, limiter=self._files)
+            await in_thread(self._vault.check, list(heads), limiter=self._files)
             yield
         finally:
             holding.__exit__(None, None, None)

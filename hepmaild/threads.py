@@ -7,12 +7,14 @@ by a second.
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import queue
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -29,6 +31,29 @@ T = TypeVar("T")
 SWITCH_INTERVAL_S = 0.0001
 # Callers of a worker at once, as a rule.  Made at the start, so that a descriptor that comes later means something.
 BELLS = 2
+
+
+class NoThread(OSError):
+    """The system gives this process no further thread now (a limit of processes, or no memory for its stack)."""
+
+
+@contextmanager
+def wanting_threads() -> Iterator[None]:
+    """Raises `NoThread` where a thread could not be started; Python says that as a RuntimeError among others."""
+    try:
+        yield
+    except RuntimeError as error:
+        if error.args != ("can't start new thread",):
+            raise
+        raise NoThread(errno.EAGAIN, "no thread could be started") from error
+
+
+async def in_thread(
+    fn: Callable[..., T], *args: Any, limiter: trio.CapacityLimiter | None, abandon_on_cancel: bool = False
+) -> T:
+    """As `trio.to_thread.run_sync`, for everything that must outlive a want of threads.  Raises `NoThread`."""
+    with wanting_threads():
+        return await trio.to_thread.run_sync(fn, *args, limiter=limiter, abandon_on_cancel=abandon_on_cancel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +120,9 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread.  Raises `NoThread`."""
+        with wanting_threads():
+            self._thread.start()
 
     async def run(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `fn` in the thread and return its result, or raise its error.

@@ -22,6 +22,7 @@ from hepmaild.delivery.hops import TlsLevel
 from hepmaild.delivery.route import TIMEOUTS_S, Host, Route
 from hepmaild.delivery.tls_policy import check_dane
 from hepmaild.events import Transcript, Who
+from hepmaild.threads import wanting_threads
 from hepmaild.timers import Bounds
 from hepmaild.transport import SocketTransport, take_over
 
@@ -38,7 +39,8 @@ MAX_ADDRESSES = 8
 
 async def connect_tcp(host: str, port: int) -> Stream:
     """Connect, trying all addresses of the name quickly (RFC 8305).  Raises OSError; cancel-safe."""
-    return await trio.open_tcp_stream(host, port)
+    with wanting_threads():  # one looks the name up
+        return await trio.open_tcp_stream(host, port)
 
 
 async def connect_first(connect: Connect, addresses: Sequence[str], port: int) -> tuple[Stream, str]:

@@ -28,6 +28,7 @@ from hepmaild.events import Who
 from hepmaild.mail.content import Content
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.wire import DotStuffer
+from hepmaild.threads import in_thread
 from hepmaild.timers import Bounds, Timers, current_clock
 
 ONE_SEND_OCTETS = 64 << 10
@@ -250,7 +251,7 @@ class Courier:
 
         async def next_piece() -> bytes | None:
             if content.is_spooled:
-                piece = await trio.to_thread.run_sync(next, pieces, b"", limiter=self._spool_limiter)
+                piece = await in_thread(next, pieces, b"", limiter=self._spool_limiter)
             else:
                 piece = next(pieces, b"")
             return stuffer.feed(piece) if piece else None

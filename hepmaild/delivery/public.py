@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from hepmaild.delivery.connections import Connect, connect_first
+from hepmaild.threads import in_thread
 
 if TYPE_CHECKING:
     from trio.abc import Stream
@@ -75,7 +76,7 @@ async def _look_up(host: str, port: int, names: trio.CapacityLimiter | None) -> 
     with suppress(OSError):  # an address needs no thread
         return socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     ask = partial(socket.getaddrinfo, name, port, type=socket.SOCK_STREAM)
-    return await trio.to_thread.run_sync(ask, limiter=names, abandon_on_cancel=True)
+    return await in_thread(ask, limiter=names, abandon_on_cancel=True)
 
 
 def _is_ourselves(connected: trio.socket.SocketType) -> bool:

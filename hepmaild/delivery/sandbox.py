@@ -25,6 +25,7 @@ from hepmaild.delivery.outcome import IN_DOUBT_REPLY, Verdict
 from hepmaild.mail.content import Content
 from hepmaild.mail.reply import Reply
 from hepmaild.private_files import give_to_owner_of
+from hepmaild.threads import in_thread
 
 _TEMPORARY = Reply(451, "4.3.2", "the sandbox refuses everything for now (misbehave = 4xx)")
 _PERMANENT = Reply(550, "5.7.1", "the sandbox refuses everything (misbehave = 5xx)")
@@ -83,7 +84,7 @@ class Sandbox:
     async def keep(self, directory: str, job: Job, content: Content) -> Path:
         """Write both files, durably.  Raises OSError.  Not cancelled once begun: it takes milliseconds."""
         folder = self._state_dir / directory
-        return await trio.to_thread.run_sync(_keep, folder, job, content, limiter=self._limiter)
+        return await in_thread(_keep, folder, job, content, limiter=self._limiter)
 
 
 def _keep(folder: Path, job: Job, content: Content) -> Path:

@@ -42,6 +42,7 @@ from hepmaild.http.uploads import UploadDesk, uploads_blueprint
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.metrics import Meter
 from hepmaild.own_servers import OwnServers
+from hepmaild.threads import NoThread
 
 log = structlog.get_logger()
 
@@ -156,6 +157,9 @@ class App(QuartTrio):
             return self._refuse(error.refusal, call)
         except StoreUnavailable:
             text = "The service cannot store anything at the moment; try again soon. Nothing was charged."
+            return self._refuse(Refusal(ErrorKind.UNAVAILABLE, text, retry_after_s=5), call)
+        except NoThread:
+            text = "The service has no room for this at the moment; try again soon. Nothing was charged."
             return self._refuse(Refusal(ErrorKind.UNAVAILABLE, text, retry_after_s=5), call)
         except HTTPException as error:
             if self.dashboard is not None and not call.is_api and not isinstance(error, RequestEntityTooLarge):

@@ -19,6 +19,7 @@ from hepmaild.errors import ErrorKind, Refusal, RefusedError
 from hepmaild.http.limits import Timeouts
 from hepmaild.http.quick import QuickRequest
 from hepmaild.mail.content import Content, ContentBuilder
+from hepmaild.threads import in_thread
 
 WRITE_OCTETS = 256 << 10  # so much is written to the spool at a time
 # Of JSON outside its strings: commas, brackets, numbers, spaces.  A value takes few of them, and up to a hundred times
@@ -108,7 +109,7 @@ async def _write(builder: ContentBuilder, pending: list[bytes], limiter: trio.Ca
     pending.clear()
     if builder.size + len(octets) > WRITE_OCTETS:
         try:
-            await trio.to_thread.run_sync(builder.write, octets, limiter=limiter)
+            await in_thread(builder.write, octets, limiter=limiter)
         except OSError as error:  # the disk is full
             text = "There is no room for a request of this size now; try again later."
             raise RefusedError(Refusal(ErrorKind.UNAVAILABLE, text, retry_after_s=60)) from error

@@ -46,6 +46,7 @@ from hepmaild.mail.submission import (
     Submission,
 )
 from hepmaild.materials import Found, Materials
+from hepmaild.threads import in_thread
 
 THREAD_OCTETS = 256 << 10  # above this, JSON and base64 are worked on in a thread, and the memory gate counts
 # Two requests of the largest size at once, one of them being parsed: measured, 20 of them peak at 290 MB in all.
@@ -139,7 +140,7 @@ class SendDesk:
                     return await self._accept(request, call, key, body, wanted, found, endpoint)
             async with self.gate.admit(body.content.size):
                 reading = partial(_judged, request, partial(read, body.content, self.max_recipients))
-                wanted = await trio.to_thread.run_sync(reading, limiter=self.threads)
+                wanted = await in_thread(reading, limiter=self.threads)
                 found = await self.materials.find(key, wanted.draft, wanted.ask)
                 if found.octets <= THREAD_OCTETS:
                     return await self._accept(request, call, key, body, wanted, found, endpoint)

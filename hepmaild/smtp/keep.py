@@ -9,6 +9,7 @@ import structlog
 import trio
 
 from hepmaild.mail.content import CHUNK_OCTETS, SPOOL_OCTETS, Content, ContentBuilder, add_piece
+from hepmaild.threads import in_thread
 
 log = structlog.get_logger()
 
@@ -64,7 +65,7 @@ class ContentKeeper:
         self._pending.clear()
         self._pending_octets = 0
         try:
-            await trio.to_thread.run_sync(builder.write, data, limiter=self._limiter)
+            await in_thread(builder.write, data, limiter=self._limiter)
         except OSError as problem:
             log.warning("spool_failed", error=str(problem))
             self.discard()

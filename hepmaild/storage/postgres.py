@@ -158,8 +158,6 @@ class _Lane:
 
     def went_down(self, failure: StoreUnavailable) -> None:
         """No connection can be made, and none is known to be good."""
-        if self._pause_s == 0.0:
-            log.warning("store_down", reason=str(failure))
         self._pause_s = min(MAX_PAUSE_S, max(MIN_PAUSE_S, self._pause_s * 2))
         self.because = str(failure)
         self.down_until = trio.current_time() + self._pause_s * random.uniform(0.5, 1)

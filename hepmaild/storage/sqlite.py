@@ -33,7 +33,7 @@ from hepmaild.storage.page_file import PageFile
 from hepmaild.storage.sqlite_file import LogFile, Place, create_file, unfinished
 from hepmaild.storage.sqlite_link import Link, NotHere, make_engine, store_failure
 from hepmaild.storage.writer import JudgeManner, Manner, Sync
-from hepmaild.threads import Worker
+from hepmaild.threads import NoThread, Worker, in_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -246,14 +246,14 @@ class SqliteBackend:
     async def _run_in_thread(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `fn` in the writer's thread; meanwhile nobody else touches its connection, also when we are cancelled."""
 
-        def in_thread() -> T:
+        def work() -> T:
             try:
                 return fn(*args, **kwargs)
             finally:
                 self._ended += 1
 
         self._given += 1
-        return await self._worker.run(in_thread)
+        return await self._worker.run(work)
 
     def _unit(self, fn: Callable[..., T], args: tuple[Any, ...], sync: Sync) -> tuple[T, int]:
         if self._sync_failed:
@@ -290,6 +290,9 @@ class SqliteBackend:
         self._sync_failed = False
 
     def _note_rows(self, rows: int) -> None:
+        """rows: that the writer's connection has changed; it begins anew when that is opened anew."""
+        if rows < self._rows_at_checkpoint:
+            self._rows_at_checkpoint = 0
         if rows - self._rows_at_checkpoint >= CHECKPOINT_ROWS:
             self._rows_at_checkpoint = rows
             self._checkpoint_due.set()
@@ -298,7 +301,7 @@ class SqliteBackend:
         """Run `fn(conn, *args)` in a reader thread on one snapshot.  Cancelled, its statement is stopped."""
         gone = False
 
-        def in_thread() -> T:
+        def work() -> T:
             link = self._idle.get_nowait()
             try:
                 return link.run(fn, args, lambda: gone)
@@ -306,7 +309,9 @@ class SqliteBackend:
                 self._idle.put(link)
 
         try:
-            return await trio.to_thread.run_sync(in_thread, limiter=self._limiter, abandon_on_cancel=True)
+            return await in_thread(work, limiter=self._limiter, abandon_on_cancel=True)
+        except NoThread as error:
+            raise StoreUnavailable(f"SQLite cannot be read: {error.strerror}") from error
         finally:
             gone = True
 
@@ -381,12 +386,12 @@ class SqliteBackend:
         given the copies without haste, then what was written meanwhile; the last few pages are copied in the writer's
         turn, for which every unit waits, and whose sync finds next to nothing left.
         """
-        _, pages, _ = await trio.to_thread.run_sync(link.checkpoint, "PASSIVE", limiter=limiter)
+        _, pages, _ = await in_thread(link.checkpoint, "PASSIVE", limiter=limiter)
         if pages < LONG_LOG_PAGES:
             return
-        await trio.to_thread.run_sync(self._pages.sync, PARTS, limiter=limiter)
-        await trio.to_thread.run_sync(link.checkpoint, "PASSIVE", limiter=limiter)
-        await trio.to_thread.run_sync(self._pages.sync, LAST_PARTS, limiter=limiter)
+        await in_thread(self._pages.sync, PARTS, limiter=limiter)
+        await in_thread(link.checkpoint, "PASSIVE", limiter=limiter)
+        await in_thread(self._pages.sync, LAST_PARTS, limiter=limiter)
         await self._run_in_thread(self._writer.checkpoint, "PASSIVE")
 
     async def backup(self, target: Path, progress: Callable[[int, int], None] | None = None) -> None:
@@ -404,9 +409,7 @@ class SqliteBackend:
                 progress(left, total)
 
         try:
-            await trio.to_thread.run_sync(
-                self._backup, target, tick, limiter=trio.CapacityLimiter(1), abandon_on_cancel=True
-            )
+            await in_thread(self._backup, target, tick, limiter=trio.CapacityLimiter(1), abandon_on_cancel=True)
         finally:
             gone = True
 

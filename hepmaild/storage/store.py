@@ -32,6 +32,7 @@ from hepmaild.private_files import give_to_owner_of
 from hepmaild.storage import announce, migrate
 from hepmaild.storage.sqlite import SqliteBackend, first_value
 from hepmaild.storage.sqlite_link import NotHere
+from hepmaild.storage.trouble import Trouble
 from hepmaild.storage.writer import GroupWriter, Haste, JudgeManner, RunUnit
 from hepmaild.threads import share_interpreter
 
@@ -111,10 +112,11 @@ class Store:
         try:
             with trio.move_on_after(self._timeout_s):
                 return await self._backend.read(_bound(fn, kwargs), *args)
-        except StoreUnavailable:
+        except StoreUnavailable as failure:
             self._writer.last_commit_at = -math.inf  # it proves nothing any more
+            self._writer.trouble.tell(failure)
             raise
-        raise StoreUnavailable(f"the store did not answer within {self._timeout_s:g} s")
+        raise self._too_slow()
 
     def changes(self) -> int | None:
         """A number that has moved when anything but a unit of group commit changed the database.
@@ -161,12 +163,19 @@ class Store:
             result: T = await self._writer.call(unit, fn, *args, haste=haste)
             return result
         await trio.lowlevel.checkpoint_if_cancelled()
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + self._timeout_s):
-            written = await unit(fn, *args)
-            if self._writer.on_commit is not None:
-                self._writer.on_commit()
-            return written
-        raise StoreUnavailable(f"the store did not answer within {self._timeout_s:g} s")
+        try:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + self._timeout_s):
+                written = await unit(fn, *args)
+                if self._writer.on_commit is not None:
+                    self._writer.on_commit()
+                return written
+        except StoreUnavailable as failure:
+            self._writer.trouble.tell(failure)
+            raise
+        raise self._too_slow()
+
+    def _too_slow(self) -> StoreUnavailable:
+        return self._writer.trouble.tell(StoreUnavailable(f"the store did not answer within {self._timeout_s:g} s"))
 
     async def submit(self, member: Any, *, haste: Haste = Haste.NOW) -> Any:
         """Have `member` decided in the next unit of group commit; its result, which is durable when this returns.
@@ -284,7 +293,9 @@ async def _open_sqlite(
         if exclusive:
             share_interpreter()
         backend = SqliteBackend(path, timeout_s=settings.unit_timeout_s, own_checkpoints=exclusive, judge=judge)
-        writer = GroupWriter(backend.group_unit, run_unit, timeout_s=settings.unit_timeout_s)
+        writer = GroupWriter(
+            backend.group_unit, run_unit, timeout_s=settings.unit_timeout_s, trouble=Trouble(is_told=exclusive)
+        )
 
         def tell(topic: str) -> None:
             if not exclusive:
@@ -310,7 +321,9 @@ async def _open_postgres(
         backend = PostgresBackend(
             url, bridge, timeout_s=settings.unit_timeout_s, connections=settings.connections, hub=hub
         )
-        writer = GroupWriter(backend.group_unit, run_unit, timeout_s=settings.unit_timeout_s)
+        writer = GroupWriter(
+            backend.group_unit, run_unit, timeout_s=settings.unit_timeout_s, trouble=Trouble(is_told=exclusive)
+        )
         async with backend.serve(), trio.open_nursery() as nursery:
             await backend.read(backend.check_encoding)
             if exclusive:

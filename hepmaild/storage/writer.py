@@ -25,6 +25,7 @@ import trio
 from sqlalchemy import Connection
 
 from hepmaild.errors import NothingCommitted, StoreUnavailable
+from hepmaild.storage.trouble import Trouble
 from hepmaild.timers import current_clock
 
 log = structlog.get_logger()
@@ -134,12 +135,14 @@ class GroupWriter:
         *,
         timeout_s: float,
         max_waiting: int = MAX_WAITING,
+        trouble: Trouble | None = None,
     ):
         self._run_group = run_group
         self._run_unit = run_unit
         self._timeout_s = timeout_s
         self._time = current_clock()
         self._max_waiting = max_waiting
+        self.trouble = trouble or Trouble(is_told=False)
         self._members: deque[_Waiter] = deque()
         self._calls: deque[_Waiter] = deque()
         self._lingering = _Later(LINGER_S, self._members)
@@ -224,7 +227,8 @@ class GroupWriter:
                     has_begun = oldest.state is _State.BEGUN
                     self._waiting -= not has_begun
                     failed = StoreUnavailable if has_begun else NothingCommitted
-                    _fail([oldest], failed(f"the store did not answer within {self._timeout_s:g} s"))
+                    failure = failed(f"the store did not answer within {self._timeout_s:g} s")
+                    _fail([oldest], self.trouble.tell(failure))
                 if self._unanswered and self._unanswered[0] is oldest:
                     self._unanswered.popleft()
             self._watched = trio.Event()
@@ -365,11 +369,12 @@ class GroupWriter:
             return captured
         if captured is None or isinstance(captured.error, trio.Cancelled):
             self.last_commit_at = -math.inf
-            return outcome.Error(StoreUnavailable("the store hangs"))
+            return outcome.Error(self.trouble.tell(StoreUnavailable("the store hangs")))
         if not isinstance(captured.error, Exception):
             raise captured.error
         if isinstance(captured.error, StoreUnavailable):
             self.last_commit_at = -math.inf
+            self.trouble.tell(captured.error)
         return captured
 
 

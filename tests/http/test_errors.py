@@ -17,6 +17,7 @@ from hepmaild.mail.reply import Reply
 from hepmaild.mail.submission import RateState
 from tests.conftest import LogEvents
 from tests.http.door import GOOD, KEY, Running, open_door, until
+from tests.peers.processes import no_further_thread
 
 
 def code_of(response: httpx.Response, status: int) -> str:
@@ -288,6 +289,18 @@ async def test_store_down_at_the_key(door: Running) -> None:
     answer = await door.post()
     assert code_of(answer, 503) == "UNAVAILABLE"
     assert answer.headers["x-ratelimit-limit"] == "120"
+
+
+async def test_a_want_of_threads_is_no_bug(door: Running) -> None:
+    """What is long is read in a thread, and before that kept in a file; both may find none."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with door.client() as client:  # its connection is there before: to look up the name takes a thread
+        for octets in (300_000, 2_000_000):
+            message = {**GOOD, "text": "x" * octets}
+            assert (await client.post("/api/v1/email/send", json=message, headers=headers)).status_code == 200
+            with no_further_thread():
+                answer = await client.post("/api/v1/email/send", json=message, headers=headers)
+            assert code_of(answer, 503) == "UNAVAILABLE"
 
 
 async def test_a_bug_is_an_answer(door: Running, log_events: LogEvents) -> None:

@@ -19,7 +19,7 @@ from hepmaild.mail.submission import Door, Draft, KeyIdentity, Mailbox, Origin, 
 from hepmaild.policy import make_book
 from hepmaild.prepare import Prepared, Preparer
 from hepmaild.storage.directory import SenderRow
-from tests.peers.processes import no_file_beyond
+from tests.peers.processes import no_file_beyond, no_further_thread
 
 if TYPE_CHECKING:
     from tests.conftest import LogEvents
@@ -134,4 +134,6 @@ async def test_a_disk_that_has_no_room_for_the_finished_message(tmp_path: Path, 
     with no_file_beyond(source.size), pytest.raises(StoreUnavailable):
         await preparer.prepare(submission, BOOK, Obeyed(SmtpSettings()))
     assert len(log_events.named("spool_failed")) == 1
+    with no_further_thread(), pytest.raises(StoreUnavailable, match="no thread could be started"):
+        await preparer.prepare(submission, BOOK, Obeyed(SmtpSettings()))
     source.close()

@@ -12,10 +12,13 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
+
+from trio._core import _thread_cache
 
 T = TypeVar("T")
 
@@ -193,3 +196,17 @@ def no_file_beyond(octets: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
+def no_further_thread() -> Iterator[None]:
+    """What a limit of threads is like, without one: none can be started, and none of Trio's is idle."""
+    import pytest  # the benchmarks use this module without pytest
+
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        patch.setattr(_thread_cache, "THREAD_CACHE", _thread_cache.ThreadCache())
+        yield

@@ -15,6 +15,8 @@ from quart import request
 from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import BadRequest, RequestTimeout
 
+from hepmaild.threads import in_thread
+
 MAX_FORM_OCTETS = 2 << 20
 SMALL_FORM_OCTETS = 64 << 10  # of what is sent before anybody is signed in
 MAX_FIELDS = 10_000  # a key may be for any of an account's senders, each a field
@@ -40,7 +42,7 @@ async def read_form(limiter: trio.CapacityLimiter | None, most: int = MAX_FORM_O
     if len(octets) <= SMALL_FORM_OCTETS:
         form = _take_apart(octets)
     else:
-        form = await trio.to_thread.run_sync(
+        form = await in_thread(
             partial(_take_apart, octets), abandon_on_cancel=True, limiter=limiter or trio.CapacityLimiter(1)
         )
     if any("\0" in value for _, value in form.items(multi=True)):

@@ -24,6 +24,7 @@ from hepmaild.mail.content import Content
 from hepmaild.mail.ids import is_message_id
 from hepmaild.storage import live as live_rows
 from hepmaild.storage import message_page as rows
+from hepmaild.threads import in_thread
 
 TABS = ("html", "text", "headers", "attachments")
 IN_LOOP_OCTETS = 8 << 10
@@ -97,7 +98,7 @@ async def _parts(dashboard: Dashboard, visit: Visit, message_id: str) -> Parts:
     def work() -> Parts:
         return take_apart(b"".join(content.chunks()))
 
-    return await trio.to_thread.run_sync(
+    return await in_thread(
         work, abandon_on_cancel=True, limiter=dashboard.extras.get("reading") or trio.CapacityLimiter(1)
     )
 

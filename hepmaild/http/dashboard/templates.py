@@ -33,6 +33,7 @@ from hepmaild.http.dashboard.template_form import (
 from hepmaild.storage import templates
 from hepmaild.storage.templates import Refused, Sheet
 from hepmaild.template_rules import MAX_REVISIONS, MAX_TEMPLATES, difference, read_samples
+from hepmaild.threads import in_thread
 
 SHOWN = 20  # revisions on the page of a template
 # The frame holds another one with the HTML part: no script, no network, nothing but what it says itself.
@@ -201,7 +202,7 @@ def _number(form: Form, name: str) -> int:
 
 async def _compared(visit: Visit, sheet: Sheet, against: Sheet | None, *, is_later: bool) -> list[dict[str, Any]]:
     """In a thread, as it may take long.  Cancelled, the thread ends by itself and is not waited for."""
-    return await trio.to_thread.run_sync(
+    return await in_thread(
         partial(_compare, sheet, against, is_later=is_later),
         abandon_on_cancel=True,
         limiter=visit.dashboard.extras.get("reading") or trio.CapacityLimiter(1),

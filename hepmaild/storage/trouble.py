@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the log says of a store that fails: callers are told only that it does, and they are others' programs."""
+
+from __future__ import annotations
+
+import math
+
+import structlog
+import trio
+
+from hepmaild.errors import StoreUnavailable
+
+log = structlog.get_logger()
+
+TOLD_EVERY_S = 60.0
+
+
+class Trouble:
+    """Says why at once, and once a minute while it lasts, however many callers it turns away.
+
+    is_told: else nothing is said: a command has its own words.
+    """
+
+    def __init__(self, *, is_told: bool) -> None:
+        self._is_told = is_told
+        self._told_at = -math.inf  # Trio's clock
+
+    def tell(self, failure: StoreUnavailable) -> StoreUnavailable:
+        """The same failure, to be raised or handed on."""
+        now = trio.current_time()
+        if self._is_told and now - self._told_at >= TOLD_EVERY_S:
+            self._told_at = now
+            log.warning("store_failed", reason=str(failure))
+        return failure
