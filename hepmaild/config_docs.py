@@ -45,7 +45,7 @@ RESTART.
 **Memory.** The systemd units set `PYTHONMALLOC` and `GLIBC_TUNABLES` so that what is freed is overwritten, for a tenth
 of the CPU of a busy service: [0120](decisions/0120-freed-memory.md) has the figures, and how to do without.
 """
-_URL_PASSWORD = re.compile(r"(//[^:@/]*:)[^@/]*@")
+_URL_PASSWORD = re.compile(r"(//[^:@/]*:)[^/]*(?=@)|([?&]password=)[^&#]*")
 
 
 def render() -> str:
@@ -86,7 +86,7 @@ def _plain(value: Any) -> Any:
 
 def _mask(secret: str) -> str:
     if "://" in secret:
-        return _URL_PASSWORD.sub(r"\1…@", secret)
+        return _URL_PASSWORD.sub(r"\1\2…", secret)
     return "…" if secret else ""
 
 

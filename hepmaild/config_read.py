@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from hepmaild.config import parse_address
 from hepmaild.mail.address import check_address
@@ -315,10 +315,14 @@ def _check_url(text: str) -> None:
 
 def _check_database(text: str) -> None:
     allowed = '"sqlite:///FILE" or "postgresql://USER:PASSWORD@HOST/NAME"'
+    if text.startswith("postgresql:"):  # what a password generator likes
+        allowed += '; in its password "/" is written %2F, "@" %40, "#" %23, "?" %3F, "[" %5B and "%" %25'
     try:
         parts = urlsplit(text)
         _check_database_host(parts.hostname or "")
         port = parts.port
+        if parts.netloc.count("@") > 1 or "\0" in unquote(text):
+            raise ValueError
     except ValueError:
         raise ValueError(allowed) from None
     if parts.scheme == "sqlite":

@@ -156,6 +156,8 @@ def test_a_secret_is_never_in_a_mistake() -> None:
     )
     assert "hunter2" not in str(shown)
     assert shown["database"]["url"] == "postgresql://me:…@h/x"
+    shown = config_docs.effective(read('[database]\nurl = "postgresql://me@h/x?password=hunter2&sslmode=require"\n'))
+    assert shown["database"]["url"] == "postgresql://me@h/x?password=…&sslmode=require"
 
 
 def test_the_environment_wins_and_takes_the_type_of_the_key() -> None:
@@ -289,6 +291,9 @@ def test_a_secret_is_judged_wherever_it_comes_from(tmp_path: Path) -> None:
         ("postgresql://u@h:0/x", 'must be "sqlite:///FILE" or'),
         ("postgresql://u@/x?host=a:1,b:2", "one host, or the folder of a socket, as its host"),
         ("postgresql://u@/x?host=a..b", "one host, or the folder of a socket, as its host"),
+        ("postgresql://u:p@ss@h/x", 'in its password "/" is written %2F, "@" %40,'),
+        ("postgresql://u:p/ss@h/x", 'in its password "/" is written %2F,'),
+        ("sqlite:///a%00b", 'must be "sqlite:///FILE" or'),
     ],
 )
 def test_a_database_that_cannot_be_opened_is_a_mistake(url: str, said: str) -> None:
