@@ -41,6 +41,7 @@ the service has the credential.
 **Reload.** `systemctl reload hepmaild` (SIGHUP) reads all of it again; the next connection, message or attempt obeys
 it. What was changed of these is named in the log (`restart_needed`) and waits for the next start:
 RESTART.
+Settings from a pipe (`-c <(…)`, `-c /dev/stdin`) cannot be read again; the daemon keeps what it has, and says so.
 
 **Memory.** The systemd units set `PYTHONMALLOC` and `GLIBC_TUNABLES` so that what is freed is overwritten, for a tenth
 of the CPU of a busy service: [0120](decisions/0120-freed-memory.md) has the figures, and how to do without.

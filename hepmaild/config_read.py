@@ -156,7 +156,8 @@ class Reader:
 
     def _read_secret(self, file: Path, key: str, credential: str, judge: Callable[[str], Any]) -> Any:
         try:
-            text = file.read_text(encoding="utf-8")
+            with open(file, encoding="utf-8", opener=_open_at_once) as stream:
+                text = stream.read()
         except PermissionError as error:
             todo = f"be its owner, or hand it over as the credential {credential} (LoadCredential= of the unit)"
             self.report(key, f"{file} cannot be read: {error.strerror}; {todo}")
@@ -176,6 +177,13 @@ class Reader:
         except ValueError as error:
             self.report(key, f"{file} must hold {error}")
             return _Unset
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """As `open` does it; but a pipe that nobody writes into is empty, where a reload would wait, and all with it."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 class _Unset:

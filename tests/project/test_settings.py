@@ -257,6 +257,13 @@ def test_a_secret_that_cannot_be_read_is_one_mistake_and_says_the_way(tmp_path: 
     ]
 
 
+def test_a_pipe_without_a_writer_is_an_empty_secret(tmp_path: Path) -> None:
+    """It was waited for: at a reload by the whole daemon, which no signal ended then."""
+    os.mkfifo(tmp_path / "pw")
+    (said,) = problems(ROUTE + 'username = "me"\npassword_file = "pw"\n', tmp_path)
+    assert said.endswith("pw must hold the secret in one line and nothing else")
+
+
 def test_a_secret_is_judged_wherever_it_comes_from(tmp_path: Path) -> None:
     file = tmp_path / "database.url"
     for url in ("mysql://me:hunter2@host/x", "sqlite:///:memory:", "nonsense"):
@@ -350,6 +357,18 @@ def test_a_file_that_is_gone_at_a_reload_is_a_mistake(tmp_path: Path, monkeypatc
         invocation.load()
     file.write_text('[server]\nhostname = "other.example.com"\n')
     assert invocation.load().server.hostname == "other.example.com"
+
+
+def test_settings_from_a_pipe_are_not_read_again() -> None:
+    """It is empty the second time, and nothing means the defaults: no route, no sender."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading), os.fdopen(writing, "w") as pipe:
+        pipe.write('[server]\nhostname = "smtp.example.com"\n')
+        pipe.close()
+        invocation = Invocation(f"/dev/fd/{reading}")
+        assert invocation.settings.server.hostname == "smtp.example.com"
+        with pytest.raises(SettingsError, match=rf"/dev/fd/{reading}: is a pipe or the like, which cannot be read"):
+            invocation.load()
 
 
 @pytest.mark.parametrize("text", ["x = " + "[" * 5000 + "]" * 5000, "x = " + "{a=" * 5000 + "1" + "}" * 5000])
