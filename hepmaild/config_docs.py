@@ -39,7 +39,7 @@ wins over the environment and the file; the file that `password_file` names is r
 the service has the credential.
 
 **Reload.** `systemctl reload hepmaild` (SIGHUP) reads all of it again; the next connection, message or attempt obeys
-it. What was changed of these is named in the log (`restart_needed`) and waits for the next start:
+it. What was changed of these is named in the log (`restart_needed`) and waits for the next start, pages included:
 RESTART.
 Settings from a pipe (`-c <(…)`, `-c /dev/stdin`) cannot be read again; the daemon keeps what it has, and says so.
 
