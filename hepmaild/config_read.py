@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from hepmaild.config import parse_address
+from hepmaild.config import format_address, parse_address
 from hepmaild.mail.address import check_address
 
 NAME_RULE = "1 to 100 letters, digits, '-', '_' or '.', beginning with a letter or digit"
@@ -224,8 +224,7 @@ def convert(value: Any, hint: Any, rules: typing.Mapping[str, Any]) -> Any:
         return Path(text)
     if rules["form"]:
         FORMS[rules["form"]](text)
-    # Whoever compares addresses has them normalised, and two spellings of one are the same sender.
-    return check_address(text) if rules["form"] == "email" else text
+    return _NORMALISED.get(rules["form"], str)(text)
 
 
 def _split(value: str) -> Any:
@@ -309,16 +308,20 @@ def _check_network(text: str) -> None:
         raise ValueError('a network or address such as "10.0.0.0/8" or "::1"') from None
 
 
-def _check_url(text: str) -> None:
+def _normal_url(text: str) -> str:
+    """As browsers write it in Origin, which is compared as text: no capitals, A-labels, no port 443, no slash."""
     allowed = 'an address such as "https://mail.example.com", or empty'
     try:
         parts = urlsplit(text)
-        port = parts.port
+        host, port = parts.hostname or "", parts.port
+        host = host if ":" in host else host.encode("idna").decode("ascii")
+        check_host(host)
     except ValueError:
         raise ValueError(allowed) from None
-    fine = parts.scheme == "https" and parts.hostname and parts.path in {"", "/"} and port != 0
+    fine = parts.scheme == "https" and host and parts.path in {"", "/"} and port != 0
     if text and (not fine or parts.query or parts.fragment or parts.username):
         raise ValueError(allowed)
+    return "https://" + format_address(host, port or 443).removesuffix(":443") if text else ""
 
 
 def _check_database(text: str) -> None:
@@ -402,8 +405,10 @@ FORMS: dict[str, Callable[[str], object]] = {
     "nameserver": parse_nameserver,
     "next hop": parse_next_hop,
     "network": _check_network,
-    "url": _check_url,
+    "url": _normal_url,
 }
+# Whoever compares them has them normalised: two spellings of an address are the same sender, or the same place.
+_NORMALISED: dict[str, Callable[[str], str]] = {"email": check_address, "url": _normal_url}
 
 
 def _show_path(path: tuple[str, ...]) -> str:

@@ -257,6 +257,28 @@ def test_a_secret_that_cannot_be_read_is_one_mistake_and_says_the_way(tmp_path: 
     ]
 
 
+@pytest.mark.parametrize(
+    ("written", "taken"),
+    [
+        ("HTTPS://Mail.Example.com/", "https://mail.example.com"),
+        ("https://mail.example.com:443", "https://mail.example.com"),
+        ("https://mail.example.com:8443/", "https://mail.example.com:8443"),
+        ("https://post.bücher.example", "https://post.xn--bcher-kva.example"),
+        ("https://[::1]:443", "https://[::1]"),
+        ("", ""),
+    ],
+)
+def test_the_public_address_is_what_browsers_call_it(written: str, taken: str) -> None:
+    """They send it as the origin of a form, and behind a proxy that asks us by another name nothing else is ours."""
+    assert read(f'[http]\npublic_url = "{written}"\n').http.public_url == taken
+
+
+@pytest.mark.parametrize("url", ["https://a b", "https://<script>", "https://a;b", "https://a..b", "https://:443"])
+def test_a_public_address_is_a_host(url: str) -> None:
+    (said,) = problems(f'[http]\npublic_url = "{url}"\n')
+    assert 'must be an address such as "https://mail.example.com", or empty' in said
+
+
 def test_a_pipe_without_a_writer_is_an_empty_secret(tmp_path: Path) -> None:
     """It was waited for: at a reload by the whole daemon, which no signal ended then."""
     os.mkfifo(tmp_path / "pw")
