@@ -124,7 +124,7 @@ class DatabaseSettings:
     url: str = setting(
         "sqlite:///hepmaild.db",
         "`sqlite:///FILE` (relative to `server.state_dir`) or `postgresql://USER:PASSWORD@HOST[:PORT]/NAME`, which may "
-        "end in options such as `?sslmode=verify-full`.",
+        "end in options such as `?sslmode=verify-full`. In the password `/` is written `%2F`, `@` `%40`, and so on.",
         form="database",
         secret=True,
     )

@@ -39,13 +39,14 @@ wins over the environment and the file; the file that `password_file` names is r
 the service has the credential.
 
 **Reload.** `systemctl reload hepmaild` (SIGHUP) reads all of it again; the next connection, message or attempt obeys
-it. What was changed of these is named in the log (`restart_needed`) and waits for the next start:
+it. What was changed of these is named in the log (`restart_needed`) and waits for the next start, pages included:
 RESTART.
+Settings from a pipe (`-c <(…)`, `-c /dev/stdin`) cannot be read again; the daemon keeps what it has, and says so.
 
 **Memory.** The systemd units set `PYTHONMALLOC` and `GLIBC_TUNABLES` so that what is freed is overwritten, for a tenth
 of the CPU of a busy service: [0120](decisions/0120-freed-memory.md) has the figures, and how to do without.
 """
-_URL_PASSWORD = re.compile(r"(//[^:@/]*:)[^@/]*@")
+_URL_PASSWORD = re.compile(r"(//[^:@/]*:)[^/]*(?=@)|([?&]password=)[^&#]*")
 
 
 def render() -> str:
@@ -86,7 +87,7 @@ def _plain(value: Any) -> Any:
 
 def _mask(secret: str) -> str:
     if "://" in secret:
-        return _URL_PASSWORD.sub(r"\1…@", secret)
+        return _URL_PASSWORD.sub(r"\1\2…", secret)
     return "…" if secret else ""
 
 

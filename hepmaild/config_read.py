@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-from hepmaild.config import parse_address
+from hepmaild.config import format_address, parse_address
 from hepmaild.mail.address import check_address
 
 NAME_RULE = "1 to 100 letters, digits, '-', '_' or '.', beginning with a letter or digit"
@@ -156,7 +156,8 @@ class Reader:
 
     def _read_secret(self, file: Path, key: str, credential: str, judge: Callable[[str], Any]) -> Any:
         try:
-            text = file.read_text(encoding="utf-8")
+            with open(file, encoding="utf-8", opener=_open_at_once) as stream:
+                text = stream.read()
         except PermissionError as error:
             todo = f"be its owner, or hand it over as the credential {credential} (LoadCredential= of the unit)"
             self.report(key, f"{file} cannot be read: {error.strerror}; {todo}")
@@ -176,6 +177,13 @@ class Reader:
         except ValueError as error:
             self.report(key, f"{file} must hold {error}")
             return _Unset
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """As `open` does it; but a pipe that nobody writes into is empty, where a reload would wait, and all with it."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 class _Unset:
@@ -216,8 +224,7 @@ def convert(value: Any, hint: Any, rules: typing.Mapping[str, Any]) -> Any:
         return Path(text)
     if rules["form"]:
         FORMS[rules["form"]](text)
-    # Whoever compares addresses has them normalised, and two spellings of one are the same sender.
-    return check_address(text) if rules["form"] == "email" else text
+    return _NORMALISED.get(rules["form"], str)(text)
 
 
 def _split(value: str) -> Any:
@@ -301,24 +308,32 @@ def _check_network(text: str) -> None:
         raise ValueError('a network or address such as "10.0.0.0/8" or "::1"') from None
 
 
-def _check_url(text: str) -> None:
+def _normal_url(text: str) -> str:
+    """As browsers write it in Origin, which is compared as text: no capitals, A-labels, no port 443, no slash."""
     allowed = 'an address such as "https://mail.example.com", or empty'
     try:
         parts = urlsplit(text)
-        port = parts.port
+        host, port = parts.hostname or "", parts.port
+        host = host if ":" in host else host.encode("idna").decode("ascii")
+        check_host(host)
     except ValueError:
         raise ValueError(allowed) from None
-    fine = parts.scheme == "https" and parts.hostname and parts.path in {"", "/"} and port != 0
+    fine = parts.scheme == "https" and host and parts.path in {"", "/"} and port != 0
     if text and (not fine or parts.query or parts.fragment or parts.username):
         raise ValueError(allowed)
+    return "https://" + format_address(host, port or 443).removesuffix(":443") if text else ""
 
 
 def _check_database(text: str) -> None:
     allowed = '"sqlite:///FILE" or "postgresql://USER:PASSWORD@HOST/NAME"'
+    if text.startswith("postgresql:"):  # what a password generator likes
+        allowed += '; in its password "/" is written %2F, "@" %40, "#" %23, "?" %3F, "[" %5B and "%" %25'
     try:
         parts = urlsplit(text)
         _check_database_host(parts.hostname or "")
         port = parts.port
+        if parts.netloc.count("@") > 1 or "\0" in unquote(text):
+            raise ValueError
     except ValueError:
         raise ValueError(allowed) from None
     if parts.scheme == "sqlite":
@@ -390,8 +405,10 @@ FORMS: dict[str, Callable[[str], object]] = {
     "nameserver": parse_nameserver,
     "next hop": parse_next_hop,
     "network": _check_network,
-    "url": _check_url,
+    "url": _normal_url,
 }
+# Whoever compares them has them normalised: two spellings of an address are the same sender, or the same place.
+_NORMALISED: dict[str, Callable[[str], str]] = {"email": check_address, "url": _normal_url}
 
 
 def _show_path(path: tuple[str, ...]) -> str:

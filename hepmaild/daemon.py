@@ -30,7 +30,7 @@ import trio
 from hepmaild import __version__, memory
 from hepmaild.census import Census
 from hepmaild.config import DAY_S, Settings
-from hepmaild.config_reload import needs_restart
+from hepmaild.config_reload import needs_restart, until_restart
 from hepmaild.delivery.lookups import Lookups
 from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.resolver import Resolver
@@ -152,7 +152,7 @@ class _Daemon:
         self._notifier = notifier
         self._reload = reload
         self._clock = clock
-        self._shown = settings  # as they were last read; `_settings`: as we began
+        self._shown = settings  # as they hold now; `_settings`: as we began
         self.lifecycle = Lifecycle()
         self.hub = LiveHub(store)
         store.watch_commits(self.hub.committed)
@@ -450,6 +450,7 @@ class _Daemon:
     def _take_settings(self, settings: Settings) -> None:
         if left := needs_restart(self._settings, settings):
             log.warning("restart_needed", settings=",".join(left))
+        settings = until_restart(self._settings, settings)
         self.intake.settings = IntakeSettings.of(settings)
         self.directory.replace_settings(settings.sender)
         self.pool.take_settings(settings.delivery)

@@ -28,7 +28,9 @@ _KEY = re.compile(r"hyd-mail-[A-Za-z0-9]*?([A-Za-z0-9]{5})(?![A-Za-z0-9])")
 _SECRET_NAME = re.compile(
     r"pass(word|wd|phrase)|secret|authorization|credential_value|private_key_pem|(access|refresh|bearer|csrf|session)_token"
 )
-_URL_PASSWORD = re.compile(r"(\w://[^\s:@/]*:)[^\s@/]*@")
+# Up to the last "@": who forgot to write one of the password's as %40 has it all the same.  Our own words say PASSWORD.
+_URL_PASSWORD = re.compile(r"(\w://[^\s:@/]*:)(?!PASSWORD@)[^\s/]*@")
+_URL_OPTION = re.compile(r"([?&]password=)[^\s&#]+")
 _AUTH_LINE = re.compile(r"\b(AUTH\s+(?:PLAIN|LOGIN)\s+|(?:Basic|Bearer)\s+)[A-Za-z0-9+/=_.~-]{4,}", re.IGNORECASE)
 _BARE = re.compile(r"[!#-&(-<>-\[\]-~]+")  # printable ASCII without space, quotes, backslash and equals sign
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"}
@@ -39,7 +41,7 @@ def redact(text: str) -> str:
     if "hyd-mail-" in text:
         text = _KEY.sub(r"hyd-mail-…\1", text)
     if "://" in text:
-        text = _URL_PASSWORD.sub(r"\1…@", text)
+        text = _URL_OPTION.sub(r"\1…", _URL_PASSWORD.sub(r"\1…@", text))
     return _AUTH_LINE.sub(r"\1…", text)
 
 

@@ -99,7 +99,8 @@ def _hint(waiting: Sequence[Outcome]) -> str:
         return "The next hop may have it, but did not say so: it is held until the operator decides."
     first = min(again, key=lambda o: o.retry_at_us or 0)
     when = datetime.fromtimestamp((first.retry_at_us or 0) / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    said = f"The next hop answered: {first.reply}." if first.reply is not None else "The next hop gave no answer."
+    # The reply may be ours: a next hop that cannot be reached says nothing, nor does a name that nobody knows.
+    said = f"Not delivered yet: {first.reply}." if first.reply is not None else "The next hop gave no answer."
     return f"{said} The next attempt is at {when}."
 
 

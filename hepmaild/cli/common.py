@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -37,11 +38,15 @@ class Invocation:
         """Read the settings anew.  Raises SettingsError.
 
         The file that was found first is looked for from then on: should it be gone at a reload, defaults and whatever
-        else lies about are no settings that anybody meant.
+        else lies about are no settings that anybody meant.  Nor is what is left of a pipe that was read before.
         """
-        from hepmaild.config_load import find_settings_file, load
+        from hepmaild.config_load import SettingsError, find_settings_file, load
+        from hepmaild.config_read import Problem
 
         file = find_settings_file(self.config, os.environ)
+        if self.preset is not None and file is not None and _is_used_up(file):
+            text = "is a pipe or the like, which cannot be read again: a restart takes other settings"
+            raise SettingsError((Problem(str(file), "", text),))
         settings = load(file, os.environ)
         self.config = self.config if file is None else str(file)
         return settings
@@ -52,6 +57,11 @@ class Invocation:
         if self.preset is None:
             self.preset = self.load()
         return self.preset
+
+
+def _is_used_up(file: Path) -> bool:
+    """Whether this is there, and no file.  Path's own questions raise where a folder is closed to us."""
+    return os.path.exists(file) and not os.path.isfile(file)  # noqa: PTH110, PTH113
 
 
 def with_settings(fn: F) -> F:

@@ -197,7 +197,7 @@ class App(QuartTrio):
         except HTTPException as error:
             return Response("", status=error.code or 400)
         except Exception:  # the HTTP boundary (design.md section 8)
-            log.exception("websocket_crashed", path=websocket.path[:200])
+            log.exception("websocket_crashed", path=_loggable(websocket.path))
             return Response("", status=500)
 
     def _to_https(self, request: QuartRequest | QuickRequest, call: Call) -> Any:
@@ -213,7 +213,8 @@ class App(QuartTrio):
 
 def _loggable(path: str) -> str:
     """A path without what signs somebody in."""
-    return "/link/…" if path.startswith("/link/") else path[:200]
+    before, link, _ = path.partition("/link/")  # wherever it stands: a proxy may have put something before it
+    return f"{before[:200]}{link}…" if link else path[:200]
 
 
 def lasting_tls(public_url: str) -> str:

@@ -199,7 +199,7 @@ SEND = Operation(
                 "data": {
                     **_SENT,
                     "status": "queued",
-                    "retryHint": "The next hop asked to try later (451 4.3.0 busy); the next attempt is in 60 seconds.",
+                    "retryHint": "Not delivered yet: 451 4.3.0 busy. The next attempt is at 2027-01-15T08:01:00Z.",
                 },
             },
             _SEND_HEADERS,

@@ -18,6 +18,7 @@ import pytest
 
 from hepmaild.storage import announce
 from tests.peers.daemon import Daemon, open_daemon, open_smtp, post, untrusting_context
+from tests.peers.processes import free_port
 from tests.peers.sink import CaptureSink, capture_sink
 
 GOOD = {"to": "someone@example.net", "subject": "hello", "text": "hello"}
@@ -281,6 +282,13 @@ def test_not_enough_credits(daemon: Daemon) -> None:
     body = check(post(daemon, {**GOOD, "to": ["a@x.test", "b@x.test"]}, key), 402, "INSUFFICIENT_CREDITS")
     assert (body["required"], body["balance"]) == (2, 1)
     assert daemon.json("credits", "show", "poor@example.com")["balance"] == 1
+
+
+def test_a_next_hop_that_cannot_be_reached_is_not_said_to_have_answered() -> None:
+    with open_daemon(sink_port=free_port()) as daemon:
+        status, body, _ = post(daemon, GOOD, daemon.setup())
+        assert status == 202
+        assert body["data"]["retryHint"].startswith("Not delivered yet: 451 4.4.1 connect: ")
 
 
 def test_refused_for_good_is_refunded(daemon: Daemon) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.dashboard.visitor import csrf_of, open_client, words
 from tests.peers.daemon import SENDER, Daemon, merge, open_daemon, open_smtp, post
 from tests.peers.processes import wait_until
 from tests.peers.sink import CaptureSink
@@ -82,3 +83,14 @@ def test_what_needs_a_restart_is_named(daemon: Daemon) -> None:
     named = re.search(r"settings=(\S+)", line)
     assert named is not None
     assert named[1].strip('"').split(",") == ["smtp.starttls", "http.trusted_proxies", "http.max_request_bytes"]
+
+
+def test_forms_of_the_present_address_are_taken_until_the_restart(daemon: Daemon) -> None:
+    """As they come by a proxy that asks us by another name."""
+    said = reload(daemon, {"http": {"public_url": "https://other.example"}})
+    assert "settings=http.public_url" in said
+    with open_client(daemon) as client:
+        fields = {"csrf": csrf_of(client.get("/sign-in").text), "email": "nobody@example.com", "password": "x"}
+        for origin, status in (("https://localhost", 401), ("https://other.example", 400)):
+            answer = client.post("/sign-in", data=fields, headers={"Origin": origin})
+            assert answer.status_code == status, words(answer.text)

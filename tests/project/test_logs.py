@@ -67,6 +67,22 @@ def test_keys_and_passwords_are_masked_everywhere(lines: io.StringIO) -> None:
     assert 'traceback="Traceback (most recent call last):\\n' in text
 
 
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("at postgresql://me:hunt@er2@h/x", "at postgresql://me:…@h/x"),
+        (
+            "postgresql://me@h/x?sslmode=require&password=hunter2&port=1",
+            "postgresql://me@h/x?sslmode=require&password=…&port=1",
+        ),
+        ('write "postgresql://USER:PASSWORD@HOST/NAME"', 'write "postgresql://USER:PASSWORD@HOST/NAME"'),
+        ("https://h:443/a@b, smtp://me@h", "https://h:443/a@b, smtp://me@h"),
+    ],
+)
+def test_passwords_in_addresses_are_masked(text: str, masked: str) -> None:
+    assert logs.redact(text) == masked
+
+
 def test_libraries_are_heard(lines: io.StringIO) -> None:
     logging.getLogger("some.library").warning("careful with %s", KEY)
     assert 'level=warning event=library logger=some.library text="careful with hyd-mail-…' in lines.getvalue()

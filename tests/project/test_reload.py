@@ -150,6 +150,7 @@ async def test_a_reload_takes_a_setting_or_names_it(tmp_path: Path, log_events: 
         named = [event["settings"] for event in log_events.named("restart_needed")]
         if name not in TAKEN:
             assert named == [name]
+            assert daemon._shown == daemon._settings, "pages go by it, though the daemon does not"
             return
         assert named == []
         if name == "limits.backlog":

@@ -156,6 +156,8 @@ def test_a_secret_is_never_in_a_mistake() -> None:
     )
     assert "hunter2" not in str(shown)
     assert shown["database"]["url"] == "postgresql://me:…@h/x"
+    shown = config_docs.effective(read('[database]\nurl = "postgresql://me@h/x?password=hunter2&sslmode=require"\n'))
+    assert shown["database"]["url"] == "postgresql://me@h/x?password=…&sslmode=require"
 
 
 def test_the_environment_wins_and_takes_the_type_of_the_key() -> None:
@@ -255,6 +257,35 @@ def test_a_secret_that_cannot_be_read_is_one_mistake_and_says_the_way(tmp_path: 
     ]
 
 
+@pytest.mark.parametrize(
+    ("written", "taken"),
+    [
+        ("HTTPS://Mail.Example.com/", "https://mail.example.com"),
+        ("https://mail.example.com:443", "https://mail.example.com"),
+        ("https://mail.example.com:8443/", "https://mail.example.com:8443"),
+        ("https://post.bücher.example", "https://post.xn--bcher-kva.example"),
+        ("https://[::1]:443", "https://[::1]"),
+        ("", ""),
+    ],
+)
+def test_the_public_address_is_what_browsers_call_it(written: str, taken: str) -> None:
+    """They send it as the origin of a form, and behind a proxy that asks us by another name nothing else is ours."""
+    assert read(f'[http]\npublic_url = "{written}"\n').http.public_url == taken
+
+
+@pytest.mark.parametrize("url", ["https://a b", "https://<script>", "https://a;b", "https://a..b", "https://:443"])
+def test_a_public_address_is_a_host(url: str) -> None:
+    (said,) = problems(f'[http]\npublic_url = "{url}"\n')
+    assert 'must be an address such as "https://mail.example.com", or empty' in said
+
+
+def test_a_pipe_without_a_writer_is_an_empty_secret(tmp_path: Path) -> None:
+    """It was waited for: at a reload by the whole daemon, which no signal ended then."""
+    os.mkfifo(tmp_path / "pw")
+    (said,) = problems(ROUTE + 'username = "me"\npassword_file = "pw"\n', tmp_path)
+    assert said.endswith("pw must hold the secret in one line and nothing else")
+
+
 def test_a_secret_is_judged_wherever_it_comes_from(tmp_path: Path) -> None:
     file = tmp_path / "database.url"
     for url in ("mysql://me:hunter2@host/x", "sqlite:///:memory:", "nonsense"):
@@ -289,6 +320,9 @@ def test_a_secret_is_judged_wherever_it_comes_from(tmp_path: Path) -> None:
         ("postgresql://u@h:0/x", 'must be "sqlite:///FILE" or'),
         ("postgresql://u@/x?host=a:1,b:2", "one host, or the folder of a socket, as its host"),
         ("postgresql://u@/x?host=a..b", "one host, or the folder of a socket, as its host"),
+        ("postgresql://u:p@ss@h/x", 'in its password "/" is written %2F, "@" %40,'),
+        ("postgresql://u:p/ss@h/x", 'in its password "/" is written %2F,'),
+        ("sqlite:///a%00b", 'must be "sqlite:///FILE" or'),
     ],
 )
 def test_a_database_that_cannot_be_opened_is_a_mistake(url: str, said: str) -> None:
@@ -345,6 +379,18 @@ def test_a_file_that_is_gone_at_a_reload_is_a_mistake(tmp_path: Path, monkeypatc
         invocation.load()
     file.write_text('[server]\nhostname = "other.example.com"\n')
     assert invocation.load().server.hostname == "other.example.com"
+
+
+def test_settings_from_a_pipe_are_not_read_again() -> None:
+    """It is empty the second time, and nothing means the defaults: no route, no sender."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading), os.fdopen(writing, "w") as pipe:
+        pipe.write('[server]\nhostname = "smtp.example.com"\n')
+        pipe.close()
+        invocation = Invocation(f"/dev/fd/{reading}")
+        assert invocation.settings.server.hostname == "smtp.example.com"
+        with pytest.raises(SettingsError, match=rf"/dev/fd/{reading}: is a pipe or the like, which cannot be read"):
+            invocation.load()
 
 
 @pytest.mark.parametrize("text", ["x = " + "[" * 5000 + "]" * 5000, "x = " + "{a=" * 5000 + "1" + "}" * 5000])

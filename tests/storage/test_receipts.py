@@ -106,7 +106,7 @@ def test_what_nobody_took_is_refused_as_the_next_hop_said() -> None:
         (outcomes(DOUBT), "The next hop may have it, but did not say so: it is held until the operator decides."),
         (
             [Outcome(0, DEFERRED, NO, 1_800_000_120_000_000), *outcomes(DOUBT, DEFERRED, first=1)],
-            "The next hop answered: 451 4.7.1 grey. The next attempt is at 2027-01-15T08:01:00Z.",
+            "Not delivered yet: 451 4.7.1 grey. The next attempt is at 2027-01-15T08:01:00Z.",
         ),
         (
             [Outcome(0, DEFERRED, None, 1_800_000_000_000_000)],
