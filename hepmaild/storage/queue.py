@@ -23,6 +23,7 @@ from hepmaild.storage.schema import message, pause, queue, recipient
 from hepmaild.storage.settle import Row, end_waiting, say_states, settle
 
 AT_ONCE = 500  # messages that one step changes
+LOOK = 5_000  # rows that one step goes through: what is looked for may be seldom
 
 
 def _quiet(column: Any) -> Any:
@@ -164,42 +165,45 @@ def release(conn: Connection, message_id: str, now_us: int) -> dict[str, Any]:
 def retry_some(conn: Connection, where: Where, now_us: int, after: str = "") -> Step:
     """A step of making due now what waits for its next attempt.  What is held or capped stays so."""
     wanted = and_(where.recipients("queued", "deferred"), recipient.c.due_at_us > now_us)
-    rows = _some(conn, where, wanted, after, idle=True)
+    rows, behind = _some(conn, where, wanted, after, idle=True)
     changed = _make_due(conn, rows, wanted, now_us)
     _note(conn, rows, "retried", now_us)
-    return _step(rows, changed)
+    return _step(rows, changed, behind)
 
 
 def release_some(conn: Connection, where: Where, now_us: int, after: str = "") -> Step:
     """A step of letting go what is held."""
-    rows = _some(conn, where, where.recipients("held"), after, idle=False)
-    return _step(rows, _let_go(conn, rows, where, now_us))
+    rows, behind = _some(conn, where, where.recipients("held"), after, idle=False)
+    return _step(rows, _let_go(conn, rows, where, now_us), behind)
 
 
 STEPS: dict[str, Callable[..., Step]] = {"retry": retry_some, "release": release_some}
 
 
-def _some(conn: Connection, where: Where, wanted: ColumnElement[bool], after: str, *, idle: bool) -> list[Any]:
-    """All rows with wanted recipients of the next few messages, in the order of their keys."""
-    here = and_(where.rows(), exists().where(SAME_ROW, wanted))
+def _some(
+    conn: Connection, where: Where, wanted: ColumnElement[bool], after: str, *, idle: bool
+) -> tuple[list[Any], str | None]:
+    """All rows with wanted recipients of the next few messages, in the order of their keys, locked; and behind which
+    message to go on (None: that was all).
+
+    That is told from what was looked for: others may have taken some of it before the lock was had.
+    """
+    ahead = select(queue.c.message_id).where(queue.c.message_id > after).order_by(queue.c.message_id)
+    end = conn.execute(ahead.offset(LOOK).limit(1)).scalar()
+    here = and_(queue.c.message_id > after, where.rows(), exists().where(SAME_ROW, wanted))
+    if end is not None:
+        here = and_(here, queue.c.message_id <= end)
     if idle:
         here = and_(here, queue.c.owner.is_(None))
-    ids = list(
-        conn.execute(
-            select(queue.c.message_id)
-            .where(queue.c.message_id > after, here)
-            .distinct()
-            .order_by(queue.c.message_id)
-            .limit(AT_ONCE)
-        ).scalars()
-    )
+    found = select(queue.c.message_id).where(here).distinct().order_by(queue.c.message_id).limit(AT_ONCE)
+    ids = list(conn.execute(found).scalars())
+    behind = ids[-1] if len(ids) == AT_ONCE else end
     rows = select(queue).where(queue.c.message_id.in_(ids), here).order_by(queue.c.message_id, queue.c.destination)
-    return list(conn.execute(rows.with_for_update())) if ids else []
+    return list(conn.execute(rows.with_for_update())) if ids else [], behind
 
 
-def _step(rows: list[Any], recipients: int) -> Step:
-    ids = {r.message_id for r in rows}
-    return Step(len(ids), recipients, rows[-1].message_id if len(ids) == AT_ONCE else None)
+def _step(rows: list[Any], recipients: int, behind: str | None) -> Step:
+    return Step(len({r.message_id for r in rows}), recipients, behind)
 
 
 def _make_due(conn: Connection, rows: list[Any], wanted: ColumnElement[bool], now_us: int) -> int:

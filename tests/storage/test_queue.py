@@ -135,6 +135,18 @@ async def test_many_are_retried_in_steps(books: Books, monkeypatch: pytest.Monke
     assert await in_steps(books, queue.retry_some, Where("mx")) == (1, 0, 0)
 
 
+async def test_a_step_for_what_is_seldom_does_not_go_through_the_whole_queue(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "LOOK", 3)
+    later = books.clock.us + HOUR_US
+    await books.store.write(fill, "mx", {"a.example": 7, "b.example": 1, "c.example": 3}, books.clock.us, later)
+    first = await books.store.write(queue.retry_some, Where("mx", "b.example"), books.clock.us)
+    assert (first.messages, first.after is None) == (0, False)
+    assert await in_steps(books, queue.retry_some, Where("mx", "b.example")) == (3, 1, 1)
+    assert await in_steps(books, queue.retry_some, Where("mx")) == (3, 10, 10)
+
+
 async def test_many_are_released_in_steps_and_messages_are_not_cut(
     books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,3 +193,32 @@ async def test_what_somebody_has_is_stepped_over(books: Books, other: Books, dat
     assert await other.store.write(leases.take_over, late.at_us, alone=False) == 1
     jobs = (await books.store.write(claim.claim, "me", late.at_us, 10, 0)).jobs
     assert {job.message_id for job in jobs} == {here.message_id, late.message_id, dead.message_id}
+
+
+async def test_a_step_goes_on_when_somebody_took_one_of_its_messages(
+    books: Books, other: Books, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has found as many as one step changes, and when it has the locks one of them is cancelled."""
+    monkeypatch.setattr(queue, "AT_ONCE", 2)
+    await books.store.write(money.grant, books.account_id, 3, granted_by="a test", note=None, now_us=books.clock.us)
+    ids = sorted([(await accepted(books, owner=None)).message_id for _ in range(5)])
+    for message_id in ids:
+        await books.store.write(queue.hold, message_id, books.clock.us)
+    steps: list[queue.Step] = []
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+
+            async def release() -> None:
+                steps.append(await other.store.write(queue.release_some, queue.Where("up"), books.clock.us))
+
+            with postgres.open_transaction(database_url, QUEUE):
+                nursery.start_soon(books.store.write, queue.cancel, ids[0], books.clock.us)
+                await until_waiting(database_url, 1)  # it is the first one to have the row
+                nursery.start_soon(release)
+                await until_waiting(database_url, 2)
+    assert steps == [queue.Step(1, 1, ids[1])]
+    where: str | None = steps[0].after
+    while where is not None:
+        steps.append(await other.store.write(queue.release_some, queue.Where("up"), books.clock.us, where))
+        where = steps[-1].after
+    assert sum(step.messages for step in steps) == 4
