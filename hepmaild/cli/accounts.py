@@ -11,7 +11,7 @@ import click
 
 from hepmaild.cli import backend
 from hepmaild.cli.common import EMAIL, PLAN, json_option, read_line, with_settings
-from hepmaild.cli.output import CommandFailed, print_json, print_pairs, print_table
+from hepmaild.cli.output import CommandFailed, print_hint, print_json, print_pairs, print_table, shown_once
 from hepmaild.config import STANDARD_PLAN, Settings, parse_address
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from hepmaild.storage.store import Store
 
+_ANOTHER_LINK = "`hepmaild account link {}` makes a link to sign in by"
 _COLUMNS = ("email", "balance", "plan", "status", "created_at", "id")
 
 
@@ -54,9 +55,10 @@ def account_add(
         granted,
         wants_link=not password_stdin and not as_json,
     )
-    _show(made, as_json)
-    if token is not None:
-        _show_link(settings, email, token)
+    with shown_once(f"the account is there, but it could not be printed: {_ANOTHER_LINK.format(email)}"):
+        _show(made, as_json)
+        if token is not None:
+            _show_link(settings, email, token)
 
 
 def _add(
@@ -98,7 +100,7 @@ def _show_link(settings: Settings, email: str, token: str) -> None:
 
     click.echo(f"\n{email} signs in once, within 24 hours, and chooses a password, at\n")
     click.echo(f"  {link_url(dashboard_url(settings), token)}\n")
-    click.echo("Give it to nobody else.", err=True)
+    print_hint("Give it to nobody else.")
 
 
 def dashboard_url(settings: Settings) -> str:
@@ -125,10 +127,11 @@ def account_link(settings: Settings, email: str, drop_second_factor: bool, as_js
     from hepmaild.people import link_url
 
     token = backend.write(settings, backend.PEOPLE, _link, email, drop_second_factor)
-    if as_json:
-        print_json({"email": email, "link": link_url(dashboard_url(settings), token)})
-    else:
-        _show_link(settings, email, token)
+    with shown_once(f"the link could not be printed, and those before it are void: {_ANOTHER_LINK.format(email)}"):
+        if as_json:
+            print_json({"email": email, "link": link_url(dashboard_url(settings), token)})
+        else:
+            _show_link(settings, email, token)
 
 
 def _link(conn: Connection, email: str, drop_second_factor: bool) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
+from hepmaild.cli.common import mark_changed
 from hepmaild.cli.output import CommandFailed
 from hepmaild.config import Migrate, Settings
 from hepmaild.errors import StoreUnavailable
@@ -71,7 +72,9 @@ def write(settings: Settings, topic: str, fn: Callable[..., T], *args: Any, **kw
         await tell(store, topic)
         return result
 
-    return with_store(settings, run)
+    done = with_store(settings, run)
+    mark_changed()
+    return done
 
 
 async def tell(store: Store, topic: str) -> None:

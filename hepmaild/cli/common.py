@@ -28,11 +28,13 @@ class Invocation:
     """What the options of the top command said.  settings are read when a command first asks.
 
     preset: settings that do not come from a file (the demo's), or what was read.
+    has_changed: the command's change is durable; what fails from then on only fails to say so.
     """
 
     config: str | None = None
     log_level: str | None = None
     preset: Settings | None = None
+    has_changed: bool = False
 
     def load(self) -> Settings:
         """Read the settings anew.  Raises SettingsError.
@@ -71,9 +73,23 @@ def with_settings(fn: F) -> F:
     @functools.wraps(fn)
     def run(ctx: click.Context, *args: Any, **kwargs: Any) -> Any:
         _check_text(ctx)
-        return fn(ctx.find_object(Invocation).settings, *args, **kwargs)  # type: ignore[union-attr]  # by the top command
+        invocation: Invocation = ctx.find_object(Invocation)  # type: ignore[assignment]  # set by the top command
+        try:
+            return fn(invocation.settings, *args, **kwargs)
+        except OSError as error:
+            if not invocation.has_changed:
+                raise
+            raise CommandFailed(f"done, but it could not be printed: {error.strerror or error}") from None
 
     return run  # type: ignore[return-value]  # a decorator of click's
+
+
+def mark_changed() -> None:
+    """Say that what the running command does is durable."""
+    ctx = click.get_current_context(silent=True)
+    invocation = None if ctx is None else ctx.find_object(Invocation)
+    if invocation is not None:
+        invocation.has_changed = True
 
 
 def _check_text(ctx: click.Context) -> None:

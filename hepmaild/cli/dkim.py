@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hepmaild.cli import backend
-from hepmaild.cli.common import json_option, with_settings
+from hepmaild.cli.common import json_option, mark_changed, with_settings
 from hepmaild.cli.output import CommandFailed, print_json, print_pairs, print_table
 from hepmaild.config import Settings
 from hepmaild.errors import StoreUnavailable
@@ -106,6 +106,7 @@ def dkim_add(settings: Settings, domain: str, algorithm: str, selector: str | No
     settings.server.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with vault.holding():
         made = backend.with_store(settings, add)
+    mark_changed()
     if as_json:
         print_json(_with_record(made))
         return

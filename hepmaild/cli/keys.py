@@ -12,7 +12,7 @@ import click
 from hepmaild import key_rules
 from hepmaild.cli import backend
 from hepmaild.cli.common import EMAIL, json_option, with_settings
-from hepmaild.cli.output import CommandFailed, print_json, print_pairs, print_table
+from hepmaild.cli.output import CommandFailed, print_hint, print_json, print_pairs, print_table, shown_once
 from hepmaild.config import MAX_CAP, STANDARD_PLAN, SenderSettings, Settings
 from hepmaild.mail.address import key_of
 from hepmaild.mail.chaos import KINDS
@@ -143,11 +143,14 @@ def mint(
 
 
 def _show_secret(row: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json({name: row[name] for name in ("id", "name", "key")})
-    else:
-        print_pairs(row, ("id", "name", "key"))
-        click.echo(_SHOWN_ONCE, err=True)
+    lost = f"the key has a secret that could not be printed: `hepmaild key rotate {row['id']}` gives it another"
+    with shown_once(lost):
+        if as_json:
+            print_json({name: row[name] for name in ("id", "name", "key")})
+        else:
+            print_pairs(row, ("id", "name", "key"))
+    if not as_json:
+        print_hint(_SHOWN_ONCE)
 
 
 @key.command("list")

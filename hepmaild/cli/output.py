@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -86,6 +87,24 @@ def clean(value: Any) -> str:
 
 def _escape(ch: str) -> str:
     return ch.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+@contextlib.contextmanager
+def shown_once(otherwise: str) -> Iterator[None]:
+    """Print what was made just now and what nothing can show again.
+
+    Raises CommandFailed with `otherwise`, which says what became of it and what to do, when it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CommandFailed(f"{otherwise} ({error.strerror or error})") from None
+
+
+def print_hint(sentence: str) -> None:
+    """A word beside what was printed, on standard error; nothing fails without it."""
+    with contextlib.suppress(OSError):
+        click.echo(sentence, err=True)
 
 
 def print_json(value: Any) -> None:

@@ -11,7 +11,7 @@ import click
 from hepmaild.cli import backend
 from hepmaild.cli.accounts import dashboard_url
 from hepmaild.cli.common import EMAIL, json_option, with_settings
-from hepmaild.cli.output import CommandFailed, print_json, print_table
+from hepmaild.cli.output import CommandFailed, print_json, print_table, shown_once
 from hepmaild.config import Settings
 
 if TYPE_CHECKING:
@@ -64,10 +64,12 @@ def user_add(settings: Settings, account: str, email: str, scope: str, as_json: 
 
     user_id, token = backend.write(settings, backend.PEOPLE, _add, account, email, scope)
     link = link_url(dashboard_url(settings), token)
-    if as_json:
-        print_json({"id": user_id, "email": email, "scope": scope, "link": link})
-    else:
-        click.echo(f"{email} signs in once, within 24 hours, and chooses a password, at\n\n  {link}")
+    lost = f"the user is there, but the link could not be printed: `hepmaild account link {email}` makes another"
+    with shown_once(lost):
+        if as_json:
+            print_json({"id": user_id, "email": email, "scope": scope, "link": link})
+        else:
+            click.echo(f"{email} signs in once, within 24 hours, and chooses a password, at\n\n  {link}")
 
 
 def _add(conn: Connection, account: str, email: str, scope: str) -> tuple[str, str]:
