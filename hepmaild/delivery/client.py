@@ -214,8 +214,17 @@ class ClientMachine:
                 elif action is Do.START_TLS:
                     raise ProtocolError("plaintext behind the reply to STARTTLS (RFC 3207, CVE-2011-0411)")
                 else:
-                    raise ProtocolError("a reply to nothing")
+                    return self._on_reply_to_nothing(now_us)
             return action
+
+    def _on_reply_to_nothing(self, now_us: int) -> Failed:
+        """The peer says more than it was asked: goodbye, as who refuses one recipient too many (RFC 5321 §3.8)."""
+        reply = self._reader.next()
+        if reply is None or reply.code != 421:
+            raise ProtocolError("a reply to nothing")
+        reply = (self._masked(reply) if self._secrets else reply).shortened()
+        self.transcript.add(now_us, Who.PEER, str(reply))
+        return self._fail(self.stage, reply, "the next hop ended the session")
 
     def _fail(self, stage: Stage, reply: Reply | None, text: str) -> Failed:
         self._dead = True

@@ -6,6 +6,7 @@ Only `load_object` holds a whole body in memory; callers let large ones in throu
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from dataclasses import dataclass
@@ -156,6 +157,8 @@ def load_object(content: Content) -> dict[str, Any]:
     content.close()
     if has_too_many_values(octets):
         raise _invalid("it has too many values: what is large may only be text and files")
+    if octets.startswith(codecs.BOM_UTF8):  # as some editors on Windows save
+        raise _invalid("it begins with a byte order mark: save it as UTF-8 without one (BOM)")
     try:
         text = octets.decode("utf-8")
         del octets

@@ -135,7 +135,7 @@ class Connection(TCPServer):
     def protocol(self, wrapper: ProtocolWrapper) -> None:
         protocol: Any = wrapper.protocol
         if isinstance(protocol, H2Protocol):
-            wrapper.protocol = protocol = Http2(protocol)
+            wrapper.protocol = protocol = Http2(protocol, self._max_request)
         else:
             protocol.connection = _Machine(h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size)
             protocol._check_protocol = _offer_no_upgrade  # noqa: SLF001

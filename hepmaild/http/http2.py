@@ -11,6 +11,7 @@
 - A client that says that it opens no more streams (GOAWAY) still waits for its answers (§6.8).  When we stop, an idle
   client is told so, and one that begins a request meanwhile is told that it may send it elsewhere.
 - A client could have its answers' fields remembered without bound, all of which were looked through for each field.
+- Who waits to be asked for a body (`Expect: 100-continue`) was never asked: Java's client waits until its time is up.
 """
 
 from __future__ import annotations
@@ -157,8 +158,11 @@ class _Encoder(hpack.Encoder):
 class Http2(H2Protocol):
     """One connection."""
 
-    def __init__(self, made: H2Protocol) -> None:
-        """made: what the library made for this connection, which has done nothing yet."""
+    def __init__(self, made: H2Protocol, max_request: int) -> None:
+        """made: what the library made for this connection, which has done nothing yet.
+
+        max_request: octets of a body that nobody is asked to send more than.
+        """
         super().__init__(
             made.app,
             made.config,
@@ -184,6 +188,7 @@ class Http2(H2Protocol):
         self.streams = _Streams()
         self.stream_buffers: Any = _Buffers()
         self.priority: Any = _Turns()
+        self._max_request = max_request
         self._last_stream_id = 0
         self._is_left = False
         self._has_said = False
@@ -231,9 +236,13 @@ class Http2(H2Protocol):
             if isinstance(event, h2.events.RequestReceived):
                 why = self._why_not(event)
                 if why is not None:
-                    self.connection.reset_stream(event.stream_id, why)
+                    with suppress(h2.exceptions.ProtocolError):  # the client may have taken it back meanwhile
+                        self.connection.reset_stream(event.stream_id, why)
                     continue
                 self._last_stream_id = event.stream_id
+                if self._is_to_go_on(event):
+                    with suppress(h2.exceptions.ProtocolError):
+                        self.connection.send_headers(event.stream_id, [(b":status", b"100")])
             await super()._handle_events([event])
         await self._flush()
 
@@ -244,6 +253,14 @@ class Http2(H2Protocol):
         fields = dict(request.headers)
         method, path = fields.get(b":method", b""), fields.get(b":path", b"")
         return None if method.isascii() and path.isascii() and path else ErrorCodes.PROTOCOL_ERROR
+
+    def _is_to_go_on(self, request: h2.events.RequestReceived) -> bool:
+        """Whether the client waits with a body until it is asked for it, or refused (RFC 9110 §10.1.1)."""
+        fields = dict(request.headers)
+        if request.stream_ended is not None or fields.get(b"expect", b"").lower() != b"100-continue":
+            return False
+        length = fields.get(b"content-length", b"")
+        return not length.isdigit() or int(length[:20]) <= self._max_request
 
     async def stream_send(self, event: StreamEvent) -> None:
         """As the library does, but the connection ends behind the answer, not ahead of its last octets."""

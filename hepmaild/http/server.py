@@ -44,7 +44,7 @@ log = structlog.get_logger()
 
 BACKLOG = 1024
 MAX_HEADER_OCTETS = 32 << 10
-MAX_STREAMS = 32
+MAX_STREAMS = 100  # RFC 9113 §6.5.2 wants no fewer; above it Java's client fails the call by itself
 
 
 @dataclass(frozen=True, slots=True)

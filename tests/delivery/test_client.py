@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from hepmaild.config import TlsMode
 from hepmaild.delivery.capabilities import Capabilities, parse_capabilities, refuse_locally
 from hepmaild.delivery.client import Action, ClientMachine, Credentials, Do, Envelope, Failed, Send, Stage
+from hepmaild.delivery.job import Result
+from hepmaild.delivery.outcome import Verdict, judge
 from hepmaild.delivery.reader import MAX_LINE_OCTETS, MAX_LINES, ProtocolError, ReplyReader
 from hepmaild.events import Transcript
 from hepmaild.mail.reply import MAX_TEXT, Reply, from_lines
@@ -397,6 +399,28 @@ def test_a_reply_to_nothing_ends_the_connection_but_not_the_verdict(garbage: str
     assert dialogue.machine.transaction is not None
     assert dialogue.machine.transaction.dot == Reply(250, "", "ok")
     assert not dialogue.machine.usable
+
+
+def test_a_goodbye_behind_a_refusal_is_what_the_others_are_told() -> None:
+    """Of a server without PIPELINING that ends the session after so many bad recipients, as Postfix does."""
+    dialogue = Dialogue().play(
+        f"""
+        < 220 peer
+        > EHLO me
+        < {EHLO_BARE}
+        ! begin
+        > MAIL FROM:<s@example.com>
+        < 250 ok
+        > RCPT TO:<a@example.net>
+        """
+    )
+    goodbye = Reply(421, "4.7.0", "too many errors, try again in 90 seconds")
+    failure = dialogue.feed(b"550 5.1.1 no\r\n" + goodbye.encode())
+    assert failure == Failed(Stage.RCPT, goodbye, "the next hop ended the session")
+    assert dialogue.machine.transaction is not None
+    refused, other = judge(dialogue.machine.transaction, failure)
+    assert (refused.result, refused.reply) == (Result.FAILED, Reply(550, "5.1.1", "no"))
+    assert other == Verdict(Result.DEFERRED, goodbye, 90)
 
 
 def test_something_said_before_the_dot_stops_the_dot() -> None:

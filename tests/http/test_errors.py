@@ -180,6 +180,14 @@ async def test_invalid_json(door: Running, body: bytes) -> None:
     assert answer.headers["x-ratelimit-remaining"] == "119"
 
 
+async def test_a_byte_order_mark_is_named(door: Running) -> None:
+    """As some editors save; it cannot be seen there."""
+    body = b"\xef\xbb\xbf" + json.dumps(GOOD).encode()
+    answer = await door.post(content=body, headers={"Content-Type": "application/json"})
+    assert code_of(answer, 400) == "INVALID_JSON"
+    assert "save it as UTF-8 without one (BOM)" in answer.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("change", "code", "field"),
     [

@@ -85,10 +85,15 @@ class Client:
         fields: list[tuple[Any, Any]] = [(":method", "GET"), (":scheme", "https"), (":authority", "localhost")]
         self.h2.send_headers(stream_id, [*fields, (":path", path)], end_stream=True)
 
-    def post(self, stream_id: int) -> None:
+    def announce(self, stream_id: int, **more: str) -> None:
+        """A send without its body."""
         fields = [(":method", "POST"), (":scheme", "https"), (":authority", "localhost")]
         fields += [(":path", "/api/v1/email/send"), ("authorization", f"Bearer {KEY}")]
-        self.h2.send_headers(stream_id, [*fields, ("content-type", "application/json")])
+        fields += [("content-type", "application/json"), *((name.replace("_", "-"), more[name]) for name in more)]
+        self.h2.send_headers(stream_id, fields)
+
+    def post(self, stream_id: int) -> None:
+        self.announce(stream_id)
         self.h2.send_data(stream_id, BODY, end_stream=True)
 
     async def flush(self) -> None:
@@ -208,6 +213,47 @@ async def test_who_opens_too_many_streams_may_open_them_again(door: Running, cli
     assert client.statuses() == ["200"] * MAX_STREAMS
     client.post(999)
     await client.hear(lambda: 999 in client.ended())
+
+
+@pytest.mark.parametrize(
+    ("more", "first"),
+    [({}, "100"), ({"content_length": str(len(BODY))}, "100"), ({"content_length": "30000000"}, "413")],
+)
+async def test_who_waits_to_be_asked_for_a_body_is_asked(client: Client, more: dict[str, str], first: str) -> None:
+    """RFC 9110 §10.1.1.  Java's client waits for that until its own time is up."""
+    client.announce(1, expect="100-continue", **more)
+    await client.hear(lambda: bool(client.of(h2.events.InformationalResponseReceived)) or 1 in client.ended())
+    asked = client.of(h2.events.InformationalResponseReceived)
+    assert [dict(event.headers)[":status"] for event in asked] + client.statuses() == [first]
+    if first == "100":
+        client.h2.send_data(1, BODY, end_stream=True)
+        await client.hear(lambda: 1 in client.ended())
+        assert client.statuses() == ["200"]
+
+
+@pytest.mark.parametrize("more", [{"expect": "100-continue"}, {":path": "/ü"}])
+async def test_who_takes_a_request_back_at_once_costs_its_stream(
+    door: Running, client: Client, more: dict[str, str]
+) -> None:
+    held = Held(door)
+    client.post(1)
+    await client.flush()
+    await until(lambda: held.inside == 1)
+    if "expect" in more:
+        client.announce(3, **more)
+    else:
+        client.ask(3, "/ü".encode())
+    client.h2.reset_stream(3)
+    await client.hear_all()
+    held.leave.set()
+    await client.hear(lambda: 1 in client.ended())
+    assert client.statuses() == ["200"]
+
+
+async def test_a_hundred_calls_at_once_are_allowed(client: Client) -> None:
+    """RFC 9113 §6.5.2.  Java's client, which speaks HTTP/2 by itself, fails the calls that are more."""
+    await client.hear_all()
+    assert client.h2.remote_settings.max_concurrent_streams == MAX_STREAMS >= 100
 
 
 @pytest.mark.parametrize("target", ["/ü".encode(), None])
