@@ -202,6 +202,7 @@ class _Daemon:
             hashing=limiters.passwords,
             files=limiters.files,
             now_us=clock.now_us,
+            wall_us=lambda: time.time_ns() // 1000,
         )
         self.operations = self._make_operations()
         self.http = HttpDoor(

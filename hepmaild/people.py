@@ -71,9 +71,9 @@ LINK_PATH = "/link/"
 class People:
     """`start` before the first question; `run` renews the signing key, until cancelled.
 
-    hashing: how many passwords are worked on at once.  files: for the vault.  turn_wait_s: how long a login may wait
-    for others.  cost: of new hashes, and of the work done for addresses that nobody has.  Every method raises
-    `StoreUnavailable` when the store fails; cancelled before its commit it changes nothing.
+    hashing: how many passwords are worked on at once.  files: for the vault.  wall_us: the machine's clock, which the
+    telephones' agree with; None: now_us.  turn_wait_s: how long a login may wait for others.  cost: of new hashes, and
+    of work for addresses nobody has.  All raise `StoreUnavailable`; cancelled before its commit one changes nothing.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class People:
         hashing: trio.CapacityLimiter,
         files: trio.CapacityLimiter,
         now_us: Callable[[], int],
+        wall_us: Callable[[], int] | None = None,
         turn_wait_s: float = TURN_WAIT_S,
         cost: passwords.Cost = passwords.COST,
     ) -> None:
@@ -96,7 +97,7 @@ class People:
         self._turns = trio.CapacityLimiter(TURNS)
         self._generation: int | None = None
         self._known: OrderedDict[str, tuple[Viewer, int]] = OrderedDict()
-        self.second_factor = SecondFactor(store, vault, files, now_us)
+        self.second_factor = SecondFactor(store, vault, files, wall_us or now_us)
         self.members = Members(store, self.second_factor, now_us)
 
     async def start(self) -> None:

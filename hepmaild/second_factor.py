@@ -31,13 +31,17 @@ class Enrolment:
 
 
 class SecondFactor:
-    """Secrets are opened and sealed in a thread: the vault's file may be slow.  Methods raise `SecretsUnavailable`."""
+    """Secrets are opened and sealed in a thread: the vault's file may be slow.  Methods raise `SecretsUnavailable`.
 
-    def __init__(self, store: Store, vault: Vault, files: trio.CapacityLimiter, now_us: Callable[[], int]) -> None:
+    wall_us: the clock that codes go by.  The process's own follows neither steps of the machine's nor its sleep: after
+    a minute of those nobody's code would be right, until a restart.
+    """
+
+    def __init__(self, store: Store, vault: Vault, files: trio.CapacityLimiter, wall_us: Callable[[], int]) -> None:
         self._store = store
         self._vault = vault
         self._files = files
-        self._now_us = now_us
+        self._wall_us = wall_us
 
     async def look(self, user: UserRow, given: str | None) -> Factor:
         """What this code is; it is used up by `grants.use_factor` only."""
@@ -47,7 +51,7 @@ class SecondFactor:
         if totp.looks_like_recovery(cleaned):
             return Factor(needed=True, recovery_hash=totp.hash_recovery(cleaned))
         secret = await self._open(user)
-        return Factor(needed=True, step=totp.matching_step(secret, cleaned, self._now_us()))
+        return Factor(needed=True, step=totp.matching_step(secret, cleaned, self._wall_us()))
 
     async def begin(self, account_id: str, user_id: str, email: str) -> Enrolment:
         """A fresh secret, which counts from its confirmation on.  ValueError: it is on already."""
@@ -68,7 +72,7 @@ class SecondFactor:
         """The step of a code for what was begun; None: it is wrong."""
         if user.totp_sealed is None or user.totp_since_us is not None:
             raise ValueError("begin with the second factor first")
-        return totp.matching_step(await self._open(user), totp.clean(given), self._now_us())
+        return totp.matching_step(await self._open(user), totp.clean(given), self._wall_us())
 
     async def _open(self, user: UserRow) -> bytes:
         assert user.totp_sealed is not None

@@ -3,16 +3,26 @@
 
 from __future__ import annotations
 
+import base64
+import time
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
 from hepmaild import totp
+from hepmaild.config import ServerSettings, Settings
+from hepmaild.daemon import Clock, _Daemon
 from hepmaild.login import LoginRefusal, TokenSet
+from hepmaild.sdnotify import Notifier
 from hepmaild.storage import schema_people, tries, users
+from hepmaild.storage.store import open_store
+from hepmaild.storage.unit import UnitRunner
+from hepmaild.tls import ServerTls
 from hepmaild.vault import FILE_NAME
-from tests.people.conftest import ANN, BEN, EVE, IP, MINUTE_US, PASSWORD, World, actor_of
+from tests.people.conftest import ANN, BEN, EVE, IP, MINUTE_US, PASSWORD, World, actor_of, add_account
 
 STEP_US = totp.STEP_S * 1_000_000
 
@@ -43,6 +53,28 @@ async def test_a_missing_code_is_no_wrong_try(world: World) -> None:
     await world.enrol()
     for _ in range(8):
         assert await world.refusal() == 40103
+
+
+async def test_codes_go_by_the_machines_clock(tmp_path: Path) -> None:
+    """The daemon's own is behind it once the machine has slept, or its clock was set, for as long as it runs."""
+    asleep_us = 10 * MINUTE_US
+    clock = Clock(time.time_ns() - time.monotonic_ns() - asleep_us * 1000)
+    settings = Settings(server=ServerSettings(state_dir=tmp_path))
+    tls = ServerTls(settings.tls, state_dir=tmp_path, hostname="smtp.example.com")
+    async with open_store(settings.database, tmp_path, UnitRunner(clock.now_us), exclusive=False) as store:
+        await store.upgrade()
+        await add_account(store, "account-1", ANN, clock.now_us())
+        with closing(Notifier({})) as notifier:
+            people = _Daemon(settings, store, tls, notifier, clock, None).people
+        await people.start()
+        granted = await people.password_grant(ANN, PASSWORD, otp=None, ip=IP, agent="", kind="browser")
+        assert isinstance(granted, TokenSet)
+        viewer = await people.viewer_of(granted.access_token)
+        assert viewer is not None
+        begun = await people.members.begin_second_factor(viewer)
+        secret = base64.b32decode(begun.secret)
+        shown = totp.code(secret, totp.step_of(time.time_ns() // 1000))
+        assert await people.members.confirm_second_factor(viewer, actor_of(viewer), shown)
 
 
 @pytest.mark.parametrize("steps", [-1, 0, 1])
