@@ -10,7 +10,7 @@ from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import SignIn
 from tests.browser.guard import wait_for_keys
-from tests.browser.house import NEWCOMER, OWNER, House
+from tests.browser.house import GONE, NEWCOMER, OWNER, House
 from tests.browser.test_live_logs import open_log
 
 # Tables that are wider than their place: what is at the right of them is out of sight.
@@ -130,3 +130,16 @@ def test_the_chosen_line_is_seen_without_our_colours(signed_in: SignIn) -> None:
         wait_for_keys(person.page)
         person.page.keyboard.press("j")
         expect(person.page.locator("tr.chosen")).to_have_css("outline-style", "solid")
+
+
+def test_what_went_wrong_comes_first(signed_in: SignIn, house: House) -> None:
+    """Of many recipients few are seen at once: those that failed are among them, and it says how many did."""
+    sent = house.send([*(f"leser{n:02}@example.org" for n in range(20)), GONE], "Rundbrief")
+    with signed_in(OWNER) as person:
+        page = person.page
+        person.go(f"/logs/{sent}")
+        expect(page.locator("#counts")).to_have_text(re.compile(r"^✕failed\s*1\s*●sent\s*20$"))
+        expect(page.locator(".recipients > li").first).to_contain_text(GONE)
+        expect(page.get_by_text("Stored and paid for")).to_be_visible()
+        person.go(f"/logs/{house.ids['chaos']}")
+        expect(page.get_by_text("Stored; nothing was paid")).to_be_visible()
