@@ -7,10 +7,10 @@ import datetime as dt
 import re
 import zoneinfo
 
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.browser.conftest import SignIn
-from tests.browser.guard import Person, wait_for_keys
+from tests.browser.guard import PASSWORD, Person, open_person, wait_for_keys
 from tests.browser.house import FULL, KEPT_OUT, OWNER, House
 from tests.browser.pages import find_faults
 
@@ -214,3 +214,69 @@ def test_a_log_that_missed_much_has_no_hole(signed_in: SignIn, house: House) -> 
         expect(page.locator(f'tr[data-id="{newest[0]}"]')).to_be_visible()
         assert ids_of(page) == newest
         assert between.fails == 0
+        # What is older begins behind it, not behind what stood there before.
+        page.get_by_role("link", name="Older").click()
+        expect(page.get_by_role("link", name="Newest")).to_be_visible()
+        assert page.url == house.url + older
+
+
+# A page that has been open for long: as many lines as it keeps, of which the last are to go.
+FILL = """(most) => {
+  const body = document.getElementById("log-lines"), last = body.rows[body.rows.length - 1];
+  for (let n = body.rows.length; n < most; n += 1) {
+    const row = last.cloneNode(true);
+    row.dataset.at = String(Number(last.dataset.at) - n);
+    row.dataset.id = n.toString(16).padStart(16, "0");
+    body.append(row);
+  }
+}"""
+
+
+def test_what_left_a_full_log_is_on_the_older_page(signed_in: SignIn, house: House) -> None:
+    """Lines that come push the last ones out: `Older` begins there, also where there was nothing older at first."""
+    house.send("maria.huber@example.net", "Randvoll")
+    with signed_in(OWNER) as reader:
+        for search, query in (("", "?"), ("?q=randvoll", "?q=randvoll&")):
+            page = open_log(reader, search)
+            older = page.get_by_role("link", name="Older", exact=True)
+            expect(older).to_have_count(0 if search else 1)
+            page.evaluate(FILL, 200)
+            lines = page.locator("#log-lines tr")
+            expect(lines).to_have_count(200)
+            house.send("maria.huber@example.net", "Randvoll, noch eine")
+            expect(lines.first).to_contain_text("Randvoll, noch eine")
+            expect(lines).to_have_count(200)
+            place = lines.last.evaluate("(row) => `${row.dataset.at}-${row.dataset.id}`")
+            assert place.endswith(f"-{198:016x}")
+            expect(older).to_have_attribute("href", f"{house.url}/logs{query}before={place}")
+            assert_not_reloaded(page)
+
+
+def test_who_is_signed_out_is_told_so_and_goes_on(signed_in: SignIn, browser: Browser, house: House) -> None:
+    """The session ends in another window: the log says that it is old, and how to go on; then it does."""
+    with signed_in(OWNER):
+        pass  # has a password from now on
+    with open_person(browser, house.url) as person:
+        person.expect_complaint("WebSocket connection to|status of 401")
+        person.sign_in(OWNER)
+        expect(person.page.get_by_role("heading", name="Overview", level=1)).to_be_visible()
+        page = open_log(person, "?q=status%3Asent")
+        other = person.context.new_page()
+        other.goto(house.url)
+        other.locator(".menu summary").click()
+        other.get_by_role("button", name="Sign out").click()
+        expect(page.locator("#live-state")).to_have_text("signed out")
+        bar = page.locator("#signed-out")
+        expect(bar).to_contain_text("You are signed out. What you see is from before")
+        expect(bar.get_by_role("link", name="sign in")).to_have_attribute(
+            "href", "/sign-in?next=%2Flogs%3Fq%3Dstatus%253Asent"
+        )
+        expect(page.locator("main")).to_have_css("opacity", "0.55")
+        other.get_by_label("E-mail address").fill(OWNER)
+        other.get_by_label("Password").fill(PASSWORD)
+        other.get_by_role("button", name="Sign in").click()
+        expect(other.get_by_role("heading", name="Overview", level=1)).to_be_visible()
+        page.evaluate("() => document.dispatchEvent(new Event('visibilitychange'))")  # the reader comes back to it
+        expect(page.locator("#live-state")).to_have_text("live")
+        expect(bar).to_be_hidden()
+        assert_not_reloaded(page)

@@ -61,7 +61,16 @@ def test_instants_in_reasons_stand_in_the_readers_zone() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["", "2026-99-99T99:99:99Z", "x2026-11-27T07:35:34Z", "2026-11-27T07:35:34Z5"])
+def test_an_instant_before_a_colon_is_one() -> None:
+    shown = told("550 5.1.1 suppressed until 2026-12-12T05:06:23Z: asked to be left alone")
+    assert re.sub(r"<time[^>]*>([^<]*)</time>", r"[\1]", shown) == (
+        '<bdi class="reply">550 5.1.1 suppressed until [2026-12-12 05:06]: asked to be left alone</bdi>'
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2026-99-99T99:99:99Z", "x2026-11-27T07:35:34Z", "2026-11-27T07:35:34Z5", "2026-11-27T07:35:34Z:5"]
+)
 def test_what_is_no_instant_stays(text: str) -> None:
     assert told(text) == f'<bdi class="break">{text}</bdi>'
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import AsyncGenerator
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -26,6 +27,8 @@ from hepmaild.storage import live as live_rows
 from hepmaild.storage import message_page as rows
 from hepmaild.threads import in_thread
 
+# What comes before "sent" among the recipients of a message, which is last.
+WORST = ("failed", "expired", "in_doubt", "cancelled", "held", "deferred", "capped", "queued", "leased")
 TABS = ("html", "text", "headers", "attachments")
 IN_LOOP_OCTETS = 8 << 10
 # The HTML of a message: a document of its own that may show itself and pictures it brought, and do nothing.
@@ -58,18 +61,29 @@ def _mount_page(group: Pages, dashboard: Dashboard) -> None:
                 parts = await _parts(dashboard, visit, message_id)
         if tab not in TABS:
             tab = "html" if parts and parts.html else "text"
+        recipients = worst_first(found["recipient_rows"])
         addresses = {r["n"]: r["address"] for r in found["recipient_rows"]}
         return await visit.render(
             "logs/message.html",
             m=found,
             seq=seq,
             chaos=kind_of(found["route"]),
-            groups=timeline.groups(found["events"], addresses),
+            recipients=recipients,
+            counts=Counter(r["shown"] for r in recipients),
+            groups=timeline.groups(
+                found["events"], addresses, is_paid=any(row["amount"] < 0 for row in found["money"])
+            ),
             parts=parts,
             tab=tab,
             tabs=TABS,
             curl=_curl(dashboard, found, parts),
         )
+
+
+def worst_first(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The recipients, `shown` being the state of each; what went wrong first: of many only a few are seen at once."""
+    found = [{**r, "shown": "in_doubt" if r["doubts"] and r["state"] == "deferred" else r["state"]} for r in rows]
+    return sorted(found, key=lambda r: WORST.index(r["shown"]) if r["shown"] in WORST else len(WORST))
 
 
 def _look(conn: Any, account_id: str, message_id: str) -> tuple[int, dict[str, Any] | None]:

@@ -36,7 +36,7 @@ _EVENTS = {
     "released": "Released",
     "capped": "It waits: the daily cap of its sender is used up",
     "uncapped": "The daily cap of its sender has room: it is due now",
-    "suppressed": "Nothing was sent: every recipient is suppressed",
+    "suppressed": "Nothing was sent: every recipient is suppressed. Lift that under Suppressions to send there again.",
 }
 IN_DOUBT = (
     "The whole message was handed over, but the answer to its end never came: it may have arrived or not, and nobody "
@@ -87,8 +87,11 @@ class Group:
     note: str = ""
 
 
-def groups(events: Iterable[Mapping[str, Any]], addresses: Mapping[int, str]) -> list[Group]:
-    """The story.  events: as stored, oldest first ({seq, at, kind, data}).  addresses: of the recipients, by number."""
+def groups(events: Iterable[Mapping[str, Any]], addresses: Mapping[int, str], *, is_paid: bool = True) -> list[Group]:
+    """The story.  events: as stored, oldest first ({seq, at, kind, data}).  addresses: of the recipients, by number.
+
+    is_paid: the message cost something.
+    """
     found: list[Group] = []
     attempts = 0
     for event in events:
@@ -97,7 +100,7 @@ def groups(events: Iterable[Mapping[str, Any]], addresses: Mapping[int, str]) ->
             _add_answer(found, data, at_us)
             continue
         if kind in ("accepted", "suppressed"):
-            found.append(_inbound(event, data))
+            found.append(_inbound(event, data, is_paid=is_paid))
             if kind == "suppressed":
                 found[-1].note = _EVENTS[kind]
         elif kind == "attempt":
@@ -116,7 +119,7 @@ def _counts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(data[name])) for name in ("recipients", "refunded") if data.get(name)]
 
 
-def _inbound(event: Mapping[str, Any], data: Mapping[str, Any]) -> Group:
+def _inbound(event: Mapping[str, Any], data: Mapping[str, Any], *, is_paid: bool) -> Group:
     steps = _steps(data.get("steps") or (), speaker="peer")
     begun = steps[0].at_us if steps else int(event["at"])
     facts = [
@@ -125,7 +128,8 @@ def _inbound(event: Mapping[str, Any], data: Mapping[str, Any]) -> Group:
         ("named itself", str(data.get("helo") or "")),
         ("session", str(data.get("session") or "")),
     ]
-    stored = Step(int(event["at"]), "Stored and paid for", ended_us=int(event["at"]))
+    title = "Stored and paid for" if is_paid else "Stored; nothing was paid"
+    stored = Step(int(event["at"]), title, ended_us=int(event["at"]))
     stored.ms = max(0.0, (stored.at_us - steps[-1].ended_us) / 1000) if steps else None
     door = "SMTP" if data.get("door") == "smtp" else "the HTTPS API"
     title = f"Client → us, by {door}"

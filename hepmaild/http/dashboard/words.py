@@ -34,7 +34,7 @@ STATES: dict[str, tuple[str, str]] = {
 
 
 # How our own reasons write an instant.  A next hop may write one too: then it is shown the reader's way as well.
-_INSTANT = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ(?![\w:])")
+_INSTANT = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ(?!\w|:\w)")
 _REPLY = re.compile(r"[245]\d\d[ -]")
 
 

@@ -4,10 +4,7 @@
 
 const root = document.documentElement;
 
-// Theme: the system's, unless the reader chose.
-const chosen = localStorage.getItem("theme");
-if (chosen === "light" || chosen === "dark") root.dataset.theme = chosen;
-
+// Theme: the system's, unless the reader chose; theme.js has set it before the page was drawn.
 function isDark() {
   return root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 }
@@ -19,6 +16,10 @@ for (const button of document.querySelectorAll("[data-theme-switch]")) {
     localStorage.setItem("theme", root.dataset.theme);
   });
 }
+
+// The line above is as high as what it says: what sticks or is scrolled to stands below it.
+const topLine = document.querySelector(".top");
+if (topLine) new ResizeObserver(() => root.style.setProperty("--top", `${topLine.offsetHeight}px`)).observe(topLine);
 
 // Times: the server writes UTC; here they become the reader's, relative while they are young.
 const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
@@ -51,6 +52,7 @@ export function localise(within = document) {
 }
 localise();
 setInterval(() => { if (!document.hidden) localise(); }, 10_000);
+document.addEventListener("visibilitychange", () => { if (!document.hidden) localise(); });
 
 // Copying.
 export function toast(text) {

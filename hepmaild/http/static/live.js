@@ -3,6 +3,7 @@
 
 const dot = document.getElementById("live-state");
 const bar = document.getElementById("offline");
+const outBar = document.getElementById("signed-out");
 const WORDS = { on: "live", wait: "connecting", off: "not live", out: "signed out" };
 const SILENCE_MS = 45_000; // the server says something every 20 seconds
 export const READ_MS = 30_000; // in which a page is read anew, or is not
@@ -16,11 +17,12 @@ function show(state) {
     dot.querySelector(".live-word").textContent = WORDS[state];
   }
   clearTimeout(barTimer);
-  const lost = state === "wait" || state === "off";
+  const lost = state === "wait" || state === "off", out = state === "out";
   // A short gap is not worth a bar.
   barTimer = setTimeout(() => {
     if (bar) bar.hidden = !lost;
-    document.documentElement.classList.toggle("is-offline", lost);
+    if (outBar) outBar.hidden = !out;
+    document.documentElement.classList.toggle("is-offline", lost || out);
   }, lost ? 2500 : 0);
 }
 
@@ -32,6 +34,7 @@ export function connect({ query, seq, onFrame, onResync }) {
   let tries = 0;
   let watchdog = 0;
   let timer = 0;
+  let isOut = false;
 
   function listen() {
     clearTimeout(watchdog);
@@ -75,13 +78,22 @@ export function connect({ query, seq, onFrame, onResync }) {
 
   // The session may only need a fresh cookie, or be over.
   async function renew() {
+    isOut = false;
     try {
       const answer = await fetch("/live/session", { redirect: "manual", cache: "no-store" });
-      if (answer.type === "opaqueredirect" || answer.status === 401 || answer.status === 403) { show("out"); return; }
+      if (answer.type === "opaqueredirect" || answer.status === 401 || answer.status === 403) { leave(); return; }
     } catch {
       // not even that: the line is down
     }
     again();
+  }
+
+  // Who signs in again, here or in another window, finds the page going on.
+  function leave() {
+    isOut = true;
+    const back = new URLSearchParams({ next: location.pathname + location.search });
+    outBar?.querySelector("a").setAttribute("href", `/sign-in?${back}`);
+    show("out");
   }
 
   function again() {
@@ -93,5 +105,6 @@ export function connect({ query, seq, onFrame, onResync }) {
 
   addEventListener("online", () => { if (socket?.readyState === WebSocket.CLOSED) { tries = 0; open(); } });
   addEventListener("offline", () => show("off"));
+  document.addEventListener("visibilitychange", () => { if (isOut && !document.hidden) renew(); });
   open();
 }

@@ -54,7 +54,7 @@ function insert(row) {
   if (!next && body.rows.length >= 50) return; // it belongs to an older page
   row.classList.add("slide");
   body.insertBefore(row, next);
-  while (body.rows.length > MOST) body.rows[body.rows.length - 1].remove();
+  if (body.rows.length > MOST) endWith(body.rows[MOST - 1].dataset.id);
 }
 
 function showPill() {
@@ -109,12 +109,23 @@ function closeGap(frame) {
     showPill();
     return;
   }
-  endWith(frame.lines.at(-1).id);
+  endWith(frame.lines.at(-1).id, true);
 }
 
-function endWith(id) {
+// The lines behind this one leave the page, and older ones begin there: nothing lies between.
+// isMore: there are some, although they never stood here.
+function endWith(id, isMore = false) {
   const last = rowOf(id);
-  while (last?.nextElementSibling) last.nextElementSibling.remove();
+  if (!last || !(isMore || last.nextElementSibling)) return;
+  while (last.nextElementSibling) last.nextElementSibling.remove();
+  const older = new URL(log.dataset.first, location.href);
+  older.searchParams.set("before", `${last.dataset.at}-${id}`);
+  const link = document.createElement("a");
+  Object.assign(link, { rel: "next", textContent: "Older" });
+  link.dataset.older = "";
+  document.getElementById("log-all")?.replaceWith(link);
+  document.getElementById("log-pages").hidden = false;
+  for (const each of document.querySelectorAll("a[data-older]")) each.href = older.href;
 }
 
 let running = null;
