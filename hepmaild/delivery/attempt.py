@@ -331,6 +331,8 @@ class Runner:
         finally:
             if not keep:
                 await connection.quit(self._now_us)
+        if not flight.is_current:
+            return End.NEITHER  # it was at the old host, and says nothing of the new one
         if failure is None or not is_trouble(failure):
             return End.WELL
         if flight.route.kind is RouteKind.MX and failure.stage in {Stage.TLS, Stage.STARTTLS}:
