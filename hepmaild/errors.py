@@ -180,6 +180,10 @@ class NothingCommitted(StoreUnavailable):
     """The same, where it is certain that nothing was: nobody need look for it."""
 
 
+class SpoolUnavailable(StoreUnavailable):
+    """Stored content that is large cannot be put into a file here: the disk is full, or there is no descriptor left."""
+
+
 class SecretsUnavailable(Exception):
     """What is sealed in the database cannot be opened, or nothing can be sealed: one line that says what to do.
 

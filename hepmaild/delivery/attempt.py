@@ -27,7 +27,7 @@ from hepmaild.delivery.outcome import SOON_S, Verdict, deferred, judge, without_
 from hepmaild.delivery.route import Away, Host, OwnWays, Route, host_of
 from hepmaild.delivery.sandbox import Sandbox, play
 from hepmaild.delivery.track import MISSING_S, job_destination
-from hepmaild.errors import SecretsUnavailable, StoreUnavailable
+from hepmaild.errors import SecretsUnavailable, SpoolUnavailable, StoreUnavailable
 from hepmaild.events import Transcript, Who
 from hepmaild.mail.address import destination_of
 from hepmaild.mail.chaos import is_chaos
@@ -137,6 +137,10 @@ class Runner:
             return await self._attempt(flight)
         except LeaseLost:
             log.warning("lease_lost", message_id=job.message_id, route=job.route)
+            return End.NEITHER
+        except SpoolUnavailable as error:
+            log.warning("spool_failed", message_id=job.message_id, route=job.route, error=str(error))
+            await self._report_crash(flight, f"the content could not be read: {error}")
             return End.NEITHER
         except StoreUnavailable:
             log.warning("store_unavailable", message_id=job.message_id, route=job.route, doing="attempt")
@@ -331,6 +335,8 @@ class Runner:
         finally:
             if not keep:
                 await connection.quit(self._now_us)
+        if not flight.is_current:
+            return End.NEITHER  # it was at the old host, and says nothing of the new one
         if failure is None or not is_trouble(failure):
             return End.WELL
         if flight.route.kind is RouteKind.MX and failure.stage in {Stage.TLS, Stage.STARTTLS}:

@@ -126,7 +126,7 @@ class Queue(Protocol):
         """
 
     async def load(self, job: Job) -> Content:
-        """The content of a claimed job.  LookupError: it is not kept any more."""
+        """The content of a claimed job.  LookupError: it is not kept any more.  `SpoolUnavailable`: no room for it."""
 
     async def mark_in_doubt(self, job: Job) -> bool:
         """Durably note that the final dot is about to leave.

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sqlalchemy import Connection, bindparam, func, select
 
+from hepmaild.errors import SpoolUnavailable
 from hepmaild.mail.content import SPOOL_OCTETS, Content
 from hepmaild.private_files import give_to_owner_of
 from hepmaild.storage.bulk import Query, bulk_insert
@@ -63,7 +65,10 @@ def small_contents(conn: Connection, message_ids: list[str]) -> dict[str, Conten
 
 
 def load_content(conn: Connection, message_id: str, spool_dir: str | None = None) -> Content | None:
-    """The content of a message; spooled when it is large.  None: it is not kept any more."""
+    """The content of a message; spooled when it is large.  None: it is not kept any more.
+
+    Raises `SpoolUnavailable`.
+    """
     pieces = select(body.c.data).where(body.c.message_id == message_id).order_by(body.c.n)
     octets = conn.execute(
         select(func.sum(func.length(body.c.data))).where(body.c.message_id == message_id)
@@ -72,9 +77,21 @@ def load_content(conn: Connection, message_id: str, spool_dir: str | None = None
         return None
     if octets <= SPOOL_OCTETS:
         return Content(b"".join(row.data for row in conn.execute(pieces)))
-    spool = tempfile.TemporaryFile(dir=spool_dir, prefix="hepmaild-")  # noqa: SIM115
+    with _spooling():
+        spool = tempfile.TemporaryFile(dir=spool_dir, prefix="hepmaild-")  # noqa: SIM115
     numbers = conn.execute(select(body.c.id).where(body.c.message_id == message_id).order_by(body.c.n)).scalars().all()
     for number in numbers:  # one at a time: a driver may fetch a whole result at once
-        spool.write(conn.execute(select(body.c.data).where(body.c.id == number)).scalar_one())
-    spool.flush()
+        piece = conn.execute(select(body.c.data).where(body.c.id == number)).scalar_one()
+        with _spooling():
+            spool.write(piece)
+            spool.flush()
     return Content(file=spool, size=int(octets))
+
+
+@contextlib.contextmanager
+def _spooling() -> Iterator[None]:
+    """What is wrong with a file here is not the database's."""
+    try:
+        yield
+    except OSError as error:
+        raise SpoolUnavailable(error.strerror or str(error)) from error

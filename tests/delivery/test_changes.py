@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import base64
 import ssl
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import trio
 import trustme
 from trio.testing import MockClock
@@ -16,7 +18,7 @@ from hepmaild.config import TlsMode
 from hepmaild.delivery.client import Credentials
 from hepmaild.delivery.job import Result
 from hepmaild.delivery.route import Route
-from tests.delivery.peer import EHLO, Peer, after
+from tests.delivery.peer import EHLO, Hangup, Peer, after
 from tests.delivery.test_own import OWN, Ways, server
 from tests.delivery.test_pool import smtp, world
 
@@ -127,3 +129,37 @@ async def test_a_connection_made_for_the_old_route_is_not_kept_for_the_new_one(a
         await w.queue.until(lambda: len(w.reported) == 1)
         await trio.sleep(1)
         assert w.peer.open_now == 0
+
+
+@pytest.mark.parametrize("kind", ["route", "own"])
+async def test_trouble_at_the_old_host_is_none_of_the_new_ones(autojump_clock: MockClock, kind: str) -> None:
+    """Who mends a route while attempts hang at the old host is not to wait for each of them."""
+    name = "upstream" if kind == "route" else OWN
+    ways = Ways({OWN: server(host="upstream")})
+    async with world(own=ways) as w:
+        w.peer.reactions["GREETING"] = gone_after(5)
+        for n in range(8):
+            w.pool.offer_nowait(w.queue.add(f"m{n}", route=name, leased=True))
+        await trio.sleep(1)
+        w.peers["new"] = Peer()
+        if kind == "route":
+            w.pool.replace_routes([replace(smtp("upstream"), host="new")])
+        ways.servers[OWN] = server(host="new")
+        w.pool.offer_nowait(w.queue.add("first", route=name, leased=True))
+        await w.queue.until(lambda: len(w.reported) == 9)
+        begun = trio.current_time()
+        for n in range(8):
+            w.pool.offer_nowait(w.queue.add(f"n{n}", route=name, leased=True))
+        await w.queue.until(lambda: all(f"n{n}" in w.queue.outcomes for n in range(8)))
+        assert trio.current_time() == begun
+        assert all(w.queue.results(f"n{n}") == [Result.DELIVERED] for n in range(8))
+
+
+def gone_after(seconds: float) -> Callable[[Peer, bytes], Awaitable[bytes | None]]:
+    """Says nothing, and is gone then."""
+
+    async def reaction(_peer: Peer, _line: bytes) -> None:
+        await trio.sleep(seconds)
+        raise Hangup
+
+    return reaction

@@ -16,11 +16,12 @@ from trio.testing import MockClock, lockstep_stream_pair
 from hepmaild.config import DeliverySettings, RouteKind, TlsMode
 from hepmaild.delivery.attempt import LEASE_MARGIN_S
 from hepmaild.delivery.hops import Resolve
-from hepmaild.delivery.job import Attempt, Result
+from hepmaild.delivery.job import Attempt, Job, Result
 from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.route import OwnWays, Route
+from hepmaild.errors import SpoolUnavailable
 from hepmaild.lifecycle import Lifecycle
-from hepmaild.mail.content import ContentBuilder
+from hepmaild.mail.content import Content, ContentBuilder
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.wire import Flaw
 from tests.conftest import LogEvents
@@ -564,6 +565,23 @@ async def test_a_crash_in_an_attempt_is_a_deferral(autojump_clock: MockClock, lo
         assert w.peer.received == []
         await w.queue.until(lambda: len(w.reported) == 2)
         assert w.queue.results("m1")[-1] is Result.DELIVERED
+
+
+async def test_content_that_finds_no_room_here_is_tried_again_and_says_why(autojump_clock: MockClock) -> None:
+    """Large content is spooled on its way out, and the disk may be full."""
+    async with world() as w:
+
+        async def load(_job: Job) -> Content:
+            raise SpoolUnavailable("No space left on device")
+
+        w.queue.load = load  # type: ignore[method-assign]
+        w.queue.add("m1")
+        w.pool.wake()
+        await w.queue.until(lambda: "m1" in w.queue.outcomes)
+        (outcome,) = w.queue.outcomes["m1"]
+        assert outcome.result is Result.DEFERRED
+        assert str(outcome.reply) == "451 4.3.0 here: the content could not be read: No space left on device"
+        assert not w.peer.lines
 
 
 async def test_a_silent_peer_is_left_after_its_time(autojump_clock: MockClock) -> None:

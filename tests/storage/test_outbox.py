@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ import trio
 from trio.testing import MockClock
 
 from hepmaild.delivery.job import Outcome, Result
-from hepmaild.errors import StoreUnavailable
+from hepmaild.errors import SpoolUnavailable, StoreUnavailable
+from hepmaild.mail.content import SPOOL_OCTETS
 from hepmaild.outbox import FirstAttempt, Outbox
 from hepmaild.storage import credits as money
-from hepmaild.storage import leases, log, queue
+from hepmaild.storage import leases, log, messages, queue
 from hepmaild.storage.claim import claim_and_look
 from hepmaild.storage.store import Store
 from tests.peers import postgres
@@ -271,6 +273,21 @@ async def test_an_accept_whose_answer_was_lost_leaves_soon(books: Books) -> None
     assert {job.destination: job.token for job in jobs} == {"x.example": 3, "y.example": 2}
     held = await outbox.mark_in_doubt(jobs[0])
     assert held
+
+
+async def test_content_that_finds_no_room_in_the_spool_is_no_failure_of_the_store(books: Books, tmp_path: Path) -> None:
+    """On PostgreSQL it was taken for one: claims paused for everybody, again and again."""
+    member = mx_accept(books, "a@x.example", content=None, size=2 * SPOOL_OCTETS)
+    for n in range(2):
+        await books.store.write(messages.stage_piece, member.message_id, n, bytes(SPOOL_OCTETS), books.clock.us)
+    await books.store.submit(member)
+    outbox = outbox_of(books, spool_dir=str(tmp_path / "spool"))
+    with pytest.raises(SpoolUnavailable, match="No such file"):
+        await outbox.load(job_of(member, "x.example"))
+    (tmp_path / "spool").mkdir()
+    content = await outbox.load(job_of(member, "x.example"))
+    assert content.size == sum(map(len, content.chunks())) == 2 * SPOOL_OCTETS
+    content.close()
 
 
 async def test_a_pause_is_known_at_once(books: Books) -> None:
