@@ -11,8 +11,8 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, func, or_, select
 
-from hepmaild.own_routes import ALL, PREFIX
-from hepmaild.storage import audit
+from hepmaild.own_routes import ALL, PREFIX, is_own, label_of
+from hepmaild.storage import audit, ring
 from hepmaild.storage import queue as rows
 from hepmaild.storage.audit import Actor
 from hepmaild.storage.schema import NEVER_US, message, queue, recipient
@@ -212,18 +212,21 @@ def note_bulk(
 
 
 def waiting_routes(conn: Connection) -> tuple[str, ...]:
-    """The routes that something waits on, by one look into the index for each; servers of accounts as `own:*`."""
-    found: list[str] = []
-    last = ""
-    while len(found) < 1000:
-        here = (queue.c.route > last) & ~queue.c.route.startswith(PREFIX)
-        route = conn.execute(select(func.min(queue.c.route)).where(here)).scalar()
-        if route is None:
-            break
-        found.append(str(route))
-        last = str(route)
-    own = select(queue.c.route).where(rows.of_accounts(conn)).limit(1)
-    return (*found, ALL) if conn.execute(own).first() else tuple(found)
+    """The routes that something waits on, by some steps down the index for each; servers of accounts as `own:*`.
+
+    SQLite, which orders words by their letters' numbers, steps over those servers.
+    """
+    found: dict[str, None] = {}
+    if conn.dialect.name == "sqlite":
+        route: str | None = ""
+        while route is not None:
+            last = PREFIX + chr(0x10FFFF) if is_own(route) else route
+            route = conn.execute(select(func.min(queue.c.route)).where(queue.c.route > last)).scalar()
+            if route is not None:
+                found[label_of(route)] = None
+    else:
+        found = dict.fromkeys(map(label_of, ring.routes(conn)))
+    return (*(route for route in found if route != ALL), *(route for route in found if route == ALL))
 
 
 __all__ = [

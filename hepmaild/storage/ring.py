@@ -126,6 +126,40 @@ def _oldest_of_each_postgresql() -> Select[Any]:
     return select(oldest).select_from(wheres.join(oldest, true()))
 
 
+def _pairs() -> Any:
+    """The pairs of the arrays `routes` and `wheres`."""
+    arrays = (bindparam(name, type_=ARRAY(Text)) for name in ("routes", "wheres"))
+    return func.unnest(*arrays).table_valued("route", "destination", name="pairs").render_derived()
+
+
+def _oldest_of_pairs() -> Select[Any]:
+    """Of pairs of a route and a destination the `most` first rows: the oldest of each, then the second ones."""
+    pairs = _pairs()
+    rank = func.row_number().over(order_by=queue.c.due_at_us).label("rank")
+    here = (queue.c.route == pairs.c.route, queue.c.destination == pairs.c.destination)
+    oldest = (
+        select(*_COLUMNS, queue.c.route, rank)
+        .where(*here, queue.c.due_at_us <= bindparam("now"))
+        .order_by(queue.c.due_at_us)
+        .limit(bindparam("most"))
+        .lateral("oldest")
+    )
+    found = select(oldest).select_from(pairs.join(oldest, true()))
+    return found.order_by(oldest.c.rank, oldest.c.due_at_us, oldest.c.message_id).limit(bindparam("most"))
+
+
+def _first_of_pairs() -> Select[Any]:
+    """When the first row of any of them is due."""
+    pairs = _pairs()
+    here = (queue.c.route == pairs.c.route, queue.c.destination == pairs.c.destination)
+    first = least(queue.c.due_at_us, *here).correlate(pairs).scalar_subquery().label("due_at_us")
+    firsts = select(first).select_from(pairs).subquery("firsts")
+    return select(func.min(firsts.c.due_at_us))
+
+
+# PostgreSQL's: there each statement is a round trip, and every account's own server is a route.
+_OLDEST_OF_PAIRS, _FIRST_OF_PAIRS = Query(_oldest_of_pairs()), Query(_first_of_pairs())
+
 _OLDEST_OF_EACH = {"sqlite": Query(_oldest_of_each_sqlite()), "postgresql": Query(_oldest_of_each_postgresql())}
 
 _PAUSED = Query(select(pause.c.route, pause.c.destination))
@@ -138,6 +172,11 @@ class Shut:
     routes: set[str]
     wheres: set[tuple[str, str]]
     paused: frozenset[tuple[str, str]]
+
+
+def routes(conn: Connection) -> list[str]:
+    """Every route that something waits on, in the order of the index."""
+    return [r.route for r in _ROUTES.ask(conn)]
 
 
 def what_is_shut(conn: Connection, exclude: Collection[str], full: Collection[tuple[str, str]]) -> Shut:
@@ -159,13 +198,14 @@ def look(
     found: list[Found] = []
     ahead = dict(cursors)
     rounds: dict[str, list[str]] = {}
+    only: dict[str, str] = {}
     is_complete = True
     for route, low, high in _ROUTES.ask(conn):
         if route in shut.routes:
             continue
         if low == high:
             if (route, low) not in shut.wheres:
-                found += _rank(route, _OLDEST_OF_ONE.ask(conn, route=route, where=low, now=now_us, most=most), [low])
+                only[route] = low
             continue
         rows = _OLDEST.ask(conn, route=route, now=now_us, most=LITTLE)
         if len(rows) < LITTLE:
@@ -179,6 +219,7 @@ def look(
         if visited.due:
             rounds[route] = visited.due
             found += _rank(route, _oldest_of_each(conn, route, visited.due, now_us, most), visited.due)
+    found += _oldest_of_only(conn, only, now_us, most)
     found.sort()
     del found[most:]
     for route, due in rounds.items():
@@ -189,6 +230,22 @@ def look(
         elif len(taken) < len(due):
             ahead[route] = due[max(taken)]
     return found, ahead, is_complete
+
+
+def _oldest_of_only(conn: Connection, only: Mapping[str, str], now_us: int, most: int) -> list[Found]:
+    """The oldest rows of routes with one destination each."""
+    found: list[Found] = []
+    if conn.dialect.name == "sqlite":
+        for route, where in only.items():
+            found += _rank(route, _OLDEST_OF_ONE.ask(conn, route=route, where=where, now=now_us, most=most), [where])
+    elif only:
+        of_route: dict[str, list[Any]] = {}
+        pairs = {"routes": list(only), "wheres": list(only.values())}
+        for r in _OLDEST_OF_PAIRS.ask(conn, **pairs, now=now_us, most=most):
+            of_route.setdefault(r.route, []).append(r)
+        for route, rows in of_route.items():
+            found += _rank(route, rows, [only[route]])
+    return found
 
 
 def _rank(route: str, rows: Iterable[Any], destinations: Iterable[str]) -> list[Found]:
@@ -267,14 +324,19 @@ def _take_share(conn: Connection, route: str, wheres: list[str], now_us: int, sh
 
 def first_due_at_us(conn: Connection, now_us: int, shut: Shut) -> int | None:
     """When the first row is due of what is not shut; None: there is none.  NEVER_US and later: what is leased."""
-    times = []
+    times: list[int | None] = []
+    only: dict[str, str] = {}
     for route, low, high in _ROUTES.ask(conn):
         if route in shut.routes:
             continue
         if low != high:
             times.append(_next_on(conn, route, now_us, shut))
         elif (route, low) not in shut.wheres:
-            times.append(_FIRST_OF_ONE.value(conn, route=route, where=low))
+            only[route] = low
+    if conn.dialect.name == "sqlite":
+        times += [_FIRST_OF_ONE.value(conn, route=route, where=where) for route, where in only.items()]
+    elif only:
+        times.append(_FIRST_OF_PAIRS.value(conn, routes=list(only), wheres=list(only.values())))
     return min((int(t) for t in times if t is not None), default=None)
 
 

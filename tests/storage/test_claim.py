@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, select, text, update
+from sqlalchemy import Connection, event, select, text, update
 
 from hepmaild.config import InDoubt
 from hepmaild.delivery.job import Result
@@ -85,6 +85,19 @@ async def test_routes_share_a_claim(books: Books) -> None:
     await books.store.write(fill, "one", {"": 50}, books.clock.us - HOUR_US)
     await books.store.write(fill, "two", {"": 50}, books.clock.us)
     assert Counter(job.route for job in await claimed(books, 20)) == {"one": 10, "two": 10}
+
+
+async def test_routes_with_one_next_hop_go_round_the_oldest_of_each_first(books: Books) -> None:
+    now_us = books.clock.us
+    for route, count, before_us in (("one", 4, 3000), ("two", 1, 1000), ("three", 9, 2000)):
+        await books.store.write(fill, route, {"": count}, now_us - before_us)
+    await books.store.write(fill, "later", {"": 1}, now_us, now_us + 1)
+    await books.store.write(fill, "shut", {"": 3}, now_us - 9000)
+    jobs = await claimed(books, 7, full={("shut", "")})
+    assert Counter(job.route for job in jobs) == {"one": 3, "two": 1, "three": 3}
+    assert [job.message_id for job in jobs if job.route == "one"] == [f"{n:016x}" for n in (1, 2, 3)]
+    assert Counter(job.route for job in await claimed(books, full={("shut", "")})) == {"one": 1, "three": 6}
+    assert await books.store.read(claim.next_due_at_us, now_us, full={("shut", "")}) == now_us + 1
 
 
 async def test_the_next_due_time_stands_behind_a_backlog_that_is_shut(books: Books) -> None:
@@ -164,6 +177,31 @@ async def test_a_single_backlog_costs_the_same_however_long(books: Books) -> Non
 
     small, large = await books.store.write(cost)
     assert large < 1.5 * small + 300, (small, large)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_servers_of_many_accounts_cost_no_statements_of_their_own(books: Books) -> None:
+    """Each of them is a route: with a thousand there, a claim took seconds of round trips."""
+
+    def statements(conn: Connection) -> int:
+        asked: list[str] = []
+
+        def note(_conn: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            asked.append(statement)
+
+        event.listen(conn, "before_cursor_execute", note)
+        found = claim.claim(conn, "me", books.clock.us, 1, 0)
+        claim.next_due_at_us(conn, books.clock.us)
+        event.remove(conn, "before_cursor_execute", note)
+        assert len(found.jobs) == 1
+        return len(asked)
+
+    for n in range(2):
+        await books.store.write(fill, f"own:{n}", {"": 1}, books.clock.us)
+    few = await books.store.write(statements)
+    for n in range(2, 30):
+        await books.store.write(fill, f"own:{n}", {"": 1}, books.clock.us)
+    assert await books.store.write(statements) == few
 
 
 # Several destinations of one message
