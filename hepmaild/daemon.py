@@ -90,13 +90,14 @@ class Bound:
 
 @dataclass
 class Clock:
-    """Unix microseconds that never go backwards and ignore steps of the system's clock while we run."""
+    """Unix microseconds that never go backwards and ignore steps of the system's clock while we run; what the machine
+    slept counts."""
 
-    _offset_ns: int = field(default_factory=lambda: time.time_ns() - time.monotonic_ns())
+    _offset_ns: int = field(default_factory=lambda: time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME))
 
     def now_us(self) -> int:
         """Now."""
-        return (time.monotonic_ns() + self._offset_ns) // 1000
+        return (time.clock_gettime_ns(time.CLOCK_BOOTTIME) + self._offset_ns) // 1000
 
 
 async def serve(

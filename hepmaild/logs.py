@@ -8,10 +8,16 @@ passwords are masked on the way out, wherever they stand; nobody should log them
 from __future__ import annotations
 
 import logging
+import math
+import os
 import re
+import select
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, TextIO
@@ -23,6 +29,8 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 _FIRST = ("at", "level", "event")
 _MAX_VALUE = 2000
 _MAX_TRACE = 8000
+PATIENCE_MS = 200  # for a reader of the log that has stopped
+PATIENT_AGAIN_S = 60.0  # since the last line that was lost
 
 _KEY = re.compile(r"hyd-mail-[A-Za-z0-9]*?([A-Za-z0-9]{5})(?![A-Za-z0-9])")
 _SECRET_NAME = re.compile(
@@ -134,19 +142,59 @@ class _Forward(logging.Handler):
 
 
 class Writer:
-    """Writes finished lines.  A reader that went away (closed pipe) must not end the daemon, so errors are dropped."""
+    """Writes finished lines.  A reader that went away (closed pipe) must not end the daemon, so errors are dropped.
+
+    One that reads no more (a journal whose disk hangs) must not stop it either: the loop writes here.  It is waited for
+    a moment, once a minute; else lines are left out until it reads again, and are told by their number.
+    """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
+        self._lock = threading.Lock()
+        self._lost = 0  # lines since the last one that was written
+        self._lost_at = -math.inf  # of time.monotonic
+        self._is_torn = False  # the last one that was written ends in its middle
 
     def msg(self, line: str) -> None:
         """Write one line, at once.  Without a stream of its own it looks up `sys.stderr` each time."""
         stream = self._stream or sys.stderr
         try:
-            stream.write(line + "\n")
-            stream.flush()
-        except (OSError, ValueError):
-            pass
+            descriptor = stream.fileno()
+        except (OSError, ValueError, AttributeError):
+            with suppress(OSError, ValueError):
+                stream.write(line + "\n")
+                stream.flush()
+            return
+        encoding = stream.encoding or "utf-8"
+        with self._lock:
+            if self._lost:
+                told = _stamp(None, "warning", {"event": "log_lines_lost", "lines": self._lost})
+                if self._write(descriptor, render(None, "", told), encoding):
+                    self._lost = 0
+            if self._lost or not self._write(descriptor, line, encoding):
+                self._lost += 1
+                self._lost_at = time.monotonic()
+
+    def _write(self, descriptor: int, line: str, encoding: str) -> bool:
+        """All of it, or False when there is no room, or nobody who reads."""
+        poll = select.poll()
+        poll.register(descriptor, select.POLLOUT)
+        begin = "\n" if self._is_torn else ""
+        octets = f"{begin}{line}\n".encode(encoding, "backslashreplace")
+        at = 0
+        try:
+            while at < len(octets):
+                is_patient = time.monotonic() - self._lost_at >= PATIENT_AGAIN_S
+                if not poll.poll(0) and not (is_patient and poll.poll(PATIENCE_MS)):
+                    return False
+                # So much finds room in a pipe or a socket that has any.
+                at += os.write(descriptor, octets[at : at + select.PIPE_BUF])
+        except OSError:
+            return False
+        finally:
+            if at:
+                self._is_torn = at < len(octets)
+        return True
 
     debug = info = warning = warn = error = exception = critical = fatal = log = msg
 
@@ -165,10 +213,11 @@ def configure(
             extra(dict(event))
         return event
 
+    writer = Writer(stream)  # of all loggers, since it knows what was lost
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, _stamp, watch, _trace, render],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=lambda *_args: Writer(stream),
+        logger_factory=lambda *_args: writer,
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import structlog
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hepmaild import logs
+from tests.peers.processes import no_file_beyond
 
 KEY = "hyd-mail-" + "aB3" * 13 + "Z"
 
@@ -101,3 +104,44 @@ def test_the_level_decides(lines: io.StringIO) -> None:
     structlog.get_logger().warning("loud")
     assert "quiet" not in lines.getvalue()
     assert "loud" in lines.getvalue()
+
+
+def test_a_reader_that_stopped_stops_nobody() -> None:
+    """As a journal whose disk hangs.  Afterwards the log says how much it lacks, and every line is whole."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as reader, os.fdopen(writing, "w") as stream:
+        logs.configure(stream=stream)
+        log = structlog.get_logger()
+        for number in range(3000):
+            log.info("said", number=number, text="x" * 300)
+        log.info("long", text="y" * 1900, other="y" * 1900, third="y" * 1900)
+        os.set_blocking(reading, False)
+        held = reader.read()
+        log.info("after")
+        log.info("last")
+        lines = (held + reader.read()).decode().splitlines()
+    numbers = [int(found[1]) for line in lines if (found := re.search(r"event=said number=(\d+) text=x{300}$", line))]
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) < 3000
+    *torn, lost, after, last = lines[len(numbers) :]
+    assert len(torn) <= 1
+    assert re.search(rf"^at=\S+ level=warning event=log_lines_lost lines={3001 - len(numbers)}$", lost)
+    assert after.endswith("event=after")
+    assert last.endswith("event=last")
+
+
+def test_a_log_on_a_full_disk_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("w") as stream:
+        logs.configure(stream=stream)
+        log = structlog.get_logger()
+        log.info("before")
+        with no_file_beyond(path.stat().st_size + 20):
+            for _ in range(5):
+                log.info("in vain")
+        log.info("after")
+    before, torn, lost, after = path.read_text().splitlines()
+    assert before.endswith("event=before")
+    assert torn.startswith("at=")
+    assert lost.endswith("event=log_lines_lost lines=5")
+    assert after.endswith("event=after")
