@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 
 import click
 import structlog
@@ -15,6 +14,7 @@ import structlog
 from hepmaild import __version__, logs
 from hepmaild.cli import (
     accounts,
+    backend,
     demo,
     dkim,
     doctor,
@@ -27,13 +27,12 @@ from hepmaild.cli import (
     top,
     users,
 )
-from hepmaild.cli.common import Invocation
+from hepmaild.cli.common import DAEMONS, Invocation
 from hepmaild.cli.output import CommandFailed, clean
 from hepmaild.config_load import SettingsError
 from hepmaild.errors import SecretsUnavailable, StoreUnavailable
 
 OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
-_DAEMONS = frozenset({"serve", "demo"})
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -56,7 +55,7 @@ def cli(ctx: click.Context, config: str | None, log_level: str | None) -> None:
     Commands that change something work while the daemon runs, and it obeys at once.
     """
     ctx.obj = Invocation(config=config, log_level=log_level)
-    quiet = "info" if ctx.invoked_subcommand in _DAEMONS else "warning"
+    quiet = "info" if ctx.invoked_subcommand in DAEMONS else "warning"
     logs.configure(level=log_level or quiet)
 
 
@@ -136,7 +135,7 @@ def _explain(error: BaseException) -> tuple[int, list[str]] | None:
 
 def _explain_group(group: BaseExceptionGroup[BaseException]) -> tuple[int, list[str]] | None:
     """Trio's nurseries wrap what their tasks raise; one bug among the errors makes it a bug."""
-    found = [_explain(inner) for inner in _leaves(group)]
+    found = [_explain(inner) for inner in backend.leaves(group)]
     known = [one for one in found if one is not None]
     if len(known) < len(found):
         return None
@@ -149,14 +148,6 @@ def _explain_usage(error: click.ClickException) -> tuple[int, list[str]]:
     if ctx is not None:
         line += f" (try `{ctx.command_path} --help`)"
     return WRONG_USAGE if isinstance(error, click.UsageError) else FAILED, [line]
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for inner in group.exceptions:
-        if isinstance(inner, BaseExceptionGroup):
-            yield from _leaves(inner)
-        else:
-            yield inner
 
 
 def _describe(error: OSError) -> str:

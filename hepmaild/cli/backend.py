@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import getpass
+import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -113,12 +114,35 @@ def with_store(
         raise CommandFailed(str(error)) from None
 
 
+def damage_behind(settings: Settings, error: BaseException) -> str | None:
+    """Which damaged value of the database may have led to this error; None: there is none, and it is a bug."""
+    from hepmaild.storage import damage
+
+    found = list(leaves(error))
+    if not all(isinstance(one, damage.SYMPTOMS) for one in found):
+        return None
+    with suppress(StoreUnavailable):
+        return with_store(settings, lambda store: store.read(damage.find), upgrade=False, patience_s=LOOK_S)
+    return None
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """What Trio's nurseries have wrapped."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
+
+
 def refusing(fn: Callable[..., T]) -> Callable[..., T]:
     """`fn`, whose ValueErrors are sentences for a person."""
 
     def run(conn: Any, *args: Any, **kwargs: Any) -> T:
         try:
             return fn(conn, *args, **kwargs)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise  # what was stored is damaged
         except ValueError as error:
             raise CommandFailed(str(error)) from None
 

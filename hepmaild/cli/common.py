@@ -20,6 +20,7 @@ from hepmaild.mail.address import check_address
 from hepmaild.mail.ids import is_message_id
 
 F = TypeVar("F", bound=Callable[..., Any])
+DAEMONS = frozenset({"serve", "demo"})
 NO_TEXT = "not text in the encoding of this terminal (LC_ALL, LANG)"
 
 
@@ -80,8 +81,22 @@ def with_settings(fn: F) -> F:
             if not invocation.has_changed:
                 raise
             raise CommandFailed(f"done, but it could not be printed: {error.strerror or error}") from None
+        except Exception as error:
+            if ctx.info_name not in DAEMONS:
+                _tell_of_damage(invocation.settings, error)
+            raise
 
     return run  # type: ignore[return-value]  # a decorator of click's
+
+
+def _tell_of_damage(settings: Settings, error: Exception) -> None:
+    """Raises CommandFailed when the error comes from the database and from no bug of ours."""
+    from hepmaild.cli import backend
+
+    said = backend.damage_behind(settings, error)
+    if said is not None:
+        todo = "put a copy from before in its place (`hepmaild db backup` makes them), or mend this value by hand"
+        raise CommandFailed(f"the database is damaged: {said}; {todo}") from None
 
 
 def mark_changed() -> None:

@@ -188,7 +188,7 @@ def server_default(settings: Settings, server_id: str, as_json: bool) -> None:
 def server_pause(settings: Settings, server_id: str, note: str, as_json: bool) -> None:
     """Keep mail from leaving by a server.  Mail is accepted and waits, up to its expiry.
 
-    Its account sees it, and cannot end it.
+    Its account sees it, and can neither end it nor remove the server.
     """
     from hepmaild.storage import smtp_server_units as units
 

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,10 +17,11 @@ import trio
 from cryptography import x509
 from cryptography.x509.oid import ExtensionOID
 
-from hepmaild.config import Settings
+from hepmaild.config import RouteKind, Settings
 from hepmaild.doctor.checks import Check, fail, ok, skipped, warn
 from hepmaild.storage import health, sealed
-from hepmaild.storage.store import Store
+from hepmaild.storage.messages import SPOOL_NAME
+from hepmaild.storage.store import Store, sqlite_file
 from hepmaild.tls import no_password, why_unusable
 from hepmaild.vault import FILE_NAME, HEAD_OCTETS, Vault
 
@@ -41,22 +43,50 @@ async def in_thread(fn: Callable[[], Sequence[Check]]) -> Sequence[Check]:
 
 
 def disk(settings: Settings) -> list[Check]:
-    """Free space and free inodes where everything durable is kept."""
-    folder = settings.server.state_dir
-    found = os.statvfs(folder)
+    """Free space and free inodes of every file system on which something of ours grows."""
+    volumes: dict[int, list[Path]] = {}
+    for folder in dict.fromkeys(map(_nearest, _growing(settings))):
+        volumes.setdefault(folder.stat().st_dev, []).append(folder)
+    return [_volume(folders) for folders in volumes.values()]
+
+
+def _growing(settings: Settings) -> Iterator[Path]:
+    """The folders; they may be mounts of their own, or links to elsewhere."""
+    state_dir = settings.server.state_dir
+    yield state_dir
+    yield state_dir / SPOOL_NAME
+    with contextlib.suppress(ValueError):  # the check of the database says it
+        file = sqlite_file(settings.database.url, state_dir)
+        if file is not None:
+            yield file.resolve().parent
+    for route in settings.route:
+        if route.kind is RouteKind.SANDBOX:
+            yield state_dir / (route.directory or "sandbox")
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the one in which it will be made."""
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def _volume(folders: Sequence[Path]) -> Check:
+    """folders: all on one file system; the first is the foremost."""
+    locked = next((folder for folder in folders if not os.access(folder, os.W_OK | os.X_OK)), None)
+    if locked is not None:
+        return fail("disk", f"{locked} cannot be written", f"give the daemon's user the right to write in {locked}")
+    found = os.statvfs(folders[0])
     free, size = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
     share = free / size if size else 1.0
-    said = f"{_size(free)} of {_size(size)} are free in {folder}"
-    todo = "free space, or move server.state_dir to a larger disk: without space no mail is accepted"
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return [fail("disk", f"{folder} cannot be written", f"give the daemon's user the right to write in {folder}")]
+    apart = [folder for folder in folders[1:] if folders[0] not in folder.parents]
+    said = f"{_size(free)} of {_size(size)} are free in {', '.join(map(str, (folders[0], *apart)))}"
+    todo = "free space, or move the folder to a larger disk: without space no mail is accepted"
     if free < DISK_FAIL_OCTETS:
-        return [fail("disk", said, todo)]
+        return fail("disk", said, todo)
     if free < DISK_WARN_OCTETS or share < DISK_WARN_SHARE:
-        return [warn("disk", said, todo)]
+        return warn("disk", said, todo)
     if found.f_files and found.f_favail < found.f_files * DISK_WARN_SHARE:
-        return [warn("disk", f"{said}, but only {found.f_favail:,} more files fit there", "remove files nobody needs")]
-    return [ok("disk", said)]
+        return warn("disk", f"{said}, but only {found.f_favail:,} more files fit there", "remove files nobody needs")
+    return ok("disk", said)
 
 
 def _size(octets: float) -> str:

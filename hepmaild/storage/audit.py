@@ -135,7 +135,7 @@ def verify(conn: Connection, account_id: str) -> Fault | None:
         if row_hash(previous, tuple(row[name] for name in _COLUMNS)) != row["hash"]:
             return Fault(account_id, seq, f"row {seq} was changed: its hash does not fit")
         previous = row["hash"]
-    ends = (0, GENESIS) if head is None else (int(head.seq), str(head.hash))
+    ends = (0, GENESIS) if head is None else (head.seq, head.hash)
     if ends != (seq, previous):
         return Fault(account_id, None, f"the chain should end at row {ends[0]}, and ends at row {seq}")
     return None

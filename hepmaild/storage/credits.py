@@ -248,9 +248,11 @@ def verify_on(conn: Connection, account_id: str, behind: Checked, most: int = 2*
         if seq - behind.seq >= most:
             return Checked(seq, total, previous)
         seq += 1
-        total += row["amount"]
         if row["seq"] != seq:
             return Fault(account_id, seq, f"row {seq} is missing")
+        if not isinstance(row["amount"], int):  # SQLite keeps any value in any column
+            return Fault(account_id, seq, f"row {seq} was changed: its amount is no number")
+        total += row["amount"]
         if row["balance_after"] != total:
             return Fault(account_id, seq, f"the balance after row {seq} should be {total}, not {row['balance_after']}")
         if row_hash(previous, tuple(row[name] for name in _COLUMNS)) != row["hash"]:

@@ -7,10 +7,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from hepmaild.storage import audit, links, sessions, tries, users
 from hepmaild.storage.audit import Actor
+from hepmaild.storage.schema import account
 from hepmaild.storage.sessions import NewSession, NotRotated, SessionRow
 from hepmaild.storage.users import UserRow
 
@@ -61,7 +62,7 @@ def by_password(
 
     "changed": password or second factor have changed since.  "code": the second factor is wrong; it counts as a try.
     """
-    user = users.by_id(conn, seen.user_id, lock=True)
+    user = _hold(conn, seen.user_id)
     if user is None or user.password_hash != seen.password_hash or user.totp_sealed != seen.totp_sealed:
         return "changed"
     failure = _check(conn, user, factor, proof, now_us)
@@ -89,7 +90,7 @@ def by_link(
     now_us: int,
 ) -> Granted | Failure:
     """Set the password of whoever has the link, and log in.  "changed": the link does not work any more."""
-    user = users.by_id(conn, seen.user_id, lock=True)
+    user = _hold(conn, seen.user_id)
     link = links.find(conn, link_token, now_us)
     if user is None or link is None or link[0] != user.user_id or user.totp_sealed != seen.totp_sealed:
         return "changed"
@@ -127,7 +128,7 @@ def by_change(
     now_us: int,
 ) -> Granted | Failure:
     """Change the password of whoever gave the right one; the session in which they did goes on under another id."""
-    user = users.by_id(conn, seen.user_id, lock=True)
+    user = _hold(conn, seen.user_id)
     if user is None or user.password_hash != seen.password_hash or sessions.live(conn, session_id, now_us) is None:
         return "changed"
     tries.take_back(conn, proof.try_id)
@@ -143,6 +144,19 @@ def by_change(
         now_us=now_us,
     )
     return Granted(user, session)
+
+
+def _hold(conn: Connection, user_id: str) -> UserRow | None:
+    """The user, and the state of the account, as both stay until the unit ends.
+
+    On PostgreSQL a suspension that runs at the same time comes before this, and is seen, or behind it, and ends the
+    session that is begun here.
+    """
+    user = users.by_id(conn, user_id, lock=True)
+    if user is None:
+        return None
+    query = select(account.c.status).where(account.c.id == user.account_id).with_for_update(read=True)
+    return dataclasses.replace(user, account_status=conn.execute(query).scalar_one())
 
 
 def _check(conn: Connection, user: UserRow, factor: Factor, proof: Proof, now_us: int) -> Failure | None:

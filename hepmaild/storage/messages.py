@@ -18,6 +18,8 @@ from hepmaild.private_files import give_to_owner_of
 from hepmaild.storage.bulk import Query, bulk_insert
 from hepmaild.storage.schema import body, event
 
+SPOOL_NAME = "spool"
+
 _EVENT = bulk_insert(event, "message_id", "account_id", "at_us", "kind", "data")
 _BODY = bulk_insert(body, "message_id", "n", "at_us", "data")
 
@@ -28,7 +30,7 @@ def make_spool(state_dir: Path) -> Path:
     Made by root (a `serve` by hand) it belongs to the owner of `state_dir`, as all that root makes there.  Raises
     OSError when this user cannot write into it: every large message would be refused.
     """
-    folder = state_dir / "spool"
+    folder = state_dir / SPOOL_NAME
     folder.mkdir(exist_ok=True, mode=0o700)
     give_to_owner_of(state_dir, folder)
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):

@@ -182,9 +182,12 @@ def make_default(conn: Connection, account_id: str | None, server_id: str) -> di
 def pause_one(
     conn: Connection, account_id: str | None, server_id: str, now_us: int, note: str = PAUSE_NOTE
 ) -> dict[str, Any]:
-    """Keep mail from leaving by a server until `resume_one`; what waits is held back, up to its expiry."""
+    """Keep mail from leaving by a server until `resume_one`; what waits is held back, up to its expiry.
+
+    The operator's takes the place of the account's, which can end that no more.
+    """
     row = find(conn, account_id, server_id, is_to_change=True)
-    if not row["is_paused"]:
+    if account_id is None or not row["is_paused"]:
         queue.pause_route(conn, route_of(server_id), "", note, now_us)
     return find(conn, account_id, server_id)
 
@@ -193,10 +196,14 @@ def resume_one(conn: Connection, account_id: str | None, server_id: str) -> dict
     """End a pause.  An account (account_id not None) cannot end the operator's."""
     row = find(conn, account_id, server_id, is_to_change=True)
     if row["is_paused"]:
-        if account_id is not None and pause_note(conn, server_id) != PAUSE_NOTE:
-            raise Refused("the operator of this service paused this server: ask there", "id")
+        _check_own_pause(conn, account_id, row)
         queue.resume(conn, route_of(server_id), "")
     return find(conn, account_id, server_id)
+
+
+def _check_own_pause(conn: Connection, account_id: str | None, row: dict[str, Any]) -> None:
+    if account_id is not None and row["is_paused"] and pause_note(conn, row["id"]) != PAUSE_NOTE:
+        raise Refused("the operator of this service paused this server: ask there", "id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +237,12 @@ def pause_note(conn: Connection, server_id: str) -> str:
 
 
 def remove(conn: Connection, account_id: str | None, server_id: str) -> dict[str, Any]:
-    """Take a server and its sender away.  What waits for it fails at its next attempt, which is refunded."""
+    """Take a server and its sender away.  What waits for it fails at its next attempt, which is refunded.
+
+    An account (account_id not None) cannot take away what the operator paused: added anew it would not be paused.
+    """
     row = find(conn, account_id, server_id, is_to_change=True)
+    _check_own_pause(conn, account_id, row)
     conn.execute(delete(smtp_server).where(smtp_server.c.id == server_id))
     _remove_sender(conn, row["account_id"], server_id, row["address_key"])
     conn.execute(delete(pause).where(pause.c.route == route_of(server_id)))

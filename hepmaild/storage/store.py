@@ -253,12 +253,11 @@ async def open_store(
     Raises `StoreLocked`, `StoreUnavailable` (also when PostgreSQL cannot be reached now), ValueError for a bad URL.
     At the end a unit that runs is finished; what waits gets `StoreUnavailable`.
     """
-    url = parse_url(settings.url)
-    if url.get_backend_name() == "sqlite":
-        path = state_dir / (url.database or "")
+    path = sqlite_file(settings.url, state_dir)
+    if path is not None:
         opener = _open_sqlite(settings, state_dir, path, run_unit, exclusive=exclusive, judge=judge)
     else:
-        opener = _open_postgres(settings, url, run_unit, exclusive=exclusive)
+        opener = _open_postgres(settings, parse_url(settings.url), run_unit, exclusive=exclusive)
     try:
         async with opener as store:
             yield store
@@ -345,6 +344,12 @@ def parse_url(text: str) -> URL:
     if name == "sqlite" and (not url.database or url.database == ":memory:"):
         raise ValueError("database.url names no file; use sqlite:///FILE (relative to state_dir)")
     return url
+
+
+def sqlite_file(url: str, state_dir: Path) -> Path | None:
+    """The database's file; None: it is PostgreSQL.  Raises ValueError as `parse_url`."""
+    parsed = parse_url(url)
+    return state_dir / str(parsed.database) if parsed.get_backend_name() == "sqlite" else None
 
 
 @contextmanager

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import stat
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -75,6 +77,25 @@ def test_a_new_machine_has_warnings_and_no_failure(cli: Cli) -> None:
     assert (checks["schema"]["state"], checks["queue"]["state"]) == ("ok", "ok")
     text = cli.ok("doctor")
     assert re.search(r"^ok +database: SQLite answers", text, re.MULTILINE)
+
+
+def test_every_disk_that_fills_is_looked_at(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database, the spool and what a sandbox keeps may each lie on a disk of its own."""
+    away = Path("/dev/shm")
+    if not os.access(away, os.W_OK) or away.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("/dev/shm is no file system of its own here")
+    monkeypatch.setattr("hepmaild.doctor.machine.DISK_WARN_SHARE", 0)
+    with tempfile.TemporaryDirectory(dir=away) as folder:
+        add(cli, f'[database]\nurl = "sqlite:///{folder}/mail/hepmaild.db"\n')
+        add(cli, f'[[route]]\nname = "kept"\nkind = "sandbox"\ndirectory = "{folder}/kept"\n')
+        Path(folder, "mail").mkdir()
+        disks = [check for check in json.loads(cli("doctor", "--json").out) if check["name"] == "disk"]
+        assert len(disks) == 2
+        assert disks[0]["found"].endswith(f"are free in {tmp_path / 'state'}")
+        assert disks[1]["found"].endswith(f"are free in {folder}/mail, {folder}/kept")
+        monkeypatch.setattr("hepmaild.doctor.machine.DISK_FAIL_OCTETS", 1 << 62)
+        disks = [check for check in json.loads(cli("doctor", "--json").out) if check["name"] == "disk"]
+        assert [check["state"] for check in disks] == ["fail", "fail"]
 
 
 def test_a_next_hop_that_is_not_there_fails(cli: Cli) -> None:

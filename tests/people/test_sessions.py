@@ -12,6 +12,7 @@ from sqlalchemy import Connection, func, select
 from hepmaild.login import LoginRefusal, TokenSet
 from hepmaild.storage import accounts, links, schema, sessions, tries, users
 from hepmaild.storage.store import Store
+from tests.peers import postgres
 from tests.people.conftest import AGENT, ANN, BEN, EVE, IP, MINUTE_US, PASSWORD, World, actor_of
 
 DAY_US = 86_400_000_000
@@ -341,3 +342,44 @@ async def test_tokens_are_not_in_the_database(world: World) -> None:
         assert each.refresh_token not in everything
         assert each.access_token not in everything
     assert PASSWORD not in everything
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("is_login_first", [True, False])
+async def test_a_login_beside_a_suspension_does_not_outlive_it(
+    world: World, database_url: str, is_login_first: bool
+) -> None:
+    """Whichever comes first, the suspension has signed everybody out once it is over."""
+    granted: list[TokenSet | LoginRefusal] = []
+    ended = []
+
+    async def login() -> None:
+        granted.append(await world.login(kind="browser"))
+        ended.append("login")
+
+    async def suspend() -> None:
+        await other.store.write(accounts.set_status, ANN, "suspended", world.clock.us)
+        ended.append("suspension")
+
+    # What each of them does last.
+    hold = "LOCK TABLE refresh_token IN EXCLUSIVE MODE" if is_login_first else "SELECT 1 FROM counter FOR UPDATE"
+    first, second = (login, suspend) if is_login_first else (suspend, login)
+    with trio.fail_after(60):
+        async with world.another() as other, trio.open_nursery() as nursery:
+            with postgres.open_transaction(database_url, hold):
+                nursery.start_soon(first)
+                while await waiting(database_url) < 1:
+                    pass
+                nursery.start_soon(second)
+                while not ended and await waiting(database_url) < 2:
+                    pass
+    await world.store.write(accounts.set_status, ANN, "active", world.clock.us)
+    (tokens,) = granted
+    assert isinstance(tokens, LoginRefusal) or not await is_in(world, tokens)
+    await world.tokens(kind="browser")
+
+
+async def waiting(url: str) -> int:
+    """How many sessions of the database wait for a lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    return int(await trio.to_thread.run_sync(postgres.sql, url, query))

@@ -188,9 +188,23 @@ async def test_a_pause_holds_mail_back_and_the_operators_is_his(world: World) ->
     await world.store.write(rows.pause_one, None, "s1", 5, "abuse")
     with pytest.raises(Refused, match="operator"):
         await world.store.write(rows.resume_one, "account-1", "s1")
+    with pytest.raises(Refused, match="operator"):
+        await world.store.write(rows.remove, "account-1", "s1")
     await world.store.write(rows.resume_one, None, "s1")
     await world.store.write(rows.pause_one, "account-1", "s1", 5)
     await world.store.write(rows.remove, "account-1", "s1")
+    assert await world.store.read(queue.pauses) == []
+
+
+async def test_the_operators_pause_takes_the_place_of_the_accounts(world: World) -> None:
+    await world.add()
+    await world.store.write(rows.pause_one, "account-1", "s1", 5)
+    await world.store.write(rows.pause_one, None, "s1", 6, "abuse")
+    assert await world.store.read(rows.pause_note, "s1") == "abuse"
+    await world.store.write(rows.pause_one, "account-1", "s1", 7)
+    with pytest.raises(Refused, match="operator"):
+        await world.store.write(rows.resume_one, "account-1", "s1")
+    await world.store.write(rows.remove, None, "s1")
     assert await world.store.read(queue.pauses) == []
 
 
