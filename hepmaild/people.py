@@ -71,9 +71,8 @@ LINK_PATH = "/link/"
 class People:
     """`start` before the first question; `run` renews the signing key, until cancelled.
 
-    hashing: how many passwords are worked on at once.  files: for the vault.  wall_us: the machine's clock, which the
-    telephones' agree with; None: now_us.  turn_wait_s: how long a login may wait for others.  cost: of new hashes, and
-    of work for addresses nobody has.  All raise `StoreUnavailable`; cancelled before its commit one changes nothing.
+    hashing, files: passwords, and the vault's files, at once.  wall_us: the clock that telephones go by; None: now_us.
+    turn_wait_s: a login's, for others.  All raise `StoreUnavailable`; cancelled before its commit one changes nothing.
     """
 
     def __init__(
