@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -16,7 +17,7 @@ from trio.testing import MockClock, lockstep_stream_pair
 from hepmaild.config import DeliverySettings, RouteKind, TlsMode
 from hepmaild.delivery.attempt import LEASE_MARGIN_S
 from hepmaild.delivery.hops import Resolve
-from hepmaild.delivery.job import Attempt, Job, Result
+from hepmaild.delivery.job import Attempt, Claim, Job, Result
 from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.route import OwnWays, Route
 from hepmaild.errors import SpoolUnavailable
@@ -163,6 +164,31 @@ async def test_what_falls_due_earlier_than_all_else_costs_no_claim_in_vain(autoj
         await w.queue.until(lambda: len(w.reported) == 3)
         assert [a.job.message_id for a in w.reported] == ["early", "now", "late"]
         assert 50 <= trio.current_time() < 50.1
+
+
+async def test_a_retry_that_is_noted_while_a_claim_is_under_way_is_not_forgotten(autojump_clock: MockClock) -> None:
+    """The claim has looked before the report was written, and would have us sleep for a minute."""
+
+    def setup(queue: MemoryQueue) -> None:
+        claim = queue.claim
+
+        async def claim_slowly(*args: Any, **more: Any) -> Claim:
+            found = await claim(*args, **more)
+            await trio.sleep(1)
+            return found
+
+        queue.claim = claim_slowly  # type: ignore[method-assign]
+
+    async with world(setup=setup, settings=DeliverySettings(retry_after_s=(5,))) as w:
+        w.peer.reactions["DATA"] = after(0.5, b"451 4.3.0 not now\r\n")
+        assert w.pool.offer_nowait(w.queue.add("m1", leased=True))
+        await w.queue.until(lambda: len(w.queue.attempts) == 1)
+        assert w.queue.claims == 1  # its answer is on its way
+        assert trio.current_time() < 1
+        del w.peer.reactions["DATA"]
+        await w.queue.until(lambda: len(w.queue.attempts) == 2)
+        assert trio.current_time() < 10
+        assert w.queue.results("m1") == [Result.DEFERRED, Result.DELIVERED]
 
 
 async def test_claimed_mail_that_was_never_tried_begins_at_once(autojump_clock: MockClock) -> None:

@@ -161,6 +161,34 @@ async def test_a_retry_keeps_its_place_while_nothing_left(books: Books) -> None:
     assert await claimed(books) == [third.message_id]
 
 
+async def test_who_left_in_part_long_ago_stands_in_line_and_leaves_like_anybody(books: Books) -> None:
+    """Its slot is of no window any more, but there; what it is when it is let go is shown."""
+    ((first, _),) = await send(books, 1, cap=1, recipients=(Recipient("a@x.example"), Recipient("b@x.example")))
+    report = books.report(first, Result.DELIVERED, Result.DEFERRED, retry_at_us=START_US + 25 * HOUR_US)
+    assert await books.store.submit(report)
+    books.clock.us = START_US + DAY_US + HOUR_US // 2
+    ((second, taken),) = await send(books, 1, cap=1)
+    assert taken.turn is None
+    await deliver(books, second)
+    ((third, taken),) = await send(books, 1, cap=1)
+    assert taken.turn is not None
+    books.clock.us = START_US + 25 * HOUR_US
+    assert await claimed(books) == []
+    shown = await books.store.read(queue.show, first.message_id)
+    assert [r["state"] for r in shown["recipients"]] == ["sent", "capped"]
+    for member, states in ((first, ["sent", "deferred"]), (third, ["queued"])):
+        at_us = await books.store.read(cap_line.next_at_us)
+        assert at_us is not None
+        books.clock.us = at_us
+        assert await books.store.write(cap_line.let_go, at_us) == 1
+        shown = await books.store.read(queue.show, member.message_id)
+        assert [r["state"] for r in shown["recipients"]] == states
+        assert shown["recipients"][-1]["last_reply"] is None
+        found = await books.store.write(claim.claim, "me", at_us, 9, 0)
+        assert [job.message_id for job in found.jobs] == [member.message_id]
+        assert (await usage(books)).used == 1
+
+
 async def test_another_cap_is_obeyed_at_once_by_what_waits(books: Books) -> None:
     sent = await send(books, 6)
     await deliver(books, *[member for member, _ in sent[:2]])

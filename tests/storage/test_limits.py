@@ -80,6 +80,21 @@ async def test_retry_after_goes_by_a_clock_that_was_set_back(books: Books, back_
 
 
 @CLOCK_IS_OURS
+async def test_retry_after_goes_by_a_limit_that_became_smaller(books: Books) -> None:
+    """More calls are inside than the plan allows now: it is not the oldest that has to leave."""
+    for _ in range(4):
+        await remaining(books, limit=5)
+        books.clock.us += 10_000_000
+    refused = await books.store.submit(books.call(limit=2))
+    assert isinstance(refused, Refusal)
+    assert refused.retry_after_s == 41  # the third of them was twenty seconds ago
+    books.clock.us += 40_000_000
+    assert await remaining(books, limit=2) == -1
+    books.clock.us += 1_000_000
+    assert [await remaining(books, limit=2) for _ in range(2)] == [0, -1]
+
+
+@CLOCK_IS_OURS
 async def test_what_the_headers_say_of_the_window(books: Books) -> None:
     dear = books.call(limit=2, recipients=101)
     books.clock.us += 1

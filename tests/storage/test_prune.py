@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hepmaild.delivery.job import Result
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.outbox import Outbox
 from hepmaild.reaper import Reaper
-from hepmaild.storage import accounts, log, messages, prune, schema
+from hepmaild.storage import accounts, claim, log, messages, prune, queue, schema
 from tests.storage.books import HOUR_US, Books, open_books
 from tests.storage.conftest import Opener, outside
 
@@ -46,6 +47,34 @@ async def test_finished_messages_go_with_their_plan_and_the_ledger_stays(opener:
         assert (await books.store.read(log.show, waiting.message_id))["state"] == "queued"
         rows = await books.store.read(lambda conn: len(conn.execute(select(schema.ledger)).all()))
         assert rows == 4
+
+
+async def test_kept_content_stays_as_long_as_is_said_however_its_message_ended(opener: Opener) -> None:
+    async with open_books(opener, credits_granted=100) as books:
+        reaper = make_reaper(books, log_days=30)
+        delivered, failed, expired, cancelled, waiting = [books.accept(owner=None) for _ in range(5)]
+        waiting.expires_at_us += DAY_US * 30
+        delivered.owner = failed.owner = "me"
+        for member in (delivered, failed, expired, cancelled, waiting):
+            await books.store.submit(member)
+
+        def kept(conn: Connection) -> set[str]:
+            return set(conn.execute(select(schema.body.c.message_id)).scalars())
+
+        books.clock.us = end_us = expired.expires_at_us
+        keep_us = 3 * DAY_US
+        for member, result in ((delivered, Result.DELIVERED), (failed, Result.FAILED)):
+            await books.store.submit(replace(books.report(member, result), body_keep_us=keep_us))
+        await books.store.write(queue.cancel, cancelled.message_id, end_us, keep_us)
+        assert await books.store.write(claim.expire, end_us, keep_us) == 1
+        books.clock.us = end_us + keep_us - 1
+        await reaper.round()
+        everything = {m.message_id for m in (delivered, failed, expired, cancelled, waiting)}
+        assert await books.store.read(kept) == everything
+        books.clock.us += 1
+        await reaper.round()
+        assert await books.store.read(kept) == {waiting.message_id}
+        assert await books.store.read(ids) == everything
 
 
 async def test_orphaned_pieces_words_and_calls_go(opener: Opener) -> None:

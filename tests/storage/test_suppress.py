@@ -14,9 +14,9 @@ from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail.reply import Reply
 from hepmaild.storage import credits as money
 from hepmaild.storage import log, queue, suppress
-from hepmaild.storage.accept import Accept, Taken
+from hepmaild.storage.accept import Accept, Taken, Twin
 from hepmaild.storage.suppress import Rule
-from hepmaild.storage.unit import Report
+from hepmaild.storage.unit import Report, UnitRunner
 from tests.storage.books import HOUR_US, START_US, Books, open_books
 from tests.storage.conftest import Opener
 
@@ -125,6 +125,51 @@ async def test_the_other_recipients_go_on_and_are_paid_for(books: Books) -> None
     assert [r["state"] for r in shown["recipients"]] == ["failed", "sent"]
     assert await books.store.read(money.balance, books.account_id) == 99
     assert await books.store.read(money.verify, books.account_id) is None
+
+
+async def test_in_one_unit_everybody_gets_what_is_his(books: Books) -> None:
+    """Refused, suppressed in part, behind a cap, a twin of one of them or nothing of it: all in one commit."""
+    await refuse(books, 2)
+    before = await books.store.read(money.balance, books.account_id)
+
+    def tell(member: Accept, taken: Taken) -> str:
+        return f"{member.message_id} {sorted(taken.suppressed)} {taken.turn is not None}"
+
+    def with_word(member: Accept, word: str) -> Accept:
+        return replace(member, word=word, word_life_us=DAY_US, fingerprint=b"f" * 32, tell=tell)
+
+    capped: dict[str, Any] = {"cap_key": "|app@example.com", "daily_cap": 1}
+    nobody, dear, plain = books.accept(BAD), books.accept(*[f"r{n}@x.example" for n in range(101)]), books.accept()
+    partly, first = with_word(books.accept(BAD, GOOD), "w:1"), with_word(books.accept(**capped), "w:2")
+    second, last = with_word(books.accept(GOOD, BAD, **capped), "w:3"), books.accept()
+    twins = [with_word(books.accept(), f"w:{n}") for n in (1, 2, 3)]
+    run = UnitRunner(books.clock.now_us)
+    members = [nobody, plain, partly, dear, first, twins[0], second, twins[1], twins[2], last]
+    results = await books.store.write(run, members)
+    kinds = [r.kind if isinstance(r, Refusal) else type(r) for r in results]
+    poor = ErrorKind.INSUFFICIENT_CREDITS
+    assert kinds == [ErrorKind.RELAY_FAILED, Taken, Taken, poor, Taken, Twin, Taken, Twin, Twin, Taken]
+    taken = {
+        m.message_id: (sorted(r.suppressed), r.turn is not None)
+        for m, r in zip(members, results, strict=True)
+        if isinstance(r, Taken)
+    }
+    states = {}
+    for member in (plain, partly, first, second, last):
+        shown = await books.store.read(queue.show, member.message_id)
+        states[member.message_id] = [r["state"] for r in shown["recipients"]]
+    assert [(taken[m.message_id], states[m.message_id]) for m in (plain, partly, first, second, last)] == [
+        (([], False), ["queued"]),
+        (([0], False), ["failed", "queued"]),
+        (([], False), ["queued"]),
+        (([1], True), ["capped", "failed"]),
+        (([], False), ["queued"]),
+    ]
+    assert await books.store.read(money.balance, books.account_id) == before - 5
+    # Whoever asks again is told the same, in this commit and ever after.
+    told = [f"{partly.message_id} [0] False", first.answer, f"{second.message_id} [1] True"]
+    later = [await books.store.submit(twin) for twin in twins]
+    assert [r.answer for r in (results[5], results[7], results[8], *later)] == told * 2
 
 
 async def test_what_goes_to_suppressed_recipients_only_is_not_queued(books: Books) -> None:
