@@ -136,10 +136,10 @@ def fill(conn: Connection, route: str, waiting: dict[str, int], now_us: int, due
             conn.execute(insert(table), values)
 
 
-def entries_read(conn: Connection) -> int:
-    """Rows of the queue and entries of its indexes that this unit has read; on PostgreSQL, SQLite counts none."""
+def entries_read(conn: Connection, table: str = "queue") -> int:
+    """Rows of a table and entries of its indexes that this unit has read; on PostgreSQL, SQLite counts none."""
     if conn.dialect.name == "sqlite":
         return 0
     read = "pg_stat_get_xact_tuples_returned"
-    both = f"SELECT {read}('queue'::regclass) + coalesce(sum({read}(indexrelid)), 0) FROM pg_index"
-    return int(conn.execute(text(f"{both} WHERE indrelid = 'queue'::regclass")).scalar_one())
+    both = f"SELECT {read}('{table}'::regclass) + coalesce(sum({read}(indexrelid)), 0) FROM pg_index"
+    return int(conn.execute(text(f"{both} WHERE indrelid = '{table}'::regclass")).scalar_one())
