@@ -50,7 +50,8 @@ _READ_ONLY = "25006"
 _LOCKED = "55P03"  # a lock was waited for too long
 _LOST_AGAINST_ANOTHER = frozenset({"40001", "40P01", "0A000"})  # serialization, deadlock, plan of an older schema
 _SICK_CLASSES = frozenset({"08", "28", "3D", "53", "57", "58", "XX"})
-_SICK_STATES = frozenset({_LOCKED, _READ_ONLY, "25P02", "25P03", *_LOST_AGAINST_ANOTHER})
+# 25P04: PostgreSQL 17's `transaction_timeout`, which is the administrator's to set.
+_SICK_STATES = frozenset({_LOCKED, _READ_ONLY, "25P02", "25P03", "25P04", *_LOST_AGAINST_ANOTHER})
 
 # A transaction id is had in a read-only session, too.  An error of the server's, so that such a session is given up.
 _TOUCH = f"""DO $$BEGIN

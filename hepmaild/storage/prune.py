@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import Connection, and_, delete, exists, or_, select, tuple_, update
+from sqlalchemy import Connection, and_, bindparam, delete, exists, or_, select, tuple_, update
 
 from hepmaild.storage import rate
+from hepmaild.storage.bulk import Bulk
 from hepmaild.storage.schema import account, body, event, idempotency, message, recipient
+from hepmaild.storage.settle import DROP_BODY
 
 BATCH = 500
 LOOK = 5_000  # pieces of content in one look for orphans
@@ -34,7 +36,7 @@ def bodies(conn: Connection, now_us: int) -> int:
         .all()
     )
     if ids:
-        conn.execute(delete(body).where(body.c.message_id.in_(ids)))
+        DROP_BODY.run(conn, [(i,) for i in ids])
         conn.execute(update(message).where(message.c.id.in_(ids)).values(body_until_us=None))
     return len(ids)
 
@@ -77,11 +79,12 @@ def finished_messages(conn: Connection, plan: str, before_us: int, known: Collec
         old = select(message.c.id).select_from(whole).where(message.c.accepted_at_us < before_us)
         return list(conn.execute(old.where(theirs, message.c.waiting == 0).limit(BATCH)).scalars())
     # Pairs are compared, in the order of both, as only the index on both can do.  The first message that stands there
-    # says whether the account has an old one.
+    # says whether the account has an old one.  Of `= 0` PostgreSQL expects little until it has counted, and would sort
+    # all there is.
     place = tuple_(message.c.account_id, message.c.accepted_at_us)
     order = (message.c.account_id, message.c.accepted_at_us, message.c.id)
     first = select(*order).where(place >= tuple_(account.c.id, 0)).order_by(*order).limit(1).lateral()
-    finished = select(*order).where(place >= tuple_(first.c.account_id, 0), message.c.waiting == 0)
+    finished = select(*order).where(place >= tuple_(first.c.account_id, 0), message.c.waiting <= 0)
     oldest = finished.order_by(*order).limit(BATCH).lateral()
     found = (
         select(oldest.c.id)
@@ -92,11 +95,17 @@ def finished_messages(conn: Connection, plan: str, before_us: int, known: Collec
     return list(conn.execute(found.where(theirs).limit(BATCH)).scalars())
 
 
+# Message by message: PostgreSQL that has not counted yet goes through all there is for a list of them.
+_DROP = tuple(
+    Bulk(delete(column.table).where(column == bindparam("m")), "m")
+    for column in (event.c.message_id, recipient.c.message_id, body.c.message_id, message.c.id)
+)
+
+
 def drop_messages(conn: Connection, ids: Sequence[str]) -> None:
     """Drop the log of these messages, at most BATCH; the ledger stays."""
-    for table in (event.c.message_id, recipient.c.message_id, body.c.message_id):
-        conn.execute(delete(table.table).where(table.in_(ids)))
-    conn.execute(delete(message).where(message.c.id.in_(ids)))
+    for drop in _DROP:
+        drop.run(conn, [(i,) for i in ids])
 
 
 def rate_calls(conn: Connection, now_us: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, text
 
 from hepmaild.delivery.job import Attempt, Job, JobRecipient, Outcome, Result
 from hepmaild.mail.reply import Reply
@@ -134,3 +134,12 @@ def fill(conn: Connection, route: str, waiting: dict[str, int], now_us: int, due
     for table, values in ((schema.message, messages), (schema.recipient, recipients), (schema.queue, rows)):
         if values:
             conn.execute(insert(table), values)
+
+
+def entries_read(conn: Connection, table: str = "queue") -> int:
+    """Rows of a table and entries of its indexes that this unit has read; on PostgreSQL, SQLite counts none."""
+    if conn.dialect.name == "sqlite":
+        return 0
+    read = "pg_stat_get_xact_tuples_returned"
+    both = f"SELECT {read}('{table}'::regclass) + coalesce(sum({read}(indexrelid)), 0) FROM pg_index"
+    return int(conn.execute(text(f"{both} WHERE indrelid = '{table}'::regclass")).scalar_one())

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, select, text, update
+from sqlalchemy import Connection, delete, select, text, update
 
 from hepmaild.config import InDoubt
 from hepmaild.delivery.job import Job, Result
@@ -17,6 +17,7 @@ from hepmaild.storage.accept import Taken
 from hepmaild.storage.unit import Accept, Mark
 from tests.storage.books import HOUR_US, START_US, Books, age_leases, open_books
 from tests.storage.conftest import Opener
+from tests.storage.mx_books import entries_read, fill
 
 LEASE_US = 60_000_000
 CLOCK_IS_OURS = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -69,6 +70,26 @@ async def test_a_process_is_dead_at_the_very_end_of_its_lease(books: Books) -> N
     assert await books.store.write(leases.take_over, ends_us, alone=False) == 1
     assert (await processes(books), await owners(books)) == ([], {member.message_id: None})
     assert await books.store.write(leases.take_over, ends_us, alone=False) == 0
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_to_look_for_the_dead_does_not_go_through_what_waits(books: Books) -> None:
+    """When the planner last counted, the queue was empty: it believes that any way through it is short."""
+
+    def look(conn: Connection) -> tuple[int, int, int]:
+        fill(conn, "up", {"": 100}, books.clock.us)
+        conn.execute(delete(schema.queue))
+        conn.execute(text("ANALYZE queue"))
+        fill(conn, "up", {"": 1000}, books.clock.us)
+        before = entries_read(conn)
+        nobody = leases.take_over(conn, books.clock.us, alone=False)
+        read = entries_read(conn) - before
+        conn.execute(update(schema.queue).where(schema.queue.c.message_id < f"{103:016x}").values(owner="dead"))
+        return nobody, read, leases.take_over(conn, books.clock.us, alone=False)
+
+    nobody, read, taken = await books.store.write(look)
+    assert (nobody, taken) == (0, 2)
+    assert read < 50
 
 
 async def test_only_the_dead_lose_their_leases(books: Books) -> None:

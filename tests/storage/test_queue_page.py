@@ -15,7 +15,7 @@ from hepmaild.storage.audit import Actor
 from hepmaild.storage.queue_page import UNDER_WAY, Waiting, Wish, read_cursor
 from tests.storage.books import HOUR_US, Books, open_books
 from tests.storage.conftest import Opener
-from tests.storage.mx_books import fill
+from tests.storage.mx_books import entries_read, fill
 
 ACTOR = Actor("user-1", "operator@example.com", "192.0.2.1", "dashboard")
 ROUTES = ("one", "two")
@@ -60,14 +60,6 @@ async def test_the_routes_that_something_waits_on_are_found_without_what_waits(b
     routes, many = await books.store.write(look)
     assert routes == ("a", "z", ALL)
     assert many < few + 100
-
-
-def entries_read(conn: Connection) -> int:
-    """Entries of the queue's indexes that this unit has read on PostgreSQL; SQLite does not count them."""
-    if conn.dialect.name == "sqlite":
-        return 0
-    read = "sum(pg_stat_get_xact_tuples_returned(indexrelid))"
-    return int(conn.execute(text(f"SELECT {read} FROM pg_index WHERE indrelid = 'queue'::regclass")).scalar_one())
 
 
 async def test_every_waiting_recipient_comes_once_in_order(books: Books) -> None:

@@ -466,6 +466,15 @@ async def test_the_session_is_set_as_it_must_be(opener: Opener) -> None:
     assert shown == ["on", "8s", "7s", "UTC", "10s"]
 
 
+async def test_time_limits_of_the_server_are_its_failure(opener: Opener) -> None:
+    """Whichever an administrator has set ends a session or a statement of ours: no fault of the statement."""
+    async with opener(tables=True) as store:
+        for state in ("57014", "25P03", "25P04", "57P05"):
+            told = text(f"DO $$BEGIN RAISE 'too long' USING ERRCODE = '{state}'; END$$")
+            with pytest.raises(StoreUnavailable, match=state):
+                await store.write(lambda conn, told=told: conn.execute(told).close())
+
+
 async def test_parameters_are_not_in_errors(opener: Opener) -> None:
     async with opener(tables=True) as store:
         await store.write(keep, "a secret")
