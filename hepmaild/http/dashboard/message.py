@@ -24,6 +24,7 @@ from hepmaild.mail.content import Content
 from hepmaild.mail.ids import is_message_id
 from hepmaild.storage import live as live_rows
 from hepmaild.storage import message_page as rows
+from hepmaild.storage.queue import Refused as QueueRefused
 from hepmaild.threads import in_thread
 
 TABS = ("html", "text", "headers", "attachments")
@@ -193,7 +194,8 @@ async def _do(visit: Visit, message_id: str, notice: str, deed: Any, call: dict[
     if done is None:
         return visit.not_found()
     if isinstance(done, ValueError):
-        said = str(done).partition(": `")[0]  # what a command line would do about it is the operator's
+        # What a command line would do about it is the operator's.
+        said = done.sentence if isinstance(done, QueueRefused) else str(done)
         notice = f"{said[:1].upper()}{said[1:]}."
     else:
         if done.get("is_paused"):
