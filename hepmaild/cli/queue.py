@@ -11,7 +11,7 @@ import click
 from hepmaild.cli import backend
 from hepmaild.cli.common import EMAIL, MESSAGE_ID, json_option, with_settings
 from hepmaild.cli.output import CommandFailed, clean, instant, print_json, print_pairs, print_table, public
-from hepmaild.config import DAY_S, RouteKind, Settings
+from hepmaild.config import DAY_US, RouteKind, Settings
 from hepmaild.counted import are, counted
 from hepmaild.mail.address import check_address, domain_of
 from hepmaild.own_routes import ALL
@@ -183,7 +183,7 @@ def queue_release(
 def _change_message(settings: Settings, deed: str, message_id: str) -> dict[str, Any]:
     from hepmaild.storage import queue_page
 
-    keep_us = settings.delivery.body_days * DAY_S * 1_000_000
+    keep_us = settings.delivery.body_days * DAY_US
     arguments = (backend.actor(), deed, message_id, backend.now_us(), keep_us)
     return backend.write(settings, backend.QUEUE, queue_page.change_message, *arguments)
 

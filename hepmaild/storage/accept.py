@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection, bindparam, delete, select, update
 
+from hepmaild.config import DAY_US
 from hepmaild.counted import counted
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail import chaos
@@ -18,7 +19,7 @@ from hepmaild.mail.submission import KeyIdentity, Recipient
 from hepmaild.storage import caps, messages, suppress
 from hepmaild.storage.bulk import Bulk, Query, Row, bulk_insert
 from hepmaild.storage.caps import Turn, Wish
-from hepmaild.storage.credits import DAY_US, LedgerRow, Purse
+from hepmaild.storage.credits import LedgerRow, Purse
 from hepmaild.storage.schema import NEVER_US, idempotency, message, queue, recipient
 
 

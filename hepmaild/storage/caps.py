@@ -21,11 +21,10 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, exists, func, null, select, text, update
 
+from hepmaild.config import DAY_US
 from hepmaild.counted import counted
 from hepmaild.storage.bulk import Bulk, bulk_insert
 from hepmaild.storage.schema import cap, cap_use, message, queue, recipient, sender
-
-DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import trio
 from quart.wrappers import Response
 from werkzeug.exceptions import NotFound
 
+from hepmaild.config import DAY_US
 from hepmaild.http.compat import Stream
 from hepmaild.http.dashboard import timeline
 from hepmaild.http.dashboard.forms import Form
@@ -34,7 +35,6 @@ FRAME_POLICY = (
     "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'; "
     "frame-ancestors 'self'"
 )
-DAY_US = 86_400_000_000
 
 
 def pages(dashboard: Dashboard) -> Pages:
