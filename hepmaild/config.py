@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 DAY_S = 86_400
+DAY_US = DAY_S * 1_000_000
 MIB = 1_048_576
 MAX_CAP = 1_000_000_000  # messages a day; both databases can keep it
 

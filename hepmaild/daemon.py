@@ -29,7 +29,7 @@ import trio
 
 from hepmaild import __version__, memory
 from hepmaild.census import Census
-from hepmaild.config import DAY_S, Settings
+from hepmaild.config import DAY_US, Settings
 from hepmaild.config_reload import needs_restart, until_restart
 from hepmaild.delivery.lookups import Lookups
 from hepmaild.delivery.pool import DeliveryPool
@@ -494,7 +494,7 @@ def _make_resolver(lookups: Lookups, store: Store, clock: Clock) -> Resolver:
 
 def _rule(settings: Settings) -> Rule:
     """When an address that is refused for good is suppressed, and for how long."""
-    return Rule(settings.delivery.suppress_after, int(settings.delivery.suppress_days * DAY_S * 1_000_000))
+    return Rule(settings.delivery.suppress_after, int(settings.delivery.suppress_days * DAY_US))
 
 
 __all__ = ["Bound", "Clock", "SchemaDue", "serve"]

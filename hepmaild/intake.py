@@ -27,6 +27,7 @@ from hepmaild.config import (
     Settings,
     SmtpSettings,
 )
+from hepmaild.counted import counted
 from hepmaild.delivery.job import Job, JobRecipient
 from hepmaild.directory import Directory
 from hepmaild.errors import ErrorKind, NothingCommitted, Refusal, StoreUnavailable
@@ -155,7 +156,8 @@ class Intake:
         if row is None:
             wait_s = self._failed_keys.note(peer_ip)
             if wait_s:
-                text = f"too many unknown API keys from your IP address: check the key, try again in {wait_s} seconds"
+                wait = counted(wait_s, "second")
+                text = f"too many unknown API keys from your IP address: check the key, try again in {wait}"
                 return Refusal(ErrorKind.TOO_MANY_FAILED_KEYS, text, retry_after_s=wait_s)
             return Refusal(ErrorKind.INVALID_KEY, "this is not a valid API key: use one from the API Keys tab")
         return self._judge(row, secret_hash, door, peer_ip, needs)

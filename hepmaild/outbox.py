@@ -17,7 +17,7 @@ from typing import NamedTuple
 import structlog
 import trio
 
-from hepmaild.config import InDoubt
+from hepmaild.config import DAY_US, InDoubt
 from hepmaild.delivery.job import Attempt, Claim, Job, Outcome, Result
 from hepmaild.errors import StoreUnavailable
 from hepmaild.events import to_json
@@ -34,7 +34,6 @@ from hepmaild.storage.writer import Haste
 
 log = structlog.get_logger()
 
-DAY_US = 86_400_000_000
 MAX_LATE = 100_000
 MAX_NOTED = 10_000
 FORSAKEN_UNIT = 100  # forsaken leases that are taken back in one unit

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import structlog
 import trio
 
-from hepmaild.config import STANDARD_PLAN, Plan, SenderSettings
+from hepmaild.config import DAY_US, STANDARD_PLAN, Plan, SenderSettings
 from hepmaild.errors import StoreUnavailable
 from hepmaild.mail.address import key_of
 from hepmaild.outbox import Outbox
@@ -25,8 +25,7 @@ from hepmaild.tallier import Tallier
 log = structlog.get_logger()
 
 INTERVAL_S = 60.0
-WORD_LIFE_US = 86_400_000_000
-DAY_US = 86_400_000_000
+WORD_LIFE_US = DAY_US
 ORPHAN_AGE_US = 3_600_000_000
 SHRINK_STEPS = 100  # of 1 MB each in a round, SQLite only
 KEEP_FREE_PAGES = 1000  # 4 MB for what comes next

@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from hepmaild.config import DAY_US
+
 MAX_TEXT = 500
 MAX_TERMS = 12
 TEXT = "text"
 FIELDS = ("to", "from", "key", "status", "door", "id", "before", "after")
 DOORS = ("smtp", "http")
 STATES = ("queued", "sent", "deferred", "capped", "held", "in_doubt", "failed", "expired", "cancelled")
-DAY_US = 86_400_000_000
 
 _NAMED = re.compile(r"([A-Za-z]{2,6}):")
 _AGO = re.compile(r"(\d{1,6})\s*(s|min|m|h|d|w)")

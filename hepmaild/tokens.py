@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from hepmaild.config import DAY_US
 from hepmaild.errors import StoreUnavailable
 from hepmaild.storage import sessions
 from hepmaild.storage.store import Store
@@ -32,7 +33,7 @@ ISSUER = "hepmaild"
 ALGORITHM = "EdDSA"
 ACCESS_S = 900
 TICKET_S = 300  # from the right password to the code of the second factor
-SIGNING_US = 86_400_000_000  # so long a process signs with one key
+SIGNING_US = DAY_US  # so long a process signs with one key
 CHECKING_US = 7 * SIGNING_US  # and so long what it signed is accepted at all: forms that were left open
 MAX_ACCESS_CHARS = 4096
 REFRESH_CHARS = 128

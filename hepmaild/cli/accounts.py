@@ -13,6 +13,7 @@ from hepmaild.cli import backend
 from hepmaild.cli.common import EMAIL, PLAN, json_option, read_line, with_settings
 from hepmaild.cli.output import CommandFailed, print_hint, print_json, print_pairs, print_table, shown_once
 from hepmaild.config import STANDARD_PLAN, Settings, parse_address
+from hepmaild.counted import counted
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -286,7 +287,7 @@ def credits_grant(settings: Settings, email: str, amount: int, note: str | None,
     if as_json:
         print_json({"balance": balance})
     else:
-        click.echo(f"{email} has {balance:,} credits")
+        click.echo(f"{email} has {counted(balance, 'credit')}")
 
 
 def _grant(conn: Connection, email: str, amount: int, note: str | None) -> int:
@@ -369,11 +370,13 @@ def credits_verify(settings: Settings, as_json: bool) -> None:
     if as_json:
         print_json({"ok": not faults, "accounts": accounts_checked, "faults": faults})
     elif not faults:
-        one = accounts_checked == 1
-        click.echo("the ledger of 1 account holds" if one else f"the ledgers of {accounts_checked} accounts hold")
+        several = accounts_checked != 1
+        ledgers = "the ledgers of" if several else "the ledger of"
+        click.echo(f"{ledgers} {counted(accounts_checked, 'account')} hold{'' if several else 's'}")
     if faults:
         named = "; ".join(f"{fault['email']}: {fault['why']}" for fault in faults[:5])
-        raise CommandFailed(f"{len(faults)} of {accounts_checked} ledgers do not hold: {named}")
+        verb = "does" if len(faults) == 1 else "do"
+        raise CommandFailed(f"{len(faults):,} of {counted(accounts_checked, 'ledger')} {verb} not hold: {named}")
 
 
 def _progress(text: str) -> None:

@@ -17,6 +17,7 @@ from hepmaild.cli.common import Invocation
 from hepmaild.cli.keys import mint
 from hepmaild.cli.service import run_daemon
 from hepmaild.config import (
+    DAY_US,
     DatabaseSettings,
     DeliverySettings,
     HttpSettings,
@@ -40,7 +41,7 @@ ACCOUNT = "demo@example.com"
 SENDER = "noreply@example.com"
 CREDITS = 1000
 KEY_NAME = "demo"
-LINK_LIFE_US = 10 * 365 * 86_400_000_000  # while it runs
+LINK_LIFE_US = 10 * 365 * DAY_US  # while it runs
 SETTINGS_NAME = "hepmaild.toml"
 _EVERYWHERE = {"::": "::1", "0.0.0.0": "127.0.0.1"}  # noqa: S104  # what to write in a URL for them
 

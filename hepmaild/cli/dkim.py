@@ -14,6 +14,7 @@ from hepmaild.cli import backend
 from hepmaild.cli.common import json_option, mark_changed, with_settings
 from hepmaild.cli.output import CommandFailed, print_json, print_pairs, print_table
 from hepmaild.config import Settings
+from hepmaild.counted import are, counted
 from hepmaild.errors import StoreUnavailable
 from hepmaild.mail import dkim_record
 from hepmaild.mail.dkim import ED25519, RSA
@@ -197,7 +198,7 @@ def dkim_check(settings: Settings, domain: str | None, as_json: bool) -> None:
     wrong = [row for row in rows if not row["ok"]]
     if wrong:
         raise CommandFailed(
-            f"{len(wrong)} of {len(rows)} records are not right: "
+            f"{len(wrong):,} of {counted(len(rows), 'record')} {are(len(wrong))} not right: "
             + _some(f"{dkim_record.record_name(row['domain'], row['selector'])}: {row['dns']}" for row in wrong)
         )
 

@@ -11,7 +11,8 @@ import click
 from hepmaild.cli import backend
 from hepmaild.cli.common import EMAIL, MESSAGE_ID, json_option, with_settings
 from hepmaild.cli.output import CommandFailed, clean, instant, print_json, print_pairs, print_table, public
-from hepmaild.config import DAY_S, RouteKind, Settings
+from hepmaild.config import DAY_US, RouteKind, Settings
+from hepmaild.counted import are, counted
 from hepmaild.mail.address import check_address, domain_of
 from hepmaild.own_routes import ALL
 
@@ -68,12 +69,13 @@ def queue_stats(settings: Settings, as_json: bool) -> None:
         print_table(stats[title], (*names, *_FIGURES), empty="nothing waits")
     more = len(stats["by_destination"]) - len(stats["destinations"])
     if more > 0:
-        click.echo(f"and {more:,} more destinations (--json counts all)")
+        click.echo(f"and {counted(more, 'more destination')} (--json counts all)")
     if stats["paused"]:
         click.echo("\npaused")
         print_table(stats["paused"], ("route", "destination", "since_at", "note"), empty="")
     if stats["own_paused"]:
-        click.echo(f"\n{stats['own_paused']:,} SMTP servers of accounts are paused (`hepmaild smtp-server list`)")
+        several = counted(stats["own_paused"], "SMTP server")
+        click.echo(f"\n{several} of accounts {are(stats['own_paused'])} paused (`hepmaild smtp-server list`)")
 
 
 _FIGURES = (
@@ -175,13 +177,13 @@ def queue_release(
     if as_json:
         print_json(done)
     else:
-        click.echo(f"{message_id}: {done['released']} recipients released")
+        click.echo(f"{message_id}: {counted(done['released'], 'recipient')} released")
 
 
 def _change_message(settings: Settings, deed: str, message_id: str) -> dict[str, Any]:
     from hepmaild.storage import queue_page
 
-    keep_us = settings.delivery.body_days * DAY_S * 1_000_000
+    keep_us = settings.delivery.body_days * DAY_US
     arguments = (backend.actor(), deed, message_id, backend.now_us(), keep_us)
     return backend.write(settings, backend.QUEUE, queue_page.change_message, *arguments)
 
@@ -228,7 +230,7 @@ def _in_steps(
     if as_json:
         print_json(done)
     else:
-        click.echo(f"{what}: {done['recipients']:,} recipients of {done['messages']:,} messages")
+        click.echo(f"{what}: {counted(done['recipients'], 'recipient')} of {counted(done['messages'], 'message')}")
 
 
 @queue.command("cancel")
@@ -241,7 +243,8 @@ def queue_cancel(settings: Settings, message_id: str, as_json: bool) -> None:
     if as_json:
         print_json(done)
     else:
-        click.echo(f"{message_id}: {done['cancelled']} recipients cancelled, {done['refunded']} credits refunded")
+        refunded = counted(done["refunded"], "credit")
+        click.echo(f"{message_id}: {counted(done['cancelled'], 'recipient')} cancelled, {refunded} refunded")
 
 
 @queue.command("hold")
@@ -254,7 +257,9 @@ def queue_hold(settings: Settings, message_id: str, as_json: bool) -> None:
     if as_json:
         print_json(done)
     else:
-        click.echo(f"{message_id}: {done['held']} recipients held; they expire at {instant(done['expires_at'])}")
+        click.echo(
+            f"{message_id}: {counted(done['held'], 'recipient')} held until {instant(done['expires_at'])} at the latest"
+        )
 
 
 @queue.command("pause")

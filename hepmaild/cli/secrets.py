@@ -11,6 +11,7 @@ from hepmaild.cli import backend
 from hepmaild.cli.common import json_option, with_settings
 from hepmaild.cli.output import CommandFailed, print_json, print_table
 from hepmaild.config import Settings
+from hepmaild.counted import are, counted
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -117,7 +118,9 @@ def secrets_rotate(settings: Settings, keep_old: bool, as_json: bool) -> None:
     if as_json:
         print_json({"id": newest.id.hex(), "secrets": count, "dropped": [] if keep_old else [k.id.hex() for k in old]})
     else:
-        click.echo(f"{count} secrets are sealed under {newest.id.hex()}; keep a new copy of {vault.path}")
+        click.echo(
+            f"{counted(count, 'secret')} {are(count)} sealed under {newest.id.hex()}; keep a new copy of {vault.path}"
+        )
 
 
 async def _reseal(store: Store, vault: Vault, newest: SealingKey) -> int:

@@ -10,7 +10,7 @@ import click
 from hepmaild.cli import backend
 from hepmaild.cli.common import EMAIL, NumberRange, json_option, with_settings
 from hepmaild.cli.output import instant, print_json, print_table
-from hepmaild.config import DAY_S, Settings
+from hepmaild.config import DAY_US, Settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -82,7 +82,7 @@ def suppression_add(
     \b
     hepmaild suppression add me@example.com gone@example.net --days 30 --reason "asked to be left alone"
     """
-    for_us = int((settings.delivery.suppress_days if days is None else days) * DAY_S * 1_000_000)
+    for_us = int((settings.delivery.suppress_days if days is None else days) * DAY_US)
     done = backend.write(settings, backend.KEYS, _add, email, address, for_us, reason)
     if as_json:
         print_json(done)

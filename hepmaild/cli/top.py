@@ -27,6 +27,7 @@ from hepmaild.cli import backend
 from hepmaild.cli.common import NumberRange, json_option, with_settings
 from hepmaild.cli.output import clean, instant, print_json
 from hepmaild.config import Settings
+from hepmaild.counted import counted
 from hepmaild.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -293,7 +294,7 @@ def _tables(stats: dict[str, Any], now_us: int, width: int, room: int, *, latest
         lines += _table("destination", ("destination", "route"), destinations[:rest], now_us, width)
         more = len(stats["by_destination"]) - min(rest, len(destinations))
         if more > 0:
-            lines.append((DIM, f"and {more:,} more destinations"))
+            lines.append((DIM, f"and {counted(more, 'more destination')}"))
     if not routes:
         lines.append((DIM, "nothing waits"))
     return lines

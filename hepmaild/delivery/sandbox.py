@@ -20,6 +20,7 @@ from pathlib import Path
 import trio
 
 from hepmaild.config import Misbehaviour
+from hepmaild.counted import counted
 from hepmaild.delivery.job import Job, Result
 from hepmaild.delivery.outcome import IN_DOUBT_REPLY, Verdict
 from hepmaild.mail.content import Content
@@ -70,7 +71,7 @@ def _greylist(seconds: float, job: Job, now_us: int) -> Part:
     if left_s <= 0 and all(recipient.attempts for recipient in job.recipients):
         return Part()
     wait_s = max(1, left_s)
-    reply = Reply(451, "4.7.1", f"greylisted by the sandbox, try again in {wait_s} seconds")
+    reply = Reply(451, "4.7.1", f"greylisted by the sandbox, try again in {counted(wait_s, 'second')}")
     return Part(refusals=(Verdict(Result.DEFERRED, reply, wait_s),) * len(job.recipients))
 
 

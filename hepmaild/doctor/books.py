@@ -8,6 +8,7 @@ from collections.abc import Callable
 import trio
 
 from hepmaild.config import Migrate, Settings
+from hepmaild.counted import are, counted
 from hepmaild.doctor.checks import Check, fail, ok, warn
 from hepmaild.errors import StoreUnavailable
 from hepmaild.own_routes import ALL, is_own
@@ -96,11 +97,16 @@ def _leases(settings: Settings, leases: health.Leases, now_us: int) -> Check:
     age_s = 0.0 if leases.oldest_us is None else max(0.0, (now_us - leases.oldest_us) / 1e6)
     if leases.orphans:
         todo = "wait a minute: another process takes them over; if none does, restart one"
-        return warn("leases", f"{leases.orphans:,} are held by processes that are not alive", todo)
+        return warn("leases", f"{leases.orphans:,} {are(leases.orphans)} held by processes that are not alive", todo)
     if age_s > longest_s:
         todo = "restart the daemon: it takes them back at its start; tell the authors"
         return fail("leases", f"one is held for {age_s / 60:,.0f} minutes, longer than an attempt may take", todo)
-    return ok("leases", f"{leases.held:,} messages are being worked on" if leases.held else "nobody works on anything")
+    return ok(
+        "leases",
+        f"{counted(leases.held, 'message')} {are(leases.held)} being worked on"
+        if leases.held
+        else "nobody works on anything",
+    )
 
 
 def _backlog(settings: Settings, entries: dict[str, gauges.Entries]) -> Check:

@@ -14,6 +14,7 @@ from typing import Any
 import trio
 
 from hepmaild.config import RouteKind, Settings
+from hepmaild.counted import counted
 from hepmaild.delivery.lookups import Lookups
 from hepmaild.doctor import books, machine, names, ports, ways_out
 from hepmaild.doctor.checks import Check, Part, Report, run_parts, skipped
@@ -124,7 +125,7 @@ def _outer_parts(patient: Patient, domains: Sequence[Domain], keys: Keys) -> lis
         check = partial(names.domain, lookups, which, keys.get(which.name, ()), hostname)
         parts.append(Part(f"DNS of {which.name}", check, dns_s, _SLOW_DNS))
     if len(domains) > MAX_DOMAINS:
-        rest = skipped("DNS", f"{len(domains) - MAX_DOMAINS:,} more domains were not looked at")
+        rest = skipped("DNS", f"not looked at: {counted(len(domains) - MAX_DOMAINS, 'more domain')}")
         parts.append(Part("DNS", partial(_at_once, [rest])))
     return parts
 

@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtensionOID
 
 from hepmaild.config import RouteKind, Settings
+from hepmaild.counted import counted
 from hepmaild.doctor.checks import Check, fail, ok, skipped, warn
 from hepmaild.storage import health, sealed
 from hepmaild.storage.messages import SPOOL_NAME
@@ -139,8 +140,10 @@ async def secrets(settings: Settings, store: Store | None) -> Sequence[Check]:
             return [ok("secrets", f"{FILE_NAME} is made with the first secret; there is none yet")]
         keys = vault.read()
         vault.check(list(heads))
-        many = "1 key" if len(keys) == 1 else f"{len(keys)} keys"
-        return [ok("secrets", f"{vault.path}: {many}, {sum(heads.values()):,} secrets in the database open with them")]
+        sealed_there = counted(sum(heads.values()), "secret")
+        return [
+            ok("secrets", f"{vault.path}: {counted(len(keys), 'key')}; of the database {sealed_there} can be opened")
+        ]
 
     return await in_thread(look)
 

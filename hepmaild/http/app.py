@@ -22,6 +22,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 from werkzeug.exceptions import NotFound as NoSuchPage
 
+from hepmaild.counted import counted
 from hepmaild.errors import ErrorKind, Refusal, RefusedError, StoreUnavailable
 from hepmaild.http.answers import Healthy, Ready
 from hepmaild.http.body import too_large
@@ -150,7 +151,8 @@ class App(QuartTrio):
             if not call.is_https:
                 return self._to_https(request, call)
             if is_over:
-                text = f"Your IP address has {self.surroundings.counter.limit} connections open; close some first."
+                open_now = counted(self.surroundings.counter.limit, "connection")
+                text = f"Your IP address has {open_now} open; close some first."
                 return refuse(Refusal(ErrorKind.TOO_MANY_CONNECTIONS, text, retry_after_s=1), call)
             return await dispatch()
         except RefusedError as error:

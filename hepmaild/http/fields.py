@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from hepmaild.counted import counted
 from hepmaild.errors import ErrorKind, Refusal, RefusedError
 from hepmaild.http.body import load_object
 from hepmaild.http.shapes import (
@@ -162,7 +163,7 @@ def _read_addresses(
         mailboxes.setdefault(key, mailbox)
         recipients.setdefault(key, Recipient(mailbox.address, kind))
         if len(recipients) > max_recipients:
-            text = f"A message may have {max_recipients} recipients over to, cc and bcc; send several."
+            text = f"A message may have {counted(max_recipients, 'recipient')} over to, cc and bcc; send several."
             raise _refused(ErrorKind.TOO_MANY_RECIPIENTS, text, label)
     return tuple(mailboxes.values())
 

@@ -6,7 +6,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_UNPRINTABLE = re.compile(r"[^\x20-\x7e\u00a0-\ud7ff\ue000-\U0010ffff]+")
+# Also what is not seen and turns the words around it about, or hides among them (UTS 55, UAX 9).
+_UNPRINTABLE = re.compile(
+    r"(?:[^\x20-\x7e\u00a0-\ud7ff\ue000-\U0010ffff]"
+    r"|[\xad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb"
+    r"\U000e0000-\U000e0fff])+"
+)
 _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?:[ \t]+|$)")
 MAX_TEXT = 2000
 _LINE_OCTETS = 400  # RFC 5321 §4.5.3.1.5 allows 512 octets with code and CRLF; some room for the codes
@@ -54,7 +59,10 @@ class Reply:
 
 
 def printable(text: str) -> str:
-    """`text` with a `?` instead of control characters and halves of surrogates: not every store takes them."""
+    """`text` with a `?` instead of what a reader cannot see, and of halves of surrogates: not every store takes those.
+
+    For others' words, which are shown among ours in pages, logs and terminals.
+    """
     return _UNPRINTABLE.sub("?", text)
 
 

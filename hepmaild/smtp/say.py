@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from hepmaild.counted import counted
 from hepmaild.errors import Refusal
 from hepmaild.mail.reply import Reply
 from hepmaild.smtp import replies
@@ -33,7 +34,7 @@ def refusal_reply(refusal: Refusal) -> Reply:
     reply = refusal.to_reply()
     wait_s = refusal.retry_after_s
     if wait_s is not None and reply.code == 421 and str(wait_s) not in reply.text:
-        return Reply(reply.code, reply.enhanced, f"{reply.text.rstrip('.')}; try again in {wait_s} seconds")
+        return Reply(reply.code, reply.enhanced, f"{reply.text.rstrip('.')}; try again in {counted(wait_s, 'second')}")
     return reply
 
 

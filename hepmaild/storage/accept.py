@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection, bindparam, delete, select, update
 
+from hepmaild.config import DAY_US
+from hepmaild.counted import counted
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail import chaos
 from hepmaild.mail.address import key_of
@@ -17,7 +19,7 @@ from hepmaild.mail.submission import KeyIdentity, Recipient
 from hepmaild.storage import caps, messages, suppress
 from hepmaild.storage.bulk import Bulk, Query, Row, bulk_insert
 from hepmaild.storage.caps import Turn, Wish
-from hepmaild.storage.credits import DAY_US, LedgerRow, Purse
+from hepmaild.storage.credits import LedgerRow, Purse
 from hepmaild.storage.schema import NEVER_US, idempotency, message, queue, recipient
 
 
@@ -121,7 +123,7 @@ def check_day(purse: Purse, limit: int, now_us: int) -> Refusal | None:
     if not limit or purse.messages_on(day) < limit:
         return None
     wait_s = ((day + 1) * DAY_US - now_us) // 1_000_000 + 1
-    text = f"the plan allows {limit:,} messages a day and they are used up: the next day begins at 00:00 UTC"
+    text = f"the plan allows {counted(limit, 'message')} a day, all used up: the next day begins at 00:00 UTC"
     return Refusal(ErrorKind.DAILY_LIMIT_REACHED, text, retry_after_s=wait_s)
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, case, func, null, select, update
 
+from hepmaild.config import DAY_US
 from hepmaild.storage import messages
 from hepmaild.storage.bulk import Query
 from hepmaild.storage.caps import (
-    DAY_US,
     GIVE_BACK,
     LAST,
     SET_NEXT,

@@ -21,10 +21,10 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, exists, func, null, select, text, update
 
+from hepmaild.config import DAY_US
+from hepmaild.counted import counted
 from hepmaild.storage.bulk import Bulk, bulk_insert
 from hepmaild.storage.schema import cap, cap_use, message, queue, recipient, sender
-
-DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ def turns_of(conn: Connection, found: Cap, last_us: int | None, count: int, now_
 def turn_of(found: Cap, turn_us: int, expires_at_us: int) -> Turn:
     """What is said about a message that leaves then, about."""
     address = found.cap_key.partition("|")[2]
-    said = f"the daily cap of {found.daily_cap:,} messages of {address} is used up"
+    said = f"the daily cap of {counted(found.daily_cap, 'message')} of {address} is used up"
     if turn_us >= expires_at_us:
         return Turn(expires_at_us, f"{said}: its turn comes only after it expires at {_stamp(expires_at_us)}")
     return Turn(turn_us, f"{said}: leaves at about {_stamp(turn_us)}")

@@ -14,12 +14,12 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, exists, select, text, update
 
+from hepmaild.config import DAY_US
 from hepmaild.storage.bulk import Bulk, Query, bulk_insert
 from hepmaild.storage.schema import NO_DEBIT, account, ledger, suppression
 
 GENESIS = "0" * 64
 MAX_AMOUNT = 10**15
-DAY_US = 86_400_000_000
 
 _LOCK = Query(
     select(

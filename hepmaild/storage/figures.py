@@ -7,12 +7,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, select
 
+from hepmaild.config import DAY_US
 from hepmaild.storage import credits as money
 from hepmaild.storage import rate, tally
 from hepmaild.storage.schema import account, api_key, ledger, message
 from hepmaild.storage.schema import tally as tallied
 
-DAY_US = 86_400_000_000
 PACE_US = 7 * DAY_US
 HOUR_US = 3_600_000_000
 NEAR = 1_000  # ledger rows that are added up one by one for the pace

@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
 
+from hepmaild.counted import counted
 from hepmaild.mail import chaos as chaos_rules
 from hepmaild.storage.directory import bump
 from hepmaild.storage.schema import account, api_key
@@ -77,7 +78,7 @@ def mint(
     alive = (api_key.c.account_id == account_id) & (api_key.c.status != "deleted")
     count = conn.execute(select(func.count()).select_from(api_key).where(alive)).scalar_one()
     if count >= limit:
-        raise Refused(f"the account has {count} API keys, as many as its plan allows: delete one first")
+        raise Refused(f"the account has {counted(count, 'API key')}, as many as its plan allows: delete one first")
     _check_free(conn, account_id, name)
     conn.execute(
         insert(api_key).values(

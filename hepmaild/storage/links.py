@@ -8,9 +8,10 @@ import secrets
 
 from sqlalchemy import Connection, delete, insert, select, update
 
+from hepmaild.config import DAY_US
 from hepmaild.storage.schema_people import one_time_link
 
-LIFE_US = 86_400_000_000
+LIFE_US = DAY_US
 BATCH = 500
 SIGN_IN, RESET, INVITE = "sign-in", "reset", "invite"
 

@@ -40,6 +40,14 @@ def of_accounts(conn: Connection) -> ColumnElement[bool]:
     return found
 
 
+class Refused(ValueError):
+    """What the operator is told.  sentence: for anybody; the hint behind it is a command line."""
+
+    def __init__(self, sentence: str, hint: str) -> None:
+        super().__init__(f"{sentence}; {hint}")
+        self.sentence = sentence
+
+
 @dataclass(frozen=True, slots=True)
 class Where:
     """Which part of the queue is meant.
@@ -122,7 +130,7 @@ def retry(conn: Connection, message_id: str, now_us: int) -> dict[str, Any]:
             ).scalars()
         )
         if "held" in states:
-            raise ValueError(f"message {message_id} is held: `hepmaild queue release {message_id}` lets it go")
+            raise Refused(f"message {message_id} is held", f"`hepmaild queue release {message_id}` lets it go")
         raise ValueError(f"message {message_id} waits for the daily cap of its sender: it leaves by itself")
     messages.insert_events(conn, [(message_id, rows[0].account_id, now_us, "retried", "{}")])
     return {"message_id": message_id, "destinations": len(rows), "recipients": changed}
@@ -141,7 +149,7 @@ def hold(conn: Connection, message_id: str, now_us: int) -> dict[str, Any]:
         .values(state="held", due_at_us=rows[0].expires_at_us, changed_at_us=now_us)
     ).rowcount
     if not held:
-        raise ValueError(f"message {message_id} is held already: `hepmaild queue release {message_id}` lets it go")
+        raise Refused(f"message {message_id} is held already", f"`hepmaild queue release {message_id}` lets it go")
     conn.execute(
         update(queue)
         .where(queue.c.message_id == message_id)
@@ -158,7 +166,8 @@ def release(conn: Connection, message_id: str, now_us: int) -> dict[str, Any]:
     rows = _waiting_rows(conn, message_id)
     released = _let_go(conn, rows, Where(), now_us)
     if not released:
-        raise ValueError(f"message {message_id} is not held; `hepmaild queue show {message_id}` says what it waits for")
+        todo = f"`hepmaild queue show {message_id}` says what it waits for"
+        raise Refused(f"message {message_id} is not held", todo)
     return {"message_id": message_id, "released": released}
 
 
@@ -249,7 +258,7 @@ def _refuse_marked(message_id: str, rows: list[Any]) -> None:
 def _head(conn: Connection, message_id: str) -> dict[str, Any]:
     row = conn.execute(select(message).where(message.c.id == message_id)).mappings().one_or_none()
     if row is None:
-        raise ValueError(f"there is no message {message_id}; `hepmaild log tail` shows the newest")
+        raise Refused(f"there is no message {message_id}", "`hepmaild log tail` shows the newest")
     return dict(row)
 
 
@@ -291,7 +300,7 @@ def resume(conn: Connection, route: str, destination: str) -> dict[str, Any]:
     here = and_(pause.c.route == route, pause.c.destination == destination)
     if not conn.execute(delete(pause).where(here)).rowcount:
         name = f"destination {destination} of route {route!r}" if destination else f"route {route!r}"
-        raise ValueError(f"{name} is not paused; `hepmaild queue stats` shows what is")
+        raise Refused(f"{name} is not paused", "`hepmaild queue stats` shows what is")
     _tell_of_own(conn, route)
     rest = [row for row in pauses(conn) if row["route"] == route]
     return {"route": route, "destination": destination, "still_paused": rest}

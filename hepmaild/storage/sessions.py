@@ -17,10 +17,11 @@ from typing import Any
 from sqlalchemy import BigInteger, Connection, cast, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from hepmaild.config import DAY_US
 from hepmaild.storage.schema import counter
 from hepmaild.storage.schema_people import login_session, refresh_token, token_key, user
 
-LIFE_US = 30 * 86_400_000_000  # of a session, from the login
+LIFE_US = 30 * DAY_US  # of a session, from the login
 GRACE_US = 30_000_000  # so long the tabs of a browser may present the same token
 BATCH = 500
 TOKENS_BATCH = 2_000

@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Select, delete, exists, func, insert, literal, select, update
 
+from hepmaild.counted import counted
 from hepmaild.own_routes import PREFIX, route_of
 from hepmaild.server_rules import ServerWish, leads_elsewhere
 from hepmaild.storage import caps, queue
@@ -118,7 +119,7 @@ def add(
     mine = smtp_server.c.account_id == account_id
     count = conn.execute(select(func.count()).select_from(smtp_server).where(mine)).scalar_one()
     if count >= limit:
-        raise Refused(f"the account has {count} SMTP servers, as many as its plan allows: remove one first")
+        raise Refused(f"the account has {counted(count, 'SMTP server')}, as many as its plan allows: remove one first")
     _check_free(conn, account_id, wish)
     conn.execute(
         insert(smtp_server).values(

@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
+from hepmaild.counted import counted
 from hepmaild.delivery.job import Attempt, Result
 from hepmaild.mail.address import key_of
 from hepmaild.mail.reply import Reply
@@ -52,7 +53,7 @@ class Suppressed:
     def reply(self) -> Reply:
         """What is recorded for its recipient and told to the sender, in place of a next hop's reply."""
         date = datetime.fromtimestamp(self.until_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        why = f"refused {self.refusals} times; last: {self.last_reply}" if self.refusals else self.last_reply
+        why = f"refused {counted(self.refusals, 'time')}; last: {self.last_reply}" if self.refusals else self.last_reply
         return Reply(550, "5.1.1", f"suppressed until {date}: {why}")
 
 

@@ -18,12 +18,12 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from hepmaild.config import DAY_US
 from hepmaild.storage.bulk import Bulk
 from hepmaild.storage.schema import counter, message, tally
 
 MINUTE_US = 60_000_000
 HOUR_US = 3_600_000_000
-DAY_US = 86_400_000_000
 MINUTE_S, HOUR_S = 60, 3600
 CURSOR = "tally"  # in `counter`: up to where closed minutes are counted
 CLOSED_US = 30_000_000  # a minute is closed when no unit can still bring a message of it

@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, update
 
+from hepmaild.counted import counted
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail.submission import RateState
 from hepmaild.storage import accept, keys, rate, reports, words
@@ -209,7 +210,7 @@ def _decide_call(
     limit = call.calls_per_minute
     if window.inside >= limit:
         wait_s = max(1, -(-(rate.passes_at_us(conn, window, limit) - window.clock_us) // 1_000_000))
-        text = f"more than {limit} calls in a minute with this key: try again in {wait_s} seconds"
+        text = f"more than {counted(limit, 'call')} in a minute with this key: try again in {counted(wait_s, 'second')}"
         return Refusal(ErrorKind.RATE_LIMITED, text, retry_after_s=wait_s, rate=window.state(limit))
     if purse is not None:
         refusal = accept.check_day(purse, call.messages_per_day, now_us) or (

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
+from hepmaild.config import DAY_US
 from hepmaild.storage.schema import account
 from hepmaild.storage.schema_templates import upload, upload_piece
 
-LIFE_US = 86_400_000_000
+LIFE_US = DAY_US
 OPEN_LIFE_US = 900_000_000  # longer than a request may take
 MAX_OPEN = 4  # that arrive at once, of an account
 MAX_KEPT = 1000

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, bindparam, delete, exists, select
 
+from hepmaild.config import DAY_US
 from hepmaild.storage.accept import Twin
 from hepmaild.storage.bulk import Query
 from hepmaild.storage.schema import idempotency, message, recipient
 
-WORD_LIFE_US = 86_400_000_000  # of a caller's own word
+WORD_LIFE_US = DAY_US  # of a caller's own word
 BY_CALLER = "w:"  # before a word of the caller's; others are fingerprints of what came by SMTP
 LATEST = 100  # messages of an account that are looked at: without credits, or over its day, it gets no newer ones
 

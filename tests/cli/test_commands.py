@@ -89,7 +89,7 @@ def test_a_ledger_that_was_touched_is_found(cli: Any, account: str, tmp_path: Pa
     done = cli("credits", "verify", "--json")
     assert done.status == 1
     assert json.loads(done.out)["faults"][0]["email"] == ME
-    assert done.err.startswith("hepmaild: 1 of 1 ledgers do not hold: me@example.com: ")
+    assert done.err.startswith("hepmaild: 1 of 1 ledger does not hold: me@example.com: ")
 
 
 def test_keys(cli: Any, account: str) -> None:

@@ -64,7 +64,7 @@ def test_a_damaged_amount_is_a_fault_of_its_ledger(cli: Any, damage: Any, value:
     done = cli("credits", "verify")
     assert (done.status, done.err) == (
         1,
-        f"hepmaild: 1 of 2 ledgers do not hold: {ME}: row 1 was changed: its amount is no number\n",
+        f"hepmaild: 1 of 2 ledgers does not hold: {ME}: row 1 was changed: its amount is no number\n",
     )
 
 

@@ -77,7 +77,7 @@ def test_hold_and_release(filled: Any) -> None:
     filled.ok("queue", "hold", FIRST)
     filled.ok("queue", "hold", SECOND)
     assert filled.json("queue", "release", "--destination", "b.example") == {"messages": 1, "recipients": 1}
-    assert "released: 1 recipients of 1 messages" in filled.ok("queue", "release", "--route", "direct")
+    assert "released: 1 recipient of 1 message" in filled.ok("queue", "release", "--route", "direct")
     assert "not both" in filled.refused("queue", "release", FIRST, "--route", "direct", status=2)
     assert "--route or --destination" in filled.refused("queue", "release", status=2)
 

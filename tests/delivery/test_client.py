@@ -479,6 +479,14 @@ def test_odd_but_readable_replies() -> None:
     assert read(b"250 a\x00b\xff\r\n") == [Reply(250, "", "a?b\ufffd")]
 
 
+def test_nothing_in_a_reply_is_unseen() -> None:
+    """What follows U+202E would be read from right to left, on a page and in a terminal."""
+    hostile = "550 no \u202erefused\u2066\u200b x\ufeffy\u00ad \u061c\U000e0041.\r\n"
+    assert read(hostile.encode()) == [Reply(550, "", "no ?refused? x?y? ?.")]
+    kept = "grüße, 日本語, עברית, \U0001f642\u00a0\u2026"
+    assert read(f"550 {kept}\r\n".encode()) == [Reply(550, "", kept)]
+
+
 @given(st.binary(max_size=300), st.integers(1, 20))
 @settings(deadline=None)
 def test_any_octets_in_any_split(data: bytes, split: int) -> None:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Connection
 
+from hepmaild.config import DAY_US
 from hepmaild.storage import credits as money
 from hepmaild.storage import figures
-from hepmaild.storage.figures import DAY_US, HOUR_US
+from hepmaild.storage.figures import HOUR_US
 from tests.storage.books import START_US, open_books
 from tests.storage.conftest import Opener
 

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Connection, select
 
+from hepmaild.config import DAY_US
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail.submission import RateState
 from hepmaild.storage import credits as money
 from hepmaild.storage import rate
 from hepmaild.storage.accept import Taken
-from hepmaild.storage.credits import DAY_US
 from hepmaild.storage.schema import rate_call
 from tests.storage.books import START_US, Books, mint_key, open_books
 from tests.storage.conftest import Opener

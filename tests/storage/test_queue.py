@@ -58,9 +58,9 @@ async def test_what_is_held_waits_until_it_is_released(books: Books) -> None:
     assert not await books.store.submit(Mark(member.message_id, "x.example", 1))
     assert not await books.store.submit(report_on(job_of(member, "x.example"), books.clock.us, Result.FAILED))
     assert await claimed(books) == []
-    with pytest.raises(ValueError, match=f"held already: `hepmaild queue release {member.message_id}`"):
+    with pytest.raises(ValueError, match=f"held already; `hepmaild queue release {member.message_id}`"):
         await books.store.write(queue.hold, member.message_id, books.clock.us)
-    with pytest.raises(ValueError, match=f"is held: `hepmaild queue release {member.message_id}`"):
+    with pytest.raises(ValueError, match=f"is held; `hepmaild queue release {member.message_id}`"):
         await books.store.write(queue.retry, member.message_id, books.clock.us)
     books.clock.us += HOUR_US
     assert (await books.store.write(queue.release, member.message_id, books.clock.us))["released"] == 2

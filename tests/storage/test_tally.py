@@ -8,11 +8,12 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
 
+from hepmaild.config import DAY_US
 from hepmaild.storage import tally
 from hepmaild.storage.schema import message
 from hepmaild.storage.schema import tally as table
 from hepmaild.storage.store import Store
-from hepmaild.storage.tally import DAY_US, HOUR_US, MINUTE_US, Count
+from hepmaild.storage.tally import HOUR_US, MINUTE_US, Count
 from hepmaild.tallier import Tallier
 from tests.storage.conftest import Opener
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from hepmaild.storage.tally import DAY_US, HOUR_US, MINUTE_US, Count
+from hepmaild.config import DAY_US
+from hepmaild.storage.tally import HOUR_US, MINUTE_US, Count
 
 TICKS = 4  # intervals of the axis
 

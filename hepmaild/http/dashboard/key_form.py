@@ -11,11 +11,11 @@ from typing import Any
 
 from werkzeug.datastructures import MultiDict
 
+from hepmaild.config import DAY_US
 from hepmaild.key_rules import LATEST_US, parse_expiry, parse_networks
 from hepmaild.mail.chaos import KINDS
 from hepmaild.mail.submission import Permission
 
-DAY_US = 86_400_000_000
 MAX_TEXT = 10_000
 MAX_NETWORKS = 100
 PERMISSIONS: dict[str, str] = {

@@ -14,6 +14,7 @@ import trio
 from quart.wrappers import Response
 from werkzeug.exceptions import NotFound
 
+from hepmaild.config import DAY_US
 from hepmaild.http.compat import Stream
 from hepmaild.http.dashboard import timeline
 from hepmaild.http.dashboard.forms import Form
@@ -25,6 +26,7 @@ from hepmaild.mail.content import Content
 from hepmaild.mail.ids import is_message_id
 from hepmaild.storage import live as live_rows
 from hepmaild.storage import message_page as rows
+from hepmaild.storage.queue import Refused as QueueRefused
 from hepmaild.threads import in_thread
 
 # What comes before "sent" among the recipients of a message, which is last.
@@ -36,7 +38,6 @@ FRAME_POLICY = (
     "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'; "
     "frame-ancestors 'self'"
 )
-DAY_US = 86_400_000_000
 
 
 def pages(dashboard: Dashboard) -> Pages:
@@ -207,7 +208,8 @@ async def _do(visit: Visit, message_id: str, notice: str, deed: Any, call: dict[
     if done is None:
         return visit.not_found()
     if isinstance(done, ValueError):
-        said = str(done).partition(": `")[0]  # what a command line would do about it is the operator's
+        # What a command line would do about it is the operator's.
+        said = done.sentence if isinstance(done, QueueRefused) else str(done)
         notice = f"{said[:1].upper()}{said[1:]}."
     else:
         if done.get("is_paused"):

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from quart.wrappers import Response
 
-from hepmaild.config import DAY_S, RouteKind
+from hepmaild.config import DAY_US, RouteKind
 from hepmaild.http.dashboard.forms import Form
 from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit
 from hepmaild.http.dashboard.operator_accounts import sentence
@@ -118,7 +118,7 @@ def _mount_message(group: Pages) -> None:
         message_id, deed, back = form.get("id", ""), form.get("deed", ""), form.get("back", "")
         if not is_message_id(message_id) or deed not in DEEDS:
             return visit.not_found()
-        keep_us = int(dashboard.settings().delivery.body_days * DAY_S * 1_000_000)
+        keep_us = int(dashboard.settings().delivery.body_days * DAY_US)
         done = await _write(
             visit, queue_page.change_message, visit.actor, deed, message_id, dashboard.now_us(), keep_us
         )

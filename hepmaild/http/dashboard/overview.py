@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from quart.wrappers import Response
 
+from hepmaild.config import DAY_US
 from hepmaild.http.dashboard.charts import VIEWS, make_chart, sum_since
 from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit
 from hepmaild.http.dashboard.snippets import make_snippets, place_of
@@ -12,7 +13,6 @@ from hepmaild.mail.address import key_of
 from hepmaild.policy import SenderBook, make_book
 from hepmaild.storage.directory import SenderRow, senders_of
 from hepmaild.storage.figures import overview
-from hepmaild.storage.tally import DAY_US
 
 NO_SENDER = "you@your-domain.example"
 

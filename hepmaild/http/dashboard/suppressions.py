@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 from quart.wrappers import Response
 
+from hepmaild.config import DAY_US
 from hepmaild.http.dashboard.forms import Form
 from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, number_of
 from hepmaild.http.dashboard.words import no_address
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 ROWS = 50
 MAX_DAYS = 3650
 MAX_WORDS = 200
-DAY_US = 86_400_000_000
 
 
 def pages(dashboard: Dashboard) -> Pages:
