@@ -377,10 +377,12 @@ class Outbox:
             return Haste.NOW
         return Haste.SOON if any(o.result in _FINAL for o in attempt.outcomes) else Haste.IDLE
 
-    async def release(self, job: Job) -> None:
-        """See `Queue.release`.  A caller that waits is told "queued": nobody works on it now."""
-        self.nobody_there(job.message_id, job.destination)
-        await self._store.write(leases.release, job.message_id, job.destination, job.token, self._now_us())
+    async def release(self, *jobs: Job) -> None:
+        """See `Queue.release`.  Callers that wait are told "queued": nobody works on it now."""
+        for job in jobs:
+            self.nobody_there(job.message_id, job.destination)
+        leased = [(job.message_id, job.destination, job.token) for job in jobs]
+        await self._store.write(leases.release_all, leased, self._now_us())
 
     async def put_off(self, job: Job, until_us: int, why: str) -> None:
         """See `Queue.put_off`.  A caller that waits is told "queued"."""

@@ -102,7 +102,7 @@ class View:
 def queue_top(settings: Settings, interval: float, as_json: bool) -> None:
     """The queue, live: what waits by route and destination, and what happens; q ends it.
 
-    Without a terminal it prints one picture; with --json one document for every interval, until interrupted.
+    Without a terminal it prints one picture; with --json one document now and in every interval, until interrupted.
     """
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
 
@@ -145,7 +145,8 @@ async def _watch(settings: Settings, store: Store, view: View, interval_s: float
         if settings.http.listen:
             follower = Follower(settings, store, None, view.take, tell)
             nursery.start_soon(_follow, follower)
-        nursery.start_soon(_keep_counting, store, view, interval_s)
+        took_s = await _count(store, view) if as_json else None  # there is no first document without figures
+        nursery.start_soon(_keep_counting, store, view, interval_s, took_s)
         if as_json:
             await _print_documents(view, follower, interval_s)
         else:
@@ -154,11 +155,11 @@ async def _watch(settings: Settings, store: Store, view: View, interval_s: float
 
 async def _print_documents(view: View, follower: Follower | None, interval_s: float) -> None:
     while True:
-        await trio.sleep(interval_s)
         view.is_live = follower is not None and follower.is_connected
         print_json(view.to_json(backend.now_us()))
         sys.stdout.flush()
         view.happened.clear()
+        await trio.sleep(interval_s)
 
 
 async def _show_pictures(view: View, follower: Follower | None, interval_s: float, nursery: trio.Nursery) -> None:
@@ -182,10 +183,13 @@ async def _follow(follower: Follower) -> None:
         follower.is_connected = False
 
 
-async def _keep_counting(store: Store, view: View, interval_s: float) -> None:
+async def _keep_counting(store: Store, view: View, interval_s: float, took_s: float | None) -> None:
+    """took_s: what the first count took; None: it is still to be made."""
     while True:
-        took_s = await _count(store, view)
+        if took_s is None:
+            took_s = await _count(store, view)
         await trio.sleep(max(interval_s, took_s / COUNT_SHARE))
+        took_s = None
 
 
 # The terminal

@@ -46,7 +46,7 @@ def _list(conn: Connection, account: str) -> list[dict[str, Any]]:
     from hepmaild.storage import accounts, users
 
     rows = users.list_of(conn, accounts.find(conn, account)["id"])
-    return [{**row, "second_factor": row.pop("totp_since_us") is not None} for row in rows]
+    return [{"second_factor": row.pop("totp_since_us") is not None, **row} for row in rows]
 
 
 @user.command("add")

@@ -137,8 +137,8 @@ class Queue(Protocol):
     async def report(self, attempt: Attempt) -> bool:
         """Durably record an attempt: states, refunds, events.  False: the lease was lost and nothing was written."""
 
-    async def release(self, job: Job) -> None:
-        """Give a claimed job back untried (drain, no worker): due again at once."""
+    async def release(self, *jobs: Job) -> None:
+        """Give claimed jobs back untried (drain, no worker), in one unit: due again at once."""
 
     async def put_off(self, job: Job, until_us: int, why: str) -> None:
         """Give a claimed job back untried: due again then, at its expiry at the latest.  `why` is shown with it."""

@@ -482,19 +482,19 @@ class DeliveryPool:
             self._runner.end_by(self._time() + CUT_S, self._time() + 2 * CUT_S)
 
     async def _release_ready(self) -> None:
-        """Give back what nobody works on; together, since the store commits in groups."""
+        """Give back what nobody works on, many in each unit of the store."""
         jobs = [job for track in self._tracks.values() for job in track.give_up()]
         self._ready_octets = 0
         for start in range(0, len(jobs), RELEASE_AT_ONCE):
-            async with trio.open_nursery() as nursery:
-                for job in jobs[start : start + RELEASE_AT_ONCE]:
-                    nursery.start_soon(self._release, job)
+            await self._release(*jobs[start : start + RELEASE_AT_ONCE])
 
-    async def _release(self, job: Job) -> None:
-        if job.content is not None:
-            job.content.close()
+    async def _release(self, *jobs: Job) -> None:
+        for job in jobs:
+            if job.content is not None:
+                job.content.close()
         try:
-            await self._queue.release(job)
+            await self._queue.release(*jobs)
         except StoreUnavailable:
-            log.warning("attempt_forsaken", message_id=job.message_id, route=job.route)
-            self._queue.forsake(job)
+            for job in jobs:
+                log.warning("attempt_forsaken", message_id=job.message_id, route=job.route)
+                self._queue.forsake(job)

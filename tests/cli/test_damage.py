@@ -45,7 +45,7 @@ def damage(cli: Any, tmp_path: Path) -> Any:
         (
             "UPDATE audit_head SET account_id = x'ff' WHERE account_id IN (SELECT max(account_id) FROM audit_head)",
             ("audit", "verify"),
-            "in row 1 of the table audit_head, account_id is not text",
+            "of the table audit_head, account_id is not text",
         ),
     ],
 )

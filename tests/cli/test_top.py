@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import select
@@ -155,3 +156,20 @@ def test_in_a_terminal_q_ends_it_and_leaves_no_trace(terminal: tuple[subprocess.
     os.write(end, b"q")
     read_until(end, LEAVE.encode())
     assert process.wait(30) == 0
+
+
+def test_documents_begin_at_once(cli: Cli) -> None:
+    """The first says how it is, and not after the hour of the interval."""
+    cli.ok("db", "upgrade")
+    command = [sys.executable, "-m", "hepmaild", "-c", str(cli.config), "queue", "top", "--json", "--interval", "3600"]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) as process:
+        try:
+            assert process.stdout is not None
+            document = json.loads(read_until(process.stdout.fileno(), b"\n"))
+            assert document["queue"]["by_route"] == {}
+            assert document["counted_at"]
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+        finally:
+            process.kill()

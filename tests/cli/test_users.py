@@ -62,6 +62,8 @@ def test_users(cli: Any, account: str) -> None:
     (row,) = cli.json("user", "list", ME)
     assert (row["email"], row["scope"], row["is_operator"], row["has_password"]) == (COLLEAGUE, "owner", True, True)
     assert "password_hash" not in row
+    assert not any("totp" in name or name.endswith("_us") for name in row)
+    assert row["second_factor"] is False
     assert "no role" not in cli.refused("user", "scope", COLLEAGUE, "king", status=2)
 
 
@@ -120,4 +122,4 @@ def test_a_changed_audit_log_is_found(cli: Any, account: str, tmp_path: Path, da
     with closing(sqlite3.connect(tmp_path / "state" / "hepmaild.db")) as db:
         db.execute(damage)
         db.commit()
-    assert "do not hold" in cli.refused("audit", "verify")
+    assert "1 of 1 audit log does not hold" in cli.refused("audit", "verify")

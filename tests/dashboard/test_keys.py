@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 
 import pytest
 
-from tests.dashboard.conftest import Site
+from tests.dashboard.conftest import OTHER, Site
+from tests.dashboard.test_pages import alter
 from tests.dashboard.visitor import Fields, words
 from tests.peers.daemon import SENDER, post
 
@@ -201,3 +203,39 @@ def test_names_from_outside_stay_text(site: Site) -> None:
         assert "<script>alert" not in page
         assert "49" not in words(page).partition("alert(1)")[2][:20]
     assert name in words(site.owner.get(f"/keys/{key_id}"))
+
+
+def test_many_keys_come_a_page_at_a_time(site: Site) -> None:
+    """2,000 of them were a page of 1.2 MB."""
+    account_id = site.daemon.json("account", "show", OTHER)["id"]
+    octets = "BLOB" if site.daemon.settings["database"]["url"].startswith("sqlite") else "BYTEA"
+    alter(
+        site,
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 250) "
+        "INSERT INTO api_key (id, account_id, name, secret_hash, last_five, status, created_at_us) "
+        f"SELECT 'many-' || i, '{account_id}', 'Many ' || i, CAST('hash ' || i AS {octets}), '1aAbB', 'active', i "
+        "FROM n",
+    )
+    try:
+        path, seen = "/keys?q=many", []
+        while path:
+            page = site.other.get(path)
+            seen.append(re.findall(r'data-id="many-(\d+)"', page))
+            assert len(page) < 150_000
+            further = re.search(r'rel="next" href="(/keys\?[^"]*)"', page)
+            path = unescape(further[1]) if further else ""
+        assert [len(rows) for rows in seen] == [100, 100, 50]
+        assert [int(n) for rows in seen for n in rows] == list(range(1, 251))
+        assert re.findall(r'data-id="many-(\d+)"', site.other.get("/keys?q=many+24")) == [
+            "24",
+            *map(str, range(240, 250)),
+        ]
+        for path in ("/keys", "/keys?q=1aAbB"):
+            assert len(re.findall("<tr data-line", site.other.get(path))) == 100
+        assert "No key has this in its name" in words(site.other.get("/keys?q=nothing"))
+        assert re.findall(r'data-id="many-(\d+)"', site.other.get("/keys?q=many&behind=gone")) == list(
+            map(str, range(1, 101))
+        )
+    finally:
+        alter(site, f"DELETE FROM api_key WHERE account_id = '{account_id}' AND id LIKE 'many-%'")
+    assert '<form method="get"' not in site.other.get("/keys")

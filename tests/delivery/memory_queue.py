@@ -41,6 +41,7 @@ class MemoryQueue:
         self.attempts: list[Attempt] = []
         self.outcomes: dict[str, list[Outcome]] = {}
         self.released: list[str] = []
+        self.units = 0
         self.put_offs: list[tuple[str, str]] = []
         self.forsaken: list[str] = []
         self.expired: list[str] = []
@@ -88,6 +89,7 @@ class MemoryQueue:
 
     async def _unit(self) -> None:
         await trio.lowlevel.checkpoint()
+        self.units += 1
         if self.is_down:
             raise StoreUnavailable
 
@@ -180,12 +182,13 @@ class MemoryQueue:
         self._notify()
         return True
 
-    async def release(self, job: Job) -> None:
+    async def release(self, *jobs: Job) -> None:
         await self._unit()
-        waiting = self._mine(job)
-        if waiting is not None:
-            waiting.leased = waiting.marked = False
-            self.released.append(job.message_id)
+        for job in jobs:
+            waiting = self._mine(job)
+            if waiting is not None:
+                waiting.leased = waiting.marked = False
+                self.released.append(job.message_id)
         self._notify()
 
     async def put_off(self, job: Job, until_us: int, why: str) -> None:

@@ -656,6 +656,20 @@ async def test_drain_lets_quick_attempts_finish(autojump_clock: MockClock) -> No
         assert w.pool.capacity_hint("upstream") == 0
 
 
+async def test_drain_gives_back_what_nobody_works_on_in_few_units(autojump_clock: MockClock) -> None:
+    async with world(smtp("upstream", connections=1)) as w:
+        w.peer.reactions["MAIL"] = hang
+        for n in range(40):
+            w.pool.offer_nowait(w.queue.add(f"m{n}", leased=True))
+        await trio.sleep(1)
+        w.lifecycle.draining.set()
+        before = w.queue.units
+        await w.queue.until(lambda: len(w.queue.released) >= 30)
+        assert w.queue.units - before <= 2
+        await w.done.wait()
+        assert len(set(w.queue.released)) == 40
+
+
 async def test_drain_gives_back_what_is_before_the_dot(autojump_clock: MockClock) -> None:
     async with world(smtp("upstream", connections=1)) as w:
         w.peer.reactions["MAIL"] = hang

@@ -80,7 +80,7 @@ class ReleasesNothing(Variants):
     found_from = 12
 
     class outbox(Outbox):  # noqa: N801
-        async def release(self, job: Job) -> None:
+        async def release(self, *jobs: Job) -> None:
             return
 
         def forsake(self, job: Job) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,21 @@ async def test_reports_and_releases_reach_the_caller(books: Books) -> None:
     (job,) = (await outbox.claim(10)).jobs
     assert await outbox.report(report_on(job, books.clock.us, Result.DELIVERED).attempt)
     assert outbox.backlog == 1
+
+
+async def test_many_are_given_back_together(books: Books) -> None:
+    """Those whose lease was lost meanwhile stay as they are."""
+    outbox = outbox_of(books)
+    jobs = []
+    for n in range(5):
+        member = mx_accept(books, f"a@d{n}.example")
+        await books.store.submit(member)
+        outbox.accepted(1)
+        jobs.append(job_of(member, f"d{n}.example"))
+    lost = replace(jobs[2], token=jobs[2].token - 1)
+    await outbox.release(*jobs[:2], lost, *jobs[3:])
+    again = (await outbox.claim(10)).jobs
+    assert {job.message_id for job in again} == {job.message_id for job in jobs} - {lost.message_id}
 
 
 async def test_a_claim_brings_no_more_of_a_route_than_it_may(books: Books) -> None:

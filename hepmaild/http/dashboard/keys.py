@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import uuid
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from quart.wrappers import Response
 
@@ -27,6 +28,8 @@ from hepmaild.storage.figures import key_uses, windows
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+ROWS = 100  # of a page
+MAX_WORDS = 100
 SHOWN = ("curl", "swaks", "nodemailer")  # what a fresh key is filled into
 
 
@@ -44,9 +47,22 @@ def _mount_list(group: Pages) -> None:
     async def show_list(visit: Visit) -> Response:
         now_us = group.dashboard.now_us()
         rows = await visit.store.read(keys.list_of, visit.account_id)
+        words = visit.arg("q").strip()[:MAX_WORDS]
+        found = [row for row in rows if words.casefold() in row["name"].casefold() or words == row["last_five"]]
+        begin = next((n for n, row in enumerate(found, 1) if row["id"] == visit.arg("behind")), 0)
+        page = found[begin : begin + ROWS]
         calls = {row["id"]: row["calls"] for row in await visit.store.read(windows, visit.account_id, now_us)}
-        shown = [{**row, "state": state_of(row, now_us), "calls": calls.get(row["id"], 0)} for row in rows]
-        return await visit.render("keys/list.html", rows=shown, most=_most(visit))
+        shown = [{**row, "state": state_of(row, now_us), "calls": calls.get(row["id"], 0)} for row in page]
+        return await visit.render(
+            "keys/list.html",
+            rows=shown,
+            used=len(rows),
+            most=_most(visit),
+            words=words,
+            is_long=len(rows) > ROWS,
+            first=_list_link(words) if begin else "",
+            further=_list_link(words, page[-1]["id"]) if len(found) > begin + ROWS else "",
+        )
 
     @group.get("/keys/new", needs="admin")
     async def show_new(visit: Visit) -> Response:
@@ -67,6 +83,11 @@ def _mount_list(group: Pages) -> None:
         except keys.Refused as error:
             return await _new_page(visit, book, typed, {error.field: _sentence(error)})
         return await _secret_page(visit, book, made["id"], made["name"], wish, secret, is_new=True)
+
+
+def _list_link(words: str, behind: str = "") -> str:
+    query = {name: value for name, value in (("q", words), ("behind", behind)) if value}
+    return "/keys" + ("?" + urlencode(query) if query else "")
 
 
 def _mount_key(group: Pages) -> None:
