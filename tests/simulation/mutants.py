@@ -114,7 +114,7 @@ class LooksOnce(Variants):
     """A commit that comes after its caller gave up is not looked for again."""
 
     found_as = r"orphaned lease|is stuck"
-    found_from = 185
+    found_from = 884
 
     class outbox(Outbox):  # noqa: N801
         async def _settle_uncertain(self) -> None:
