@@ -9,6 +9,11 @@ def counted(number: int, word: str) -> str:
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
+def do(number: int) -> str:
+    """The verb before `not`: `does` or `do`."""
+    return "does" if number == 1 else "do"
+
+
 def are(number: int) -> str:
     """The verb behind it: `is` or `are`."""
     return "is" if number == 1 else "are"

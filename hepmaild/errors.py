@@ -9,7 +9,7 @@ its API code and its SMTP reply, so that both doors always agree.  (Contract: se
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -189,3 +189,12 @@ class SecretsUnavailable(Exception):
 
     At the start it ends the daemon; later it is 503 `UNAVAILABLE` / 451 4.3.0 for what needs the secret.
     """
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors that nurseries have wrapped in groups; of any other error itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error

@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 import errno
-import math
 import socket
 
 import structlog
 import trio
 
 from hepmaild.config import parse_address
+from hepmaild.seldom import Seldom
 
 log = structlog.get_logger()
 
 _BACKLOG = 1024
 TRY_AGAIN_S = 0.1
-TOLD_EVERY_S = 60.0
 # What accept(2) says when we have no room for a connection.  All else it says is of that connection, which ended or was
 # forbidden while it waited: the next one may be good.
 OUT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -26,13 +25,11 @@ class Shortage:
     """What a loop that accepts does when there is no room for a connection: it waits a moment, and says so at times."""
 
     def __init__(self) -> None:
-        self._told_at = -math.inf
+        self._told = Seldom()
 
     async def wait(self, door: str, problem: str) -> None:
         """Until it is worth another try."""
-        now = trio.current_time()
-        if now - self._told_at >= TOLD_EVERY_S:
-            self._told_at = now
+        if self._told.is_due():
             log.warning("accept_failed", door=door, error=problem)
         await trio.sleep(TRY_AGAIN_S)
 

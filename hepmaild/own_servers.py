@@ -20,13 +20,12 @@ from hepmaild.delivery.route import Away, Route
 from hepmaild.directory import Directory
 from hepmaild.errors import SecretsUnavailable
 from hepmaild.own_routes import route_of, server_of
+from hepmaild.sealing import sealing
 from hepmaild.storage import queue
-from hepmaild.storage import sealed as sealed_rows
 from hepmaild.storage import smtp_servers as rows
 from hepmaild.storage.smtp_servers import ServerRow
 from hepmaild.storage.store import Store
-from hepmaild.threads import in_thread
-from hepmaild.vault import HEAD_OCTETS, Place, Vault
+from hepmaild.vault import Place, Vault
 
 MAX_CACHED = 10_000
 HURRY_S = 5.0
@@ -152,16 +151,8 @@ class OwnServers:
         """What seals a password for a server id; no rotation of the vault's keys until the block ends, within which the
         sealed value is to be committed.  Raises `SecretsUnavailable`.
         """
-        holding = self._vault.holding()
-        await in_thread(holding.__enter__, limiter=self._files)
-        try:
-            heads = await self._store.read(sealed_rows.heads, HEAD_OCTETS)
-            if not heads:
-                await in_thread(self._vault.make, limiter=self._files)
-            await in_thread(self._vault.check, list(heads), limiter=self._files)
+        async with sealing(self._vault, self._store, self._files):
             yield lambda server_id, password: self._vault.seal(place_of(server_id), password.encode("utf-8"))
-        finally:
-            holding.__exit__(None, None, None)
 
     def _forget_old(self) -> None:
         generation = self._directory.generation

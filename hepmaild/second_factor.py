@@ -4,20 +4,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
 
 from hepmaild import totp
-from hepmaild.storage import sealed as sealed_rows
+from hepmaild.sealing import sealing
 from hepmaild.storage import users
 from hepmaild.storage.grants import Factor
 from hepmaild.storage.store import Store
 from hepmaild.storage.users import UserRow
 from hepmaild.threads import in_thread
-from hepmaild.vault import HEAD_OCTETS, Place, Vault
+from hepmaild.vault import Place, Vault
 
 ISSUER = "hepmaild"
 
@@ -33,8 +32,8 @@ class Enrolment:
 class SecondFactor:
     """Secrets are opened and sealed in a thread: the vault's file may be slow.  Methods raise `SecretsUnavailable`.
 
-    wall_us: the clock that codes go by.  The process's own follows neither steps of the machine's nor its sleep: after
-    a minute of those nobody's code would be right, until a restart.
+    wall_us: the clock that codes go by.  The process's own does not follow steps of the machine's: after one of a
+    minute nobody's code would be right, until a restart.
     """
 
     def __init__(self, store: Store, vault: Vault, files: trio.CapacityLimiter, wall_us: Callable[[], int]) -> None:
@@ -56,7 +55,7 @@ class SecondFactor:
     async def begin(self, account_id: str, user_id: str, email: str) -> Enrolment:
         """A fresh secret, which counts from its confirmation on.  ValueError: it is on already."""
         secret = secrets.token_bytes(totp.SECRET_OCTETS)
-        async with self._sealing():
+        async with sealing(self._vault, self._store, self._files):
             value = await in_thread(self._vault.seal, _place(user_id), secret, limiter=self._files)
             await self._store.write(users.begin_totp, account_id, user_id, value)
         return Enrolment(totp.secret_text(secret), totp.enrolment_uri(secret, issuer=ISSUER, email=email))
@@ -77,20 +76,6 @@ class SecondFactor:
     async def _open(self, user: UserRow) -> bytes:
         assert user.totp_sealed is not None
         return await in_thread(self._vault.open, _place(user.user_id), user.totp_sealed, limiter=self._files)
-
-    @asynccontextmanager
-    async def _sealing(self) -> AsyncIterator[None]:
-        """No rotation of the vault's keys until what is sealed within is committed; the first secret makes its file."""
-        holding = self._vault.holding()
-        await in_thread(holding.__enter__, limiter=self._files)
-        try:
-            heads = await self._store.read(sealed_rows.heads, HEAD_OCTETS)
-            if not heads:
-                await in_thread(self._vault.make, limiter=self._files)
-            await in_thread(self._vault.check, list(heads), limiter=self._files)
-            yield
-        finally:
-            holding.__exit__(None, None, None)
 
 
 def _place(user_id: str) -> Place:

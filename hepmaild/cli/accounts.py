@@ -13,7 +13,7 @@ from hepmaild.cli import backend
 from hepmaild.cli.common import EMAIL, PLAN, json_option, read_line, with_settings
 from hepmaild.cli.output import CommandFailed, print_hint, print_json, print_pairs, print_table, shown_once
 from hepmaild.config import STANDARD_PLAN, Settings, parse_address
-from hepmaild.counted import counted
+from hepmaild.counted import counted, do
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -375,8 +375,9 @@ def credits_verify(settings: Settings, as_json: bool) -> None:
         click.echo(f"{ledgers} {counted(accounts_checked, 'account')} hold{'' if several else 's'}")
     if faults:
         named = "; ".join(f"{fault['email']}: {fault['why']}" for fault in faults[:5])
-        verb = "does" if len(faults) == 1 else "do"
-        raise CommandFailed(f"{len(faults):,} of {counted(accounts_checked, 'ledger')} {verb} not hold: {named}")
+        raise CommandFailed(
+            f"{len(faults):,} of {counted(accounts_checked, 'ledger')} {do(len(faults))} not hold: {named}"
+        )
 
 
 def _progress(text: str) -> None:

@@ -14,7 +14,6 @@ import structlog
 from hepmaild import __version__, logs
 from hepmaild.cli import (
     accounts,
-    backend,
     demo,
     dkim,
     doctor,
@@ -30,7 +29,7 @@ from hepmaild.cli import (
 from hepmaild.cli.common import DAEMONS, Invocation
 from hepmaild.cli.output import CommandFailed, clean
 from hepmaild.config_load import SettingsError
-from hepmaild.errors import SecretsUnavailable, StoreUnavailable
+from hepmaild.errors import SecretsUnavailable, StoreUnavailable, leaves
 
 OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -135,7 +134,7 @@ def _explain(error: BaseException) -> tuple[int, list[str]] | None:
 
 def _explain_group(group: BaseExceptionGroup[BaseException]) -> tuple[int, list[str]] | None:
     """Trio's nurseries wrap what their tasks raise; one bug among the errors makes it a bug."""
-    found = [_explain(inner) for inner in backend.leaves(group)]
+    found = [_explain(inner) for inner in leaves(group)]
     known = [one for one in found if one is not None]
     if len(known) < len(found):
         return None

@@ -6,7 +6,7 @@ from __future__ import annotations
 import getpass
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +16,7 @@ import trio
 from hepmaild.cli.common import mark_changed
 from hepmaild.cli.output import CommandFailed
 from hepmaild.config import Migrate, Settings
-from hepmaild.errors import StoreUnavailable
+from hepmaild.errors import StoreUnavailable, leaves
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -73,13 +73,15 @@ def write(settings: Settings, topic: str, fn: Callable[..., T], *args: Any, **kw
         await tell(store, topic)
         return result
 
-    done = with_store(settings, run)
-    mark_changed()
-    return done
+    return with_store(settings, run)
 
 
 async def tell(store: Store, topic: str) -> None:
-    """Announce what was committed.  A hint: what cannot be told will be seen all the same."""
+    """Announce what was committed, and from now on is done whatever becomes of the rest of the command.
+
+    A hint: what cannot be told will be seen all the same.
+    """
+    mark_changed()
     with suppress(StoreUnavailable):
         await store.announce(topic)
 
@@ -124,15 +126,6 @@ def damage_behind(settings: Settings, error: BaseException) -> str | None:
     with suppress(StoreUnavailable):
         return with_store(settings, lambda store: store.read(damage.find), upgrade=False, patience_s=LOOK_S)
     return None
-
-
-def leaves(error: BaseException) -> Iterator[BaseException]:
-    """What Trio's nurseries have wrapped."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from leaves(inner)
-    else:
-        yield error
 
 
 def refusing(fn: Callable[..., T]) -> Callable[..., T]:

@@ -81,12 +81,21 @@ def with_settings(fn: F) -> F:
             if not invocation.has_changed:
                 raise
             raise CommandFailed(f"done, but it could not be printed: {error.strerror or error}") from None
-        except Exception as error:
+        except _symptoms() as error:
             if ctx.info_name not in DAEMONS:
                 _tell_of_damage(invocation.settings, error)
             raise
 
     return run  # type: ignore[return-value]  # a decorator of click's
+
+
+def _symptoms() -> tuple[type[Exception], ...]:
+    """What a damaged value of the database leads to; nothing, in a command that has not opened one."""
+    if "hepmaild.storage.store" not in sys.modules:
+        return ()
+    from hepmaild.storage import damage
+
+    return (*damage.SYMPTOMS, ExceptionGroup)
 
 
 def _tell_of_damage(settings: Settings, error: Exception) -> None:

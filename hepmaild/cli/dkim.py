@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hepmaild.cli import backend
-from hepmaild.cli.common import json_option, mark_changed, with_settings
+from hepmaild.cli.common import json_option, with_settings
 from hepmaild.cli.output import CommandFailed, print_json, print_pairs, print_table
 from hepmaild.config import Settings
 from hepmaild.counted import are, counted
@@ -100,14 +100,12 @@ def dkim_add(settings: Settings, domain: str, algorithm: str, selector: str | No
             public_key=pair.public_key,
             now_us=backend.now_us(),
         )
-        with suppress(StoreUnavailable):  # a hint: the daemon looks later by itself
-            await store.announce(backend.KEYS)
+        await backend.tell(store, backend.KEYS)
         return made
 
     settings.server.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with vault.holding():
         made = backend.with_store(settings, add)
-    mark_changed()
     if as_json:
         print_json(_with_record(made))
         return

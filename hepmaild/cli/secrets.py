@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hepmaild.cli import backend
-from hepmaild.cli.common import json_option, with_settings
+from hepmaild.cli.common import json_option, mark_changed, with_settings
 from hepmaild.cli.output import CommandFailed, print_json, print_table
 from hepmaild.config import Settings
 from hepmaild.counted import are, counted
@@ -113,6 +113,7 @@ def secrets_rotate(settings: Settings, keep_old: bool, as_json: bool) -> None:
         old = [key for key in keys if key.id != newest.id]
         vault.replace((*old, newest))  # before the first value that needs it
         count = backend.with_store(settings, lambda store: _reseal(store, vault, newest))
+        mark_changed()
         if not keep_old:
             vault.replace((newest,))
     if as_json:

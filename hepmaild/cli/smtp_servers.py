@@ -12,7 +12,7 @@ import click
 import trio
 
 from hepmaild.cli import backend
-from hepmaild.cli.common import EMAIL, json_option, mark_changed, read_line, with_settings
+from hepmaild.cli.common import EMAIL, json_option, read_line, with_settings
 from hepmaild.cli.output import CommandFailed, print_json, print_pairs, print_table
 from hepmaild.cli.service import show_test
 from hepmaild.config import Settings
@@ -269,9 +269,7 @@ def _write_sealed(
         return made
 
     with vault.holding():
-        made = backend.with_store(settings, write)
-    mark_changed()
-    return made
+        return backend.with_store(settings, write)
 
 
 def _hurry(settings: Settings, server_id: str) -> None:

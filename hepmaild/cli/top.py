@@ -186,10 +186,9 @@ async def _follow(follower: Follower) -> None:
 async def _keep_counting(store: Store, view: View, interval_s: float, took_s: float | None) -> None:
     """took_s: what the first count took; None: it is still to be made."""
     while True:
-        if took_s is None:
-            took_s = await _count(store, view)
-        await trio.sleep(max(interval_s, took_s / COUNT_SHARE))
-        took_s = None
+        if took_s is not None:
+            await trio.sleep(max(interval_s, took_s / COUNT_SHARE))
+        took_s = await _count(store, view)
 
 
 # The terminal

@@ -13,7 +13,7 @@ from hepmaild.cli.accounts import dashboard_url
 from hepmaild.cli.common import EMAIL, json_option, with_settings
 from hepmaild.cli.output import CommandFailed, print_json, print_table, shown_once
 from hepmaild.config import Settings
-from hepmaild.counted import counted
+from hepmaild.counted import counted, do
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -195,5 +195,4 @@ def audit_verify(settings: Settings, as_json: bool) -> None:
         click.echo(f"{counted(checked, 'audit log')} hold{'s' if checked == 1 else ''}")
     if faults:
         named = "; ".join(f"{fault['account_id'] or 'the service'}: {fault['why']}" for fault in faults[:5])
-        verb = "does" if len(faults) == 1 else "do"
-        raise CommandFailed(f"{len(faults):,} of {counted(checked, 'audit log')} {verb} not hold: {named}")
+        raise CommandFailed(f"{len(faults):,} of {counted(checked, 'audit log')} {do(len(faults))} not hold: {named}")

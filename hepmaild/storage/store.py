@@ -27,7 +27,7 @@ from sqlalchemy import URL, Connection, Select, make_url
 from sqlalchemy.exc import ArgumentError
 
 from hepmaild.config import DatabaseSettings
-from hepmaild.errors import StoreUnavailable
+from hepmaild.errors import StoreUnavailable, leaves
 from hepmaild.private_files import give_to_owner_of
 from hepmaild.storage import announce, migrate
 from hepmaild.storage.sqlite import SqliteBackend, first_value
@@ -263,18 +263,10 @@ async def open_store(
             yield store
     except BaseExceptionGroup as group:
         # The nurseries in here are our own affair: what the block raised comes out as it was.
-        errors = [error for error in _leaves(group) if not isinstance(error, trio.Cancelled)]
+        errors = [error for error in leaves(group) if not isinstance(error, trio.Cancelled)]
         if len(errors) != 1:
             raise
         raise errors[0] from errors[0].__cause__
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
 
 
 @asynccontextmanager

@@ -3,16 +3,12 @@
 
 from __future__ import annotations
 
-import math
-
 import structlog
-import trio
 
 from hepmaild.errors import StoreUnavailable
+from hepmaild.seldom import Seldom
 
 log = structlog.get_logger()
-
-TOLD_EVERY_S = 60.0
 
 
 class Trouble:
@@ -23,12 +19,10 @@ class Trouble:
 
     def __init__(self, *, is_told: bool) -> None:
         self._is_told = is_told
-        self._told_at = -math.inf  # Trio's clock
+        self._told = Seldom()
 
     def tell(self, failure: StoreUnavailable) -> StoreUnavailable:
         """The same failure, to be raised or handed on."""
-        now = trio.current_time()
-        if self._is_told and now - self._told_at >= TOLD_EVERY_S:
-            self._told_at = now
+        if self._is_told and self._told.is_due():
             log.warning("store_failed", reason=str(failure))
         return failure

@@ -19,6 +19,7 @@ import pytest
 
 from hepmaild.tls import make_self_signed
 from tests.cli.conftest import Cli, Done
+from tests.peers.programs import missing
 from tests.peers.sink import capture_sink
 from tests.peers.small_dns import SmallDns, small_dns
 from tests.project.test_tls import WRONG_PAIRS, wrong_pair
@@ -83,7 +84,7 @@ def test_every_disk_that_fills_is_looked_at(cli: Cli, tmp_path: Path, monkeypatc
     """The database, the spool and what a sandbox keeps may each lie on a disk of its own."""
     away = Path("/dev/shm")
     if not os.access(away, os.W_OK) or away.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("/dev/shm is no file system of its own here")
+        missing("/dev/shm is no file system of its own here")
     monkeypatch.setattr("hepmaild.doctor.machine.DISK_WARN_SHARE", 0)
     with tempfile.TemporaryDirectory(dir=away) as folder:
         add(cli, f'[database]\nurl = "sqlite:///{folder}/mail/hepmaild.db"\n')

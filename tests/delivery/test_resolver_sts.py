@@ -15,7 +15,7 @@ import pytest
 import trio
 from sqlalchemy import Connection
 
-from hepmaild.config import DatabaseSettings, DnsSettings
+from hepmaild.config import DAY_US, DatabaseSettings, DnsSettings
 from hepmaild.delivery import mta_sts, sts_fetch, sts_policies
 from hepmaild.delivery import resolver as resolver_module
 from hepmaild.delivery.hops import Hops, NoHops, TlsLevel, TlsPolicy
@@ -31,7 +31,6 @@ from tests.delivery.zones import STS_NAMES
 from tests.peers.nameservers import Nameservers
 from tests.peers.policy_server import PolicyServer, http
 
-DAY_US = 86_400_000_000
 VERIFIED = TlsPolicy(TlsLevel.VERIFIED, "mta-sts enforce")
 OPPORTUNISTIC = TlsPolicy(TlsLevel.OPPORTUNISTIC)
 OF_POLICIES = (tracemalloc.Filter(True, mta_sts.__file__), tracemalloc.Filter(True, sts_fetch.__file__))

@@ -9,6 +9,7 @@ import pytest
 import trio
 from sqlalchemy import insert
 
+from hepmaild.config import DAY_US
 from hepmaild.login import LoginRefusal, TokenSet, Viewer
 from hepmaild.people import link_url
 from hepmaild.storage import accounts, links, users
@@ -16,7 +17,6 @@ from hepmaild.storage.schema_people import user
 from tests.people.conftest import AGENT, ANN, BEN, EVE, IP, PASSWORD, World, actor_of, add_account
 
 NEW = "another horse battery"
-DAY_US = 86_400_000_000
 
 
 async def make_link(world: World, email: str = ANN, purpose: str = links.RESET) -> str:

@@ -9,13 +9,12 @@ import pytest
 import trio
 from sqlalchemy import Connection, func, select
 
+from hepmaild.config import DAY_US
 from hepmaild.login import LoginRefusal, TokenSet
 from hepmaild.storage import accounts, links, schema, sessions, tries, users
 from hepmaild.storage.store import Store
 from tests.peers import postgres
 from tests.people.conftest import AGENT, ANN, BEN, EVE, IP, MINUTE_US, PASSWORD, World, actor_of
-
-DAY_US = 86_400_000_000
 
 
 async def renewed(world: World, tokens: TokenSet) -> TokenSet:

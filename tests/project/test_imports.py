@@ -29,7 +29,6 @@ LONG_FUNCTIONS = {"hepmaild/daemon.py": 90, "hepmaild/storage/migrations": 400}
 # `except Exception` stands at three boundaries (a session, an HTTP handler, an attempt) and where a library's task is
 # supervised; each gives the caller an answer.  A new one needs a reason here.
 BLIND_EXCEPTS = {
-    "hepmaild.cli.common": 1,  # raised again, unless the database turns out to be damaged
     "hepmaild.daemon": 1,  # the HTTP server is a library's: it is started again
     "hepmaild.delivery.attempt": 2,  # the attempt; and the report of its crash, should that crash too
     "hepmaild.doctor.checks": 1,  # a check that crashes must not hide the others
@@ -68,6 +67,7 @@ _STORAGE_USERS = [
     "prepare",
     "reaper",
     "receipts",
+    "sealing",
     "signing",
     "tallier",
     "twins",
@@ -102,6 +102,7 @@ LEVELS: list[tuple[str, int]] = [
             "passwords",
             "private_files",
             "sdnotify",
+            "seldom",
             "threads",
             "timers",
             "tls",

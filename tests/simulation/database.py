@@ -18,9 +18,10 @@ import trio
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.pool import StaticPool
 
+from hepmaild.config import DAY_US
 from hepmaild.errors import StoreUnavailable
-from hepmaild.storage import accounts, keys
 from hepmaild.storage import credits as money
+from hepmaild.storage import keys
 from hepmaild.storage.announce import Hub
 from hepmaild.storage.claim import Look
 from hepmaild.storage.schema import metadata
@@ -29,6 +30,7 @@ from hepmaild.storage.unit import UnitRunner
 from hepmaild.storage.writer import GroupWriter
 from tests.simulation.plan import StorePlan, dice
 from tests.simulation.trace import EPOCH_US, Trace, Violation, now_us
+from tests.storage.books import add_account
 
 T = TypeVar("T")
 
@@ -106,18 +108,7 @@ class Database:
 
 
 def _make_account(conn: Connection, n: int, granted: int) -> None:
-    accounts.create(
-        conn,
-        account_id=f"account-{n}",
-        user_id=f"user-{n}",
-        email=f"owner{n}@example.com",
-        plan="standard",
-        password_hash=None,
-        is_operator=False,
-        credits_granted=granted,
-        granted_by="the simulator",
-        now_us=EPOCH_US - 86_400_000_000,
-    )
+    add_account(conn, n, granted, EPOCH_US - DAY_US)
     keys.mint(
         conn,
         account_id=f"account-{n}",
@@ -129,7 +120,7 @@ def _make_account(conn: Connection, n: int, granted: int) -> None:
         senders=None,
         addresses=None,
         expires_at_us=None,
-        now_us=EPOCH_US - 86_400_000_000,
+        now_us=EPOCH_US - DAY_US,
     )
 
 

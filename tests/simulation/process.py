@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from hepmaild.config import LimitSettings, SmtpSettings
+from hepmaild.config import DAY_US, LimitSettings, SmtpSettings
 from hepmaild.config import Plan as AccountPlan
 from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.route import from_settings
@@ -81,7 +81,7 @@ class Process:
             body_days=plan.delivery.body_days,
             spool_dir=None,
             in_doubt=plan.delivery.in_doubt,
-            rule=Rule(plan.delivery.suppress_after, int(plan.delivery.suppress_days * 86_400_000_000)),
+            rule=Rule(plan.delivery.suppress_after, int(plan.delivery.suppress_days * DAY_US)),
         )
         self.directory = Directory(self.store, plan.senders)
         self.pool = world.variants.pool(

@@ -9,8 +9,9 @@ import pytest
 import trio
 from sqlalchemy import Connection, text
 
+from hepmaild import seldom
 from hepmaild.errors import StoreUnavailable
-from hepmaild.storage import sqlite, trouble
+from hepmaild.storage import sqlite
 from tests.conftest import LogEvents
 from tests.peers.processes import no_file_beyond, no_further_thread
 from tests.storage.conftest import Opener, keep, make_opener, words
@@ -43,7 +44,7 @@ async def test_a_full_disk_is_in_the_log_and_not_for_every_caller(
                 [told] = log_events.named("store_failed")
                 assert told["level"] == "warning"
                 assert "SQLITE_" in told["reason"]
-                monkeypatch.setattr(trouble, "TOLD_EVERY_S", 0.0)
+                monkeypatch.setattr(seldom, "EVERY_S", 0.0)
                 await ask_in_vain()
             assert len(log_events.named("store_failed")) > 1
             before = len(log_events)
