@@ -126,7 +126,7 @@ LEVELS: list[tuple[str, int]] = [
         )
     ),
     ("hepmaild.search_words", 1),
-    *((f"hepmaild.{name}", 0) for name in ("config", "counted", "errors", "events", "mail", "own_routes")),
+    *((f"hepmaild.{name}", 0) for name in ("config", "counted", "errors", "events", "mail", "masking", "own_routes")),
     ("hepmaild", 0),
 ]
 
