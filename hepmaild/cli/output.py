@@ -121,9 +121,10 @@ def print_pairs(row: Mapping[str, Any], names: Sequence[str] = ()) -> None:
         click.echo(f"{name.replace('_', ' '):<{width}}  {clean(shown[name])}")
 
 
-def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, empty: str) -> None:
-    """Aligned columns with a heading; `empty` when there are no rows."""
-    cells = [[_cell(public(row).get(name)) for name in columns] for row in rows]
+def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, empty: str, whole: str = "") -> None:
+    """Aligned columns with a heading; `empty` when there are no rows.  whole: a column, the last one, not cut."""
+    shown = [public(row) for row in rows]
+    cells = [[clean(row.get(name)) if name == whole else _cell(row.get(name)) for name in columns] for row in shown]
     if not cells:
         click.echo(empty)
         return

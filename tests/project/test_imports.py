@@ -113,6 +113,7 @@ LEVELS: list[tuple[str, int]] = [
     *(
         (f"hepmaild.{name}", 1)
         for name in (
+            "audit_words",
             "config_check",
             "config_docs",
             "config_load",

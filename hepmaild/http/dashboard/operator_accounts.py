@@ -10,8 +10,8 @@ from urllib.parse import urlencode
 
 from quart.wrappers import Response
 
+from hepmaild.audit_words import ACTIONS
 from hepmaild.config import MAX_CAP, STANDARD_PLAN, Settings
-from hepmaild.http.dashboard.audit import ACTIONS
 from hepmaild.http.dashboard.forms import Form
 from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, number_of
 from hepmaild.http.dashboard.words import no_address
