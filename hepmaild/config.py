@@ -317,7 +317,9 @@ class OwnSmtpSettings:
         "Whether an account's server may be at a private, loopback or link-local address. Whoever may send mail could "
         "otherwise make this machine connect to what only it can reach; for a service among friends it is handy.",
     )
-    tls_ca: str = setting("", "PEM file with the authority to trust for them instead of the system's.")
+    tls_ca: str = setting(
+        "", "PEM file with the authority to trust for them instead of the system's; read anew at a reload."
+    )
     connections: int = setting(5, "Connections at once to one of them, of each process.", low=1, high=1000)
 
 
@@ -351,7 +353,7 @@ class RouteSettings:
     mta_sts: bool = setting(True, "Kind `mx`: obey the MTA-STS policies of destinations (RFC 8461).")
     dane: bool = setting(True, "Kind `mx`: obey TLSA records (RFC 7672), when `dns.trust_ad` lets us believe them.")
     ipv6: bool = setting(True, "Kind `mx`: use IPv6 addresses too, and first.")
-    tls_ca: str = setting("", "PEM file with the authority to trust instead of the system's.")
+    tls_ca: str = setting("", "PEM file with the authority to trust instead of the system's; read anew at a reload.")
     username: str = setting("", "Log in with this name; empty: no login.")
     password: str = setting("", "The password for it.", secret=True)
     connections: int = setting(

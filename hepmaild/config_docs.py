@@ -30,7 +30,8 @@ says its unit in its name. Relative file names start from the folder of the sett
 **Environment.** `HEPMAILD_<SECTION>__<KEY>` wins over the file: `HEPMAILD_SERVER__HOSTNAME=smtp.example.com`,
 `HEPMAILD_SMTP__STARTTLS=127.0.0.1:2587,[::1]:2587` (lists: words between commas, or a JSON array),
 `HEPMAILD_PLANS__FREE__LOG_DAYS=14`. Members of lists go by their position, routes also by their name:
-`HEPMAILD_SENDER__0__DAILY_CAP=500`, `HEPMAILD_ROUTE__UPSTREAM__HOST=mail.example.net`.
+`HEPMAILD_SENDER__0__DAILY_CAP=500`, `HEPMAILD_ROUTE__UPSTREAM__HOST=mail.example.net` (what is neither letter nor digit
+is an underscore there; where two routes are then called alike, by position). One underscore for two is a mistake, too.
 
 **Secrets** (marked below) need not stand in the file: write `password_file = "/etc/hepmaild/upstream.password"` instead
 of `password`, or hand them over as a systemd credential named `database.url` or `route.<name>.password`. A credential

@@ -25,6 +25,8 @@ DEFAULT_FILES = (Path("hepmaild.toml"), Path("/etc/hepmaild.toml"))
 _PREFIX = "HEPMAILD_"
 _MAX_FILE_OCTETS = 1_048_576
 _LISTS: dict[str, type[Any]] = {"route": RouteSettings, "sender": SenderSettings}
+_SECTIONS = {f.name: type(f.default) for f in dataclasses.fields(Settings)} | _LISTS | {"plans": Plan}
+_NOTHING = "names nothing in the settings: HEPMAILD_<SECTION>__<KEY>"
 
 
 class SettingsError(ValueError):
@@ -149,18 +151,23 @@ def _merge_environment(tables: dict[str, Any], environ: Mapping[str, str], reade
     Lists go by position or, for routes, by name: `HEPMAILD_ROUTE__UPSTREAM__PASSWORD`, `HEPMAILD_SENDER__0__DAILY_CAP`.
     """
     for variable in sorted(environ):
-        if not variable.startswith(_PREFIX) or "__" not in variable:
+        if not variable.startswith(_PREFIX):
             continue
-        path = variable.removeprefix(_PREFIX).lower().split("__")
+        name = variable.removeprefix(_PREFIX).lower()
+        if "__" not in variable:
+            if meant := _meant_by(name):
+                reader.report_at(variable, f"is no setting: two underscores stand before its key; write {meant}")
+            continue
+        path = name.split("__")
         section: dict[str, Any] | list[Any] = tables
         real: list[str] = []
         for step in path[:-1]:
             found = _descend(section, step, inside="".join(real))
-            if found is None:
-                reader.report_at(variable, "names nothing in the settings: HEPMAILD_<SECTION>__<KEY>")
+            if isinstance(found, str):
+                reader.report_at(variable, found)
                 break
-            section, name = found
-            real.append(name)
+            section, called = found
+            real.append(called)
         else:
             if isinstance(section, list):
                 which = "its number, or the name of a route" if real == ["route"] else "its number"
@@ -171,24 +178,53 @@ def _merge_environment(tables: dict[str, Any], environ: Mapping[str, str], reade
             reader.variables[".".join([*real, path[-1]])] = variable
 
 
-def _descend(table: Any, step: str, *, inside: str) -> tuple[dict[str, Any] | list[Any], str] | None:
-    """The table called `step` inside this one, made if need be, and its exact name there."""
+def _meant_by(name: str) -> str:
+    """The variable that `name`, which has no two underscores in a row, may have been meant for; "": none.
+
+    Others' may begin with the same word: Kubernetes has `HEPMAILD_SMTP_PORT` for a service that is called so.
+    """
+    for section, cls in _SECTIONS.items():
+        rest = name.removeprefix(f"{section}_")
+        if rest == name:
+            continue
+        is_many = section in _LISTS or cls is Plan
+        for key in sorted(_keys_of(cls), key=len, reverse=True):
+            which = rest.removesuffix(key).strip("_")
+            if rest == key or (is_many and rest.endswith(f"_{key}")):
+                middle = f"{which or ('<NAME>' if cls is Plan else '0')}__" if is_many else ""
+                return f"{_PREFIX}{section}__{middle}{key}".upper()
+    return ""
+
+
+def _keys_of(cls: type[Any]) -> list[str]:
+    fields = dataclasses.fields(cls)
+    return [*(f.name for f in fields), *(f"{f.name}_file" for f in fields if f.metadata["secret"])]
+
+
+def _descend(table: Any, step: str, *, inside: str) -> tuple[dict[str, Any] | list[Any], str] | str:
+    """The table called `step` inside this one, made if need be, and its exact name there; or what is wrong."""
     if isinstance(table, list):
         if step.isascii() and step.isdigit() and len(step) < 10:
             index = int(step)
             if index == len(table):
                 table.append({})
-            return (table[index], step) if index < len(table) and isinstance(table[index], dict) else None
-        for index, row in enumerate(table):
-            if isinstance(row, dict) and _as_variable(row.get("name", "")) == step:
-                return row, str(index)
-        return None
+            return (table[index], step) if index < len(table) and isinstance(table[index], dict) else _NOTHING
+        named = [
+            (n, row) for n, row in enumerate(table) if isinstance(row, dict) and _is_called(row.get("name", ""), step)
+        ]
+        if len(named) > 1:
+            both = " and ".join(repr(row["name"]) for _, row in named)
+            return f"means the {inside}s {both} alike: write the number of one, HEPMAILD_{inside.upper()}__0__<KEY>"
+        return (named[0][1], str(named[0][0])) if named else _NOTHING
     if not isinstance(table, dict):
-        return None
-    name = next((key for key in table if _as_variable(key) == step), step)
-    made = table.setdefault(name, [] if not inside and name in _LISTS else {})
-    return (made, name) if isinstance(made, dict | list) else None
+        return _NOTHING
+    names = [key for key in table if _is_called(key, step)] or [step]
+    if len(names) > 1:
+        return f"means {' and '.join(map(repr, names))} alike: write one of them in the file"
+    made = table.setdefault(names[0], [] if not inside and names[0] in _LISTS else {})
+    return (made, names[0]) if isinstance(made, dict | list) else _NOTHING
 
 
-def _as_variable(name: Any) -> str:
-    return "".join(ch if ch.isalnum() else "_" for ch in str(name)).lower()
+def _is_called(name: Any, step: str) -> bool:
+    """Whether this name, in which a variable may have only letters, digits and underscores, is written as `step`."""
+    return "".join(ch if ch.isalnum() else "_" for ch in str(name)).lower() == step

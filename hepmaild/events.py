@@ -3,7 +3,8 @@
 
 An event is one row of the record behind Logs, `log show` and the live stream.  The two big ones carry a whole leg of
 the conversation as `Step`s: `accepted` the inbound one (client → us), `attempt` an outbound one (us → next hop).
-Secrets are masked before a step is made; text is cut, so that a record stays small whatever a peer says.
+Passwords are masked before a step is made, keys (which may stand anywhere) when the record is written; text is cut, so
+that a record stays small whatever a peer says.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 import msgspec
+
+from hepmaild.masking import mask_keys
 
 MAX_STEPS = 300
 MAX_TEXT = 500
@@ -46,7 +49,7 @@ class Transcript:
         self._dropped = 0
 
     def add(self, at_us: int, who: Who, text: str) -> None:
-        """Add a step; `text` must already be free of secrets."""
+        """Add a step; `text` must already be free of passwords."""
         if len(text) > MAX_TEXT:
             text = text[: MAX_TEXT - 1] + "…"
         if len(self.steps) >= MAX_STEPS:
@@ -69,3 +72,8 @@ _encoder = msgspec.json.Encoder()
 def to_json(value: Any) -> str:
     """What an event or an answer holds, as compact JSON; every message has half a dozen."""
     return _encoder.encode(value).decode()
+
+
+def to_record(value: Any) -> str:
+    """What an event holds, as it is stored: JSON without the keys that somebody said by mistake."""
+    return mask_keys(to_json(value))

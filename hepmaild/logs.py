@@ -24,6 +24,8 @@ from typing import Any, TextIO
 
 import structlog
 
+from hepmaild.masking import mask_keys
+
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 # Order within a line: what a reader looks for first, then as given.
 _FIRST = ("at", "level", "event")
@@ -32,7 +34,6 @@ _MAX_TRACE = 8000
 PATIENCE_MS = 200  # for a reader of the log that has stopped
 PATIENT_AGAIN_S = 60.0  # since the last line that was lost
 
-_KEY = re.compile(r"hyd-mail-[A-Za-z0-9]*?([A-Za-z0-9]{5})(?![A-Za-z0-9])")
 _SECRET_NAME = re.compile(
     r"pass(word|wd|phrase)|secret|authorization|credential_value|private_key_pem|(access|refresh|bearer|csrf|session)_token"
 )
@@ -46,8 +47,7 @@ _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"}
 
 def redact(text: str) -> str:
     """`text` with every key cut to `hyd-mail-…LAST5`, and passwords in URLs, AUTH lines and headers masked."""
-    if "hyd-mail-" in text:
-        text = _KEY.sub(r"hyd-mail-…\1", text)
+    text = mask_keys(text)
     if "://" in text:
         text = _URL_OPTION.sub(r"\1…", _URL_PASSWORD.sub(r"\1…@", text))
     return _AUTH_LINE.sub(r"\1…", text)

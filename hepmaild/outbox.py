@@ -20,7 +20,7 @@ import trio
 from hepmaild.config import DAY_US, InDoubt
 from hepmaild.delivery.job import Attempt, Claim, Job, Outcome, Result
 from hepmaild.errors import StoreUnavailable
-from hepmaild.events import to_json
+from hepmaild.events import to_record
 from hepmaild.mail.content import Content
 from hepmaild.metrics import Meter
 from hepmaild.storage import cap_line, leases, messages, queue
@@ -477,7 +477,7 @@ def _rest(most_of: Mapping[str, int], jobs: Iterable[Job]) -> Mapping[str, int]:
 
 def _attempt_json(attempt: Attempt) -> str:
     """The event record of an attempt."""
-    return to_json(
+    return to_record(
         {
             "host": attempt.host,
             "tls": [attempt.tls_version, attempt.tls_cipher] if attempt.tls_version else None,

@@ -11,7 +11,7 @@ from typing import Any
 
 from hepmaild.delivery.job import Outcome, Result
 from hepmaild.errors import ErrorKind, Refusal
-from hepmaild.events import to_json
+from hepmaild.events import to_json, to_record
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.submission import Receipt, Rejected, Status, Submission
 from hepmaild.prepare import Prepared
@@ -146,7 +146,7 @@ def receipt_from(answer: str, *, even_provisional: bool = False) -> Receipt | No
 def accepted_event(submission: Submission, prepared: Prepared) -> str:
     """The event record of an accepted message: how it came, with the inbound leg's steps so far."""
     origin = submission.origin
-    return to_json(
+    return to_record(
         {
             "door": origin.door.value,
             "peer": origin.peer_ip,

@@ -122,6 +122,7 @@ def mint(
     from hepmaild.storage import accounts, keys
 
     found = accounts.find(conn, email)
+    _refuse_strangers(conn, settings, found["id"], senders)
     plan = settings.plans.get(found["plan"]) or settings.plans[STANDARD_PLAN]
     made = keys.mint(
         conn,
@@ -140,6 +141,23 @@ def mint(
     data = {"key": made["id"], "permissions": permissions, "senders": senders, "addresses": addresses, "chaos": chaos}
     backend.note(conn, found["id"], "key.mint", made["name"], {**data, "expires_at_us": expires_at_us})
     return made
+
+
+def _refuse_strangers(
+    conn: Connection, settings: Settings, account_id: str, senders: list[str] | None, has: Sequence[str] = ()
+) -> None:
+    """A key is for some of its account's senders.  has: those that it was for before may stay, as on its page."""
+    from hepmaild.storage.directory import senders_of
+
+    known = {
+        *has,
+        *(key_of(s.address) for s in settings.sender),
+        *(s.address_key for s in senders_of(conn, account_id)),
+    }
+    strangers = [address for address in senders or () if address not in known]
+    if strangers:
+        those = f"{', '.join(strangers)} {'is no sender' if len(strangers) == 1 else 'are no senders'} of the account"
+        raise ValueError(f"{those}; `hepmaild sender list` shows all, `hepmaild sender add` makes one")
 
 
 def _show_secret(row: dict[str, Any], as_json: bool) -> None:
@@ -208,7 +226,7 @@ def key_edit(settings: Settings, key_id: str, as_json: bool, **wished: Any) -> N
     wish = _read_changes(**wished)
     if not wish:
         raise click.UsageError("say what to change: --name, --permission, --sender, --from-ip, --expires or --chaos")
-    row = backend.write(settings, backend.KEYS, _edit, key_id, wish)
+    row = backend.write(settings, backend.KEYS, _edit, settings, key_id, wish)
     if as_json:
         print_json(row)
     else:
@@ -248,12 +266,13 @@ def _restriction(values: Sequence[str], read: Callable[[Sequence[str]], list[str
     return None
 
 
-def _edit(conn: Connection, key_id: str, wish: dict[str, Any]) -> dict[str, Any]:
+def _edit(conn: Connection, settings: Settings, key_id: str, wish: dict[str, Any]) -> dict[str, Any]:
     from hepmaild.storage import keys
 
     account_id = keys.account_of(conn, key_id)
     before = keys.of_account(conn, account_id, key_id, is_to_change=True)
     assert before is not None
+    _refuse_strangers(conn, settings, account_id, wish.get("senders"), before["senders"] or ())
     columns = ("name", "permissions", "senders", "addresses", "expires_at_us")
     values = {column: before[column] for column in columns}
     changed = keys.change(conn, key_id, now_us=backend.now_us(), **{**values, **wish})

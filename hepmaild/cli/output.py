@@ -8,7 +8,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -46,6 +46,14 @@ def instant(at_us: int) -> str:
     at_us = min(at_us, LATEST_US)
     stamp = datetime.fromtimestamp(at_us // 1_000_000, UTC).replace(microsecond=at_us % 1_000_000)
     return stamp.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def span(seconds: float) -> str:
+    """`12 s`, `5 min`, `3 h`, `2 d`."""
+    for limit, unit_s, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{max(0.0, seconds) / unit_s:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} d"
 
 
 def public(value: Any) -> Any:
@@ -121,16 +129,29 @@ def print_pairs(row: Mapping[str, Any], names: Sequence[str] = ()) -> None:
         click.echo(f"{name.replace('_', ' '):<{width}}  {clean(shown[name])}")
 
 
-def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, empty: str) -> None:
-    """Aligned columns with a heading; `empty` when there are no rows."""
-    cells = [[_cell(public(row).get(name)) for name in columns] for row in rows]
+def print_table(
+    rows: Iterable[Mapping[str, Any]],
+    columns: Sequence[str],
+    *,
+    empty: str,
+    whole: str = "",
+    figures: Collection[str] = (),
+) -> None:
+    """Aligned columns with a heading; `empty` when there are no rows.
+
+    whole: a column, the last one, that is not cut.  figures: columns whose values stand at their right.
+    """
+    shown = [public(row) for row in rows]
+    cells = [[clean(row.get(name)) if name == whole else _cell(row.get(name)) for name in columns] for row in shown]
     if not cells:
         click.echo(empty)
         return
     heading = [name.replace("_", " ").upper() for name in columns]
     widths = [max(len(line[n]) for line in [heading, *cells]) for n in range(len(columns))]
+    sides = [">" if name in figures else "<" for name in columns]
     for line in [heading, *cells]:
-        click.echo("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip())
+        aligned = (f"{text:{side}{width}}" for text, side, width in zip(line, sides, widths, strict=True))
+        click.echo("  ".join(aligned).rstrip())
 
 
 def _cell(value: Any) -> str:

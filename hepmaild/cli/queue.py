@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hepmaild.cli import backend
 from hepmaild.cli.common import EMAIL, MESSAGE_ID, json_option, with_settings
-from hepmaild.cli.output import CommandFailed, clean, instant, print_json, print_pairs, print_table, public
+from hepmaild.cli.output import CommandFailed, clean, instant, print_json, print_pairs, print_table, public, span
 from hepmaild.config import DAY_US, RouteKind, Settings
 from hepmaild.counted import are, counted
 from hepmaild.mail.address import check_address, domain_of
@@ -58,18 +58,17 @@ def queue_stats(settings: Settings, as_json: bool) -> None:
     """Waiting recipients by state, route and destination: how many, since when, why, and how fast they go."""
     from hepmaild.storage import stats as figures
 
-    stats = backend.read(settings, figures.stats, backend.now_us())
+    now_us = backend.now_us()
+    stats = backend.read(settings, figures.stats, now_us)
     if as_json:
         print_json(stats)
         return
-    print_pairs(stats["by_state"])
-    print_pairs({"leased": stats["leased"], "in_doubt": stats["in_doubt"], "oldest_at": stats["oldest_at"]})
-    for title, names in (("routes", ("route",)), ("destinations", ("destination", "route"))):
-        click.echo(f"\n{title}")
-        print_table(stats[title], (*names, *_FIGURES), empty="nothing waits")
+    columns = ("route", "destination", *_FIGURES, "why")
+    print_table(_stats_table(stats, now_us), columns, empty="nothing waits", figures=_FIGURES)
     more = len(stats["by_destination"]) - len(stats["destinations"])
     if more > 0:
         click.echo(f"and {counted(more, 'more destination')} (--json counts all)")
+    click.echo(f"\nunder way: {stats['leased']:,}")
     if stats["paused"]:
         click.echo("\npaused")
         print_table(stats["paused"], ("route", "destination", "since_at", "note"), empty="")
@@ -78,20 +77,36 @@ def queue_stats(settings: Settings, as_json: bool) -> None:
         click.echo(f"\n{several} of accounts {are(stats['own_paused'])} paused (`hepmaild smtp-server list`)")
 
 
-_FIGURES = (
-    "waiting",
-    "deferred",
-    "capped",
-    "held",
-    "in_doubt",
-    "oldest_at",
-    "wait_p50_s",
-    "wait_p95_s",
-    "attempted_per_minute",
-    "delivered_per_minute",
-    "paused",
-    "last_error",
-)
+_ALL = "(all)"
+_COUNTS = ("waiting", "queued", "deferred", "capped", "held", "in_doubt")
+_FIGURES = (*_COUNTS, "oldest", "p50", "p95", "tried/min", "sent/min")
+
+
+def _stats_table(stats: Mapping[str, Any], now_us: int) -> Iterator[dict[str, Any]]:
+    """Each route with its destinations below it, and all routes at the end; the times are how long something waits."""
+    for route in stats["routes"]:
+        yield _stats_line(route, now_us, destination=_ALL)
+        for row in stats["destinations"]:
+            if row["route"] == route["route"]:
+                yield _stats_line(row, now_us)
+    if stats["routes"]:
+        total = {**stats["by_state"], "waiting": sum(stats["by_state"].values()), "in_doubt": stats["in_doubt"]}
+        yield _stats_line({**total, "oldest_at": stats["oldest_at"]}, now_us, route=_ALL, destination=_ALL)
+
+
+def _stats_line(row: Mapping[str, Any], now_us: int, **names: str) -> dict[str, Any]:
+    oldest_s = None if row["oldest_at"] is None else (now_us - row["oldest_at"]) / 1e6
+    ages = {"oldest": oldest_s, "p50": row.get("wait_p50_s"), "p95": row.get("wait_p95_s")}
+    rates = {"tried/min": row.get("attempted_per_minute"), "sent/min": row.get("delivered_per_minute")}
+    why = [text for text in ("paused" if row.get("paused") else "", row.get("last_error")) if text]
+    return {
+        **{name: row.get(name) for name in ("route", "destination")},
+        **names,
+        **{name: f"{row[name]:,}" for name in _COUNTS},
+        **{name: None if age_s is None else span(age_s) for name, age_s in ages.items()},
+        **{name: None if rate is None else f"{rate:,.0f}" for name, rate in rates.items()},
+        "why": "; ".join(why),
+    }
 
 
 @queue.command("list")

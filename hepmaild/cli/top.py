@@ -25,7 +25,7 @@ import trio
 
 from hepmaild.cli import backend
 from hepmaild.cli.common import NumberRange, json_option, with_settings
-from hepmaild.cli.output import clean, instant, print_json
+from hepmaild.cli.output import clean, instant, print_json, span
 from hepmaild.config import Settings
 from hepmaild.counted import counted
 from hepmaild.errors import StoreUnavailable
@@ -332,14 +332,6 @@ def _latest(line: dict[str, Any]) -> str:
     shown = clean(", ".join(map(str, to)) if isinstance(to, list) else to)
     message = f"{clean(line['state']):<9} {clean(line['message_id'])}"
     return f"{at}  {message}  {clean(line.get('sender'))} → {shown}  {clean(line.get('subject'))}"
-
-
-def span(seconds: float) -> str:
-    """`12 s`, `5 min`, `3 h`, `2 d`."""
-    for limit, unit_s, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
-            return f"{max(0.0, seconds) / unit_s:.0f} {unit}"
-    return f"{seconds / 86_400:.0f} d"
 
 
 def cells_of(ch: str) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hepmaild.audit_words import in_words
 from hepmaild.cli import backend
 from hepmaild.cli.accounts import dashboard_url
 from hepmaild.cli.common import EMAIL, json_option, with_settings
@@ -162,8 +163,12 @@ def audit_list(settings: Settings, account: str | None, limit: int, as_json: boo
     rows = backend.read(settings, _history, account, limit)
     if as_json:
         print_json(rows)
-    else:
-        print_table(rows, ("at", "actor", "ip", "via", "action", "subject", "data"), empty="nothing was changed yet")
+        return
+    shown = [in_words(row) for row in rows]
+    for row in shown:
+        row["details"] = "; ".join(f"{each.label}: {each.text}" for each in row["details"] if each.text)
+    columns = ("at", "actor", "ip", "via", "what", "subject", "details")
+    print_table(shown, columns, empty="nothing was changed yet", whole="details")
 
 
 def _history(conn: Connection, account: str | None, limit: int) -> list[dict[str, Any]]:

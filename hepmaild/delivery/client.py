@@ -28,6 +28,7 @@ from hepmaild.delivery.capabilities import Capabilities, Envelope, parse_capabil
 from hepmaild.delivery.reader import ProtocolError, ReplyReader
 from hepmaild.events import Transcript, Who
 from hepmaild.mail.reply import Reply
+from hepmaild.masking import KEY_PREFIX, mask_keys
 
 MASK = "****"
 PIECE = 8  # characters of what AUTH says; so many in a row are nobody's to see
@@ -198,7 +199,7 @@ class ClientMachine:
             if reply is None:
                 return None
             self.replies += 1
-            if self._secrets:
+            if self._secrets or KEY_PREFIX in reply.text:
                 reply = self._masked(reply)
             if self.stage is not Stage.EHLO:  # every line of which counts
                 # Kept for each recipient of each attempt, and told to who waits: a hundred of the longest are 5 MB.
@@ -222,7 +223,7 @@ class ClientMachine:
         reply = self._reader.next()
         if reply is None or reply.code != 421:
             raise ProtocolError("a reply to nothing")
-        reply = (self._masked(reply) if self._secrets else reply).shortened()
+        reply = self._masked(reply).shortened()
         self.transcript.add(now_us, Who.PEER, str(reply))
         return self._fail(self.stage, reply, "the next hop ended the session")
 
@@ -464,8 +465,8 @@ class ClientMachine:
 
     def _masked(self, reply: Reply) -> Reply:
         """The reply without our password, should the peer repeat it, be it in part: Sendmail leaves out the middle, and
-        long lines were cut by us."""
-        text = reply.text
+        long lines were cut by us.  Nor with an API key, which may stand in the address that it refuses."""
+        text = mask_keys(reply.text)
         for secret in self._secrets:
             text = text.replace(secret, MASK)
         return Reply(reply.code, reply.enhanced, _without(text, self._pieces))

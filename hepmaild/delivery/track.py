@@ -44,7 +44,7 @@ class Track:
     is_behind: the store may hold due work that was not claimed.  closed_until: nothing more is claimed before that.
     resolve: who finds the hosts of a destination.
 
-    contexts: for TLS; those of tracks that trust the same authorities may be shared.
+    contexts: for TLS, shared by all tracks of a pool: each may hold every authority there is.
 
     homes: where the mail of a destination went last.  lost: connections that nobody keeps any more; the pool closes
     them.
@@ -103,8 +103,6 @@ class Track:
         self.cap = cap
         was_mx = self.is_mx
         changed = route != self.route
-        if route.tls_ca != self.route.tls_ca:
-            self._contexts.clear()
         self.route = route
         if changed:
             self._hosts = route.hosts

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, ValuesView
+from dataclasses import replace
 
 import trio
 
@@ -45,7 +46,7 @@ class Tracks:
         self._own_busy = 0  # workers that own servers hold
         self._own_stalled = 0
         self._held: deque[Track] = deque()  # own ones that wait for others of their kind; they stay `listed`
-        self._contexts: Contexts = {}  # of all own servers: each holds every authority there is
+        self._contexts: Contexts = {}
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -74,19 +75,26 @@ class Tracks:
         return track
 
     def replace_routes(self, routes: Iterable[Route]) -> None:
-        """These are the routes of the settings from now on."""
+        """These are the routes of the settings from now on.
+
+        Files with authorities are read anew: they may hold others, and what is kept was judged by those before.
+        """
         routes = list(routes)
+        self._contexts.clear()
         cap = self._workers if len(routes) <= 1 else max(1, self._workers // 2)
         for route in routes:
             track = self._by_name.get(route.name)
             if track is None:
-                track = self._by_name[route.name] = Track(route, cap)
+                track = self._by_name[route.name] = Track(route, cap, contexts=self._contexts)
             else:
                 track.replace_route(route, cap)
             track.resolve = self._resolve_for(route) if self._resolve_for and track.is_mx else self._resolve
         for name in self._by_name.keys() - {route.name for route in routes}:
-            if not (is_own(name) and self._own is not None) and chaos_route(name) is None:
-                self._by_name[name].replace_route(missing_route(name), 1)
+            track = self._by_name[name]
+            if is_own(name) and self._own is not None:
+                track.replace_route(replace(track.route), track.cap)  # equal, but its connections are another's
+            elif chaos_route(name) is None:
+                track.replace_route(missing_route(name), 1)
 
     def figures(self) -> dict[str, tuple[int, int, int, int]]:
         """See `DeliveryPool.figures`."""

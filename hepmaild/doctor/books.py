@@ -10,10 +10,12 @@ import trio
 from hepmaild.config import Migrate, Settings
 from hepmaild.counted import are, counted
 from hepmaild.doctor.checks import Check, fail, ok, warn
+from hepmaild.doctor.machine import show_octets
 from hepmaild.errors import StoreUnavailable
 from hepmaild.own_routes import ALL, is_own
 from hepmaild.storage import gauges, health, migrate
 from hepmaild.storage import queue as rows
+from hepmaild.storage import uploads as upload_rows
 from hepmaild.storage.store import Store
 
 SLOW_S = 1.0
@@ -119,3 +121,14 @@ def _backlog(settings: Settings, entries: dict[str, gauges.Entries]) -> Check:
     if waiting >= limit * BACKLOG_WARN_SHARE:
         return warn("backlog", said, "soon new mail is refused: find out which route is stuck")
     return ok("backlog", said)
+
+
+async def uploads(settings: Settings, store: Store) -> list[Check]:
+    """What they take: they lie in the database, which is where the disk fills."""
+    kept = await store.read(upload_rows.kept)
+    most = f"at most {show_octets(settings.limits.upload_bytes_per_account)} each (limits.upload_bytes_per_account)"
+    if not kept.files:
+        return [ok("uploads", f"none is kept; accounts may have {most}")]
+    said = f"{counted(kept.files, 'file')} of {counted(kept.accounts, 'account')} take {show_octets(kept.octets)}"
+    fullest = f"the most that one account has is {show_octets(kept.most)}"
+    return [ok("uploads", f"{said} in the database; {fullest}, of {most}")]

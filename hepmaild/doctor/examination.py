@@ -96,6 +96,7 @@ def _own_parts(patient: Patient, tables: Store | None) -> list[Part]:
         parts.append(Part("queue", partial(_at_once, [skipped("queue", "the database's tables cannot be read")])))
     else:
         parts.append(Part("queue", partial(books.queue, settings, tables, patient.now_us), limit_s))
+        parts.append(Part("uploads", partial(books.uploads, settings, tables), limit_s))
     return parts
 
 

@@ -79,7 +79,7 @@ def _volume(folders: Sequence[Path]) -> Check:
     free, size = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
     share = free / size if size else 1.0
     apart = [folder for folder in folders[1:] if folders[0] not in folder.parents]
-    said = f"{_size(free)} of {_size(size)} are free in {', '.join(map(str, (folders[0], *apart)))}"
+    said = f"{show_octets(free)} of {show_octets(size)} are free in {', '.join(map(str, (folders[0], *apart)))}"
     todo = "free space, or move the folder to a larger disk: without space no mail is accepted"
     if free < DISK_FAIL_OCTETS:
         return fail("disk", said, todo)
@@ -90,7 +90,8 @@ def _volume(folders: Sequence[Path]) -> Check:
     return ok("disk", said)
 
 
-def _size(octets: float) -> str:
+def show_octets(octets: float) -> str:
+    """`999 B`, `2 kB`, `140 MB`: by thousands, as pages do it."""
     for unit in ("B", "kB", "MB", "GB"):
         if octets < 1000:
             return f"{octets:.0f} {unit}"

@@ -17,10 +17,10 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from hepmaild.counted import counted
 from hepmaild.mail import chaos as chaos_rules
+from hepmaild.masking import KEY_PREFIX
 from hepmaild.storage.directory import bump
 from hepmaild.storage.schema import account, api_key
 
-PREFIX = "hyd-mail-"
 SECRET_CHARS = 40
 _ALPHABET = string.ascii_letters + string.digits
 
@@ -35,13 +35,13 @@ class Refused(ValueError):
 
 def new_secret() -> str:
     """A fresh key from the system's secure random source: 40 of 62 characters, 238 bits."""
-    return PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(SECRET_CHARS))
+    return KEY_PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(SECRET_CHARS))
 
 
 def looks_like_key(secret: str) -> bool:
     """Whether this has the form of a key at all."""
-    rest = secret[len(PREFIX) :]
-    return secret.startswith(PREFIX) and len(rest) == SECRET_CHARS and rest.isascii() and rest.isalnum()
+    rest = secret[len(KEY_PREFIX) :]
+    return secret.startswith(KEY_PREFIX) and len(rest) == SECRET_CHARS and rest.isascii() and rest.isalnum()
 
 
 def hash_secret(secret: str) -> bytes:

@@ -46,6 +46,16 @@ class NoRoom:
     kept: int
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """All uploads there are.  octets: what they take, and what those that arrive may come to.  most: of one account."""
+
+    files: int
+    accounts: int
+    octets: int
+    most: int
+
+
 def begin(conn: Connection, account_id: str, upload_id: str, *, at_most: int, quota: int, now_us: int) -> NoRoom | None:
     """Take room for a file of `at_most` octets; None: it was taken.  `finish` or `drop` must follow."""
     # Two at once must not both have the last room: the account's row is the lock.
@@ -114,6 +124,14 @@ def load(conn: Connection, upload_id: str) -> list[bytes]:
     """The pieces of a file, in order; fewer than there were when it has gone meanwhile."""
     query = select(upload_piece.c.data).where(upload_piece.c.upload_id == upload_id).order_by(upload_piece.c.n)
     return list(conn.execute(query).scalars())
+
+
+def kept(conn: Connection) -> Kept:
+    """What uploads take in the database, those included that have expired and go with the next look."""
+    each = select(func.count().label("files"), func.sum(upload.c.size).label("octets")).group_by(upload.c.account_id)
+    one = each.subquery()
+    totals = select(func.sum(one.c.files), func.count(), func.sum(one.c.octets), func.max(one.c.octets))
+    return Kept(*(int(figure or 0) for figure in conn.execute(totals).one()))
 
 
 def prune(conn: Connection, now_us: int) -> int:

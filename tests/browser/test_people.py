@@ -138,7 +138,7 @@ def test_the_operator_grants_credits(signed_in: SignIn) -> None:
         page.get_by_role("button", name="Grant").click()
         operator.saved()
         newcomer.go("/credits?reason=grant")
-        expect(newcomer.page.locator(".top-credits")).to_contain_text("1\u202f500 credits")
+        expect(newcomer.page.locator(".top-credits")).to_contain_text("1,500 credits")
         expect(newcomer.page.locator("tbody tr").first).to_contain_text("Willkommen")
         operator.go("/operator/health")
         page.get_by_role("button", name="Run the checks").click()

@@ -93,6 +93,7 @@ def test_a_ledger_that_was_touched_is_found(cli: Any, account: str, tmp_path: Pa
 
 
 def test_keys(cli: Any, account: str) -> None:
+    cli.ok("sender", "add", "a@b.example", "--route", "box", "--account", ME)
     made = cli.json(
         *("key", "mint", ME, "--name", "shop", "--permission", "smtp", "--permission", "http"),
         *("--sender", "A@B.example", "--from-ip", "192.0.2.0/24", "--from-ip", "::1", "--expires", "2099-12-31"),

@@ -23,6 +23,7 @@ def mint(cli: Cli, *options: str) -> str:
 def test_edit_changes_what_is_given(cli: Cli) -> None:
     key_id = mint(cli, "--permission", "smtp", "--from-ip", "192.0.2.0/24", "--expires", "2199-12-31")
     before = cli.json("key", "list", ME)[0]
+    cli.ok("sender", "add", "a@example.com", "--route", "box", "--account", ME)
     changed = cli.json("key", "edit", key_id, "--name", "store", "--permission", "http", "--sender", "A@Example.com")
     assert changed["name"] == "store"
     assert changed["permissions"] == ["http"]
@@ -59,6 +60,26 @@ def test_edit_refuses(cli: Cli, options: tuple[str, ...], said: str, status: int
     before = cli.json("key", "list", ME)
     assert said in cli.refused("key", "edit", key_id, *options, status=status)
     assert cli.json("key", "list", ME) == before
+
+
+def test_a_key_is_for_senders_of_its_account(cli: Cli) -> None:
+    """Global ones, and its own; not those of another account.  What it is for already may stay, once that is gone."""
+    cli.ok("account", "add", ME)
+    cli.ok("account", "add", "other@example.com")
+    add = ("sender", "add", "--route", "box")
+    cli.ok(*add, "global@example.com")
+    cli.ok(*add, "mine@example.com", "--account", ME)
+    cli.ok(*add, "theirs@example.com", "--account", "other@example.com")
+    mint_it = ("key", "mint", ME, "--name", "shop")
+    said = cli.refused(*mint_it, "--sender", "Theirs@example.com", "--sender", "mine@example.com", status=1)
+    assert "theirs@example.com is no sender of the account" in said
+    assert cli.json("key", "list", ME) == []
+    three = ("noreply@example.com", "global@example.com", "mine@example.com")
+    key_id = cli.json(*mint_it, *(word for sender in three for word in ("--sender", sender)))["id"]
+    cli.ok("sender", "remove", "mine@example.com", "--account", ME)
+    assert "is no sender" in cli.refused("key", "edit", key_id, "--sender", "theirs@example.com", status=1)
+    changed = cli.json("key", "edit", key_id, "--sender", "mine@example.com")
+    assert changed["senders"] == ["mine@example.com"]
 
 
 def test_a_chaos_key(cli: Cli) -> None:

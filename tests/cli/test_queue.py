@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,24 @@ def test_figures_and_lists(filled: Any) -> None:
     assert stats["by_route"] == {"box": 1, "direct": 2}
     assert stats["by_destination"] == {"a.example": 1, "b.example": 1, "one.example": 1}
     assert stats["oldest_at"].endswith("Z")
-    text = filled.ok("queue", "stats")
-    assert "a.example" in text
-    assert "one.example" in text
+    filled.ok("queue", "pause", "--route", "direct")
+    heading, *lines = filled.ok("queue", "stats").splitlines()
+    filled.ok("queue", "resume", "--route", "direct")
+    assert heading.split() == (
+        "ROUTE DESTINATION WAITING QUEUED DEFERRED CAPPED HELD IN DOUBT OLDEST P50 P95 TRIED/MIN SENT/MIN WHY".split()  # noqa: SIM905
+    )
+    assert [re.sub(r"\d+ (min|h)\b", "AGE", line).split() for line in lines[:6]] == [
+        ["box", "(all)", *"1 1 0 0 0 0 AGE AGE AGE 0 0 -".split()],  # noqa: SIM905
+        ["box", "one.example", *"1 1 0 0 0 0 AGE AGE AGE 0 0 -".split()],  # noqa: SIM905
+        ["direct", "(all)", *"2 2 0 0 0 0 AGE AGE AGE 0 0 paused".split()],  # noqa: SIM905
+        ["direct", "a.example", *"1 1 0 0 0 0 AGE AGE AGE 0 0 paused".split()],  # noqa: SIM905
+        ["direct", "b.example", *"1 1 0 0 0 0 AGE AGE AGE 0 0 paused".split()],  # noqa: SIM905
+        ["(all)", "(all)", *"3 3 0 0 0 0 AGE - - - - -".split()],  # noqa: SIM905
+    ]
+    for column in ("WAITING", "HELD", "IN DOUBT", "TRIED/MIN"):  # figures stand at their right
+        end = heading.index(column) + len(column)
+        assert {line[end - 2 : end + 1] for line in lines[:5]} <= {f" {n} " for n in "012"}, column
+    assert lines[7] == "under way: 0"
     assert [row["message_id"] for row in filled.json("queue", "list")] == [THIRD, FIRST, SECOND]
     assert [row["message_id"] for row in filled.json("queue", "list", "--route", "direct", "--limit", "1")] == [FIRST]
     (row,) = filled.json("queue", "list", "--destination", "B.example", "--state", "queued")

@@ -100,8 +100,26 @@ def test_what_the_command_line_changes_is_written_down(cli: Any, account: str) -
     assert rows[6]["data"] == {"amount": 50, "balance": 150, "note": "invoice 7"}
     assert key["key"] not in str(rows)
     assert [row["action"] for row in cli.json("audit", "list")] == ["sender.put"]
-    assert "credits.grant" in cli.ok("audit", "list", ME)
+    assert "Credits granted" in cli.ok("audit", "list", ME)
     assert cli.json("audit", "verify") == {"ok": True, "logs": 2, "faults": []}
+
+
+def test_the_audit_log_is_in_words(cli: Any, account: str) -> None:
+    """As on its page; `--json` has what is stored."""
+    key_id = cli.json("key", "mint", ME, "--name", "shop", "--from-ip", "192.0.2.0/24", "--expires", "2099-12-31")["id"]
+    cli.ok("key", "edit", key_id, "--name", "store", "--from-ip", "all", "--expires", "never")
+    change, made, *_ = cli.ok("audit", "list", ME).splitlines()[1:]
+    assert re.search(r"  command line  Key made +shop  ", made)
+    assert f"addresses: 192.0.2.0/24; expires at: 2100-01-01 00:00 UTC; key: {key_id}" in made
+    assert re.search(r"  command line  Key changed +store  ", change)
+    assert "addresses: 192.0.2.0/24 → none; expires at: 2100-01-01 00:00 UTC → none; " in change
+    assert change.endswith("; name: shop → store")
+    cli.ok("dkim", "add", "example.com")
+    cli.ok("queue", "pause", "--route", "box", "--note", "holidays")
+    pause, dkim = cli.ok("audit", "list").splitlines()[1:]
+    assert re.search(r"  Paused +box +note: holidays$", pause)
+    assert re.search(r"  DKIM key made +example\.com +selector: \S+$", dkim)
+    assert [row["action"] for row in cli.json("audit", "list")] == ["queue.pause", "dkim.add"]
 
 
 @pytest.mark.parametrize(

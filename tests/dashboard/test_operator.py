@@ -462,5 +462,6 @@ def test_the_checks_run_when_somebody_asks(desk: Desk) -> None:
     assert re.search(r"fails route evil .* What to do:", said)
     assert "answers as smtp.test" in said
     assert re.search(r"fine database \w+ answers and can be written", said)
+    assert "fine uploads none is kept; accounts may have at most 105 MB each" in said
     assert "SMTP sessions" in said
     assert "took" in words(desk.operator.get(health))

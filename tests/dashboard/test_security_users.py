@@ -9,7 +9,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from hepmaild.http.dashboard.audit import ACTIONS, KINDS
+from hepmaild.audit_words import ACTIONS
+from hepmaild.http.dashboard.audit import KINDS
 from hepmaild.http.dashboard.devices import device_words
 from tests.dashboard.conftest import OTHER, READER, Site
 from tests.dashboard.test_pages import alter

@@ -8,8 +8,9 @@ import re
 import pytest
 from markupsafe import Markup
 
+from hepmaild.counted import counted
 from hepmaild.http.dashboard.key_form import show_expiry
-from hepmaild.http.dashboard.words import many, no_address, span, told, when
+from hepmaild.http.dashboard.words import FILTERS, no_address, number, span, told, when
 from hepmaild.key_rules import LATEST_US
 
 
@@ -27,12 +28,17 @@ def test_long_times_are_years() -> None:
     assert span(1_200 * 365 * 86_400) == "1,200 years"
 
 
+def test_numbers_are_grouped_on_pages_as_everywhere() -> None:
+    assert [number(n) for n in (None, 0, 999, 1_000, 12_345_678)] == ["–", "0", "999", "1,000", "12,345,678"]
+    assert FILTERS["many"](12_345, "credit") == "12,345 credits"
+
+
 def test_one_of_something_is_not_many() -> None:
-    assert [many(n, "credit") for n in (0, 1, 2, 12_345)] == [
+    assert [counted(n, "credit") for n in (0, 1, 2, 12_345)] == [
         "0 credits",
         "1 credit",
         "2 credits",
-        "12\u202f345 credits",
+        "12,345 credits",
     ]
 
 

@@ -97,6 +97,32 @@ async def test_certificates_are_judged_by_the_authorities_of_the_attempts_own_ro
         assert w.queue.results("m2") == [Result.DEFERRED]
 
 
+@pytest.mark.parametrize("name", ["upstream", OWN])
+async def test_authorities_are_read_anew_with_the_settings(
+    autojump_clock: MockClock, tmp_path: Path, name: str
+) -> None:
+    """The file may have another content under its old name; a connection that was kept is not used on."""
+    authorities, trusted = [trustme.CA(), trustme.CA()], tmp_path / "ca.pem"
+    peer = Peer(tls=ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), implicit=True)
+    assert peer.tls is not None
+    authorities[0].issue_cert("upstream").configure_cert(peer.tls)
+    route = replace(smtp("upstream"), tls=TlsMode.IMPLICIT, tls_ca=str(trusted))
+    ways = Ways({OWN: replace(route, name=OWN)})
+    async with world(route, own=ways) as w:
+        w.peers["upstream"] = peer
+
+        async def attempt(number: int, authority: trustme.CA) -> list[Result | None]:
+            authority.cert_pem.write_to_path(str(trusted))
+            w.pool.replace_routes([replace(route)])
+            w.pool.offer_nowait(w.queue.add(f"m{number}", route=name, leased=True))
+            await w.queue.until(lambda: len(w.reported) == number)
+            return w.queue.results(f"m{number}")
+
+        assert await attempt(1, authorities[0]) == [Result.DELIVERED]
+        assert await attempt(2, authorities[1]) == [Result.DEFERRED]
+        assert await attempt(3, authorities[0]) == [Result.DELIVERED]
+
+
 async def test_an_attempt_of_the_old_route_leaves_the_new_ones_connections_alone(autojump_clock: MockClock) -> None:
     """It takes none of them, closes none of them, and keeps none of its own beside them."""
     ways = Passwords({OWN: own("mine", b"secret")})

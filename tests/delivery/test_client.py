@@ -393,6 +393,17 @@ def test_masks_what_the_peer_repeats_in_part(repeat: Callable[[str], str], mecha
     assert failed.reply.text.endswith("\nthat was it")
 
 
+def test_masks_api_keys_in_what_the_peer_repeats() -> None:
+    """One may stand in an address, which a refusal names; replies are kept with the recipient."""
+    key = "hyd-mail-" + "k" * 35 + "12345"
+    refusal = f"550 5.1.1 <{key}@example.net>: no such mailbox"
+    dialogue = Dialogue().play(HAPPY.replace("250 2.1.5 ok", refusal, 1))
+    assert dialogue.machine.transaction is not None
+    (*_, reply) = [reply for reply in dialogue.machine.transaction.rcpt if reply is not None and reply.code == 550]
+    assert reply.text == "<hyd-mail-…12345@example.net>: no such mailbox"
+    assert not [step for step in dialogue.transcript.steps if key in step.text]
+
+
 @pytest.mark.parametrize("garbage", ["250 ok;250 more", "250 ok;25"])
 def test_a_reply_to_nothing_ends_the_connection_but_not_the_verdict(garbage: str) -> None:
     dialogue = Dialogue().play(HAPPY.replace("250 2.0.0 queued", garbage))

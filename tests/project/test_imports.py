@@ -113,6 +113,7 @@ LEVELS: list[tuple[str, int]] = [
     *(
         (f"hepmaild.{name}", 1)
         for name in (
+            "audit_words",
             "config_check",
             "config_docs",
             "config_load",
@@ -126,7 +127,7 @@ LEVELS: list[tuple[str, int]] = [
         )
     ),
     ("hepmaild.search_words", 1),
-    *((f"hepmaild.{name}", 0) for name in ("config", "counted", "errors", "events", "mail", "own_routes")),
+    *((f"hepmaild.{name}", 0) for name in ("config", "counted", "errors", "events", "mail", "masking", "own_routes")),
     ("hepmaild", 0),
 ]
 

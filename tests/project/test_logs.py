@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hepmaild import logs
+from hepmaild.masking import mask_keys
 from tests.peers.processes import no_file_beyond
 
 KEY = "hyd-mail-" + "aB3" * 13 + "Z"
@@ -84,6 +85,21 @@ def test_keys_and_passwords_are_masked_everywhere(lines: io.StringIO) -> None:
 )
 def test_passwords_in_addresses_are_masked(text: str, masked: str) -> None:
     assert logs.redact(text) == masked
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        (f"EHLO {KEY}", f"EHLO hyd-mail-…{KEY[-5:]}"),
+        (f"<{KEY}@{KEY.lower()}>", f"<hyd-mail-…{KEY[-5:]}@hyd-mail-…{KEY[-5:].lower()}>"),
+        (f"x{KEY}y, {KEY}…", "xhyd-mail-…aB3Zy, hyd-mail-…"),  # cut off: those are not its last five
+        (f"{KEY[:12]}…", "hyd-mail-…"),
+        ("hyd-mail-…12345, hyd-mail- and 40 characters", "hyd-mail-…12345, hyd-mail- and 40 characters"),
+    ],
+)
+def test_keys_are_masked_wherever_they_stand(text: str, masked: str) -> None:
+    assert mask_keys(text) == masked
+    assert mask_keys(masked) == masked
 
 
 def test_libraries_are_heard(lines: io.StringIO) -> None:

@@ -201,6 +201,41 @@ def test_a_mistake_in_the_environment_names_the_variable(name: str, value: str, 
     assert any(said in line for line in problems("", **{name: value}))
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("HEPMAILD_SERVER_HOSTNAME", "HEPMAILD_SERVER__HOSTNAME"),
+        ("HEPMAILD_OWN_SMTP_TLS_CA", "HEPMAILD_OWN_SMTP__TLS_CA"),
+        ("HEPMAILD_DATABASE_URL_FILE", "HEPMAILD_DATABASE__URL_FILE"),
+        ("HEPMAILD_ROUTE_UP_PASSWORD", "HEPMAILD_ROUTE__UP__PASSWORD"),
+        ("HEPMAILD_ROUTE_0_MESSAGES_PER_CONNECTION", "HEPMAILD_ROUTE__0__MESSAGES_PER_CONNECTION"),
+        ("HEPMAILD_SENDER_DAILY_CAP", "HEPMAILD_SENDER__0__DAILY_CAP"),
+        ("HEPMAILD_PLANS_FREE_LOG_DAYS", "HEPMAILD_PLANS__FREE__LOG_DAYS"),
+    ],
+)
+def test_one_underscore_is_not_two(name: str, meant: str) -> None:
+    [said] = problems("", **{name: "hunter2"})
+    assert said == f"{name}: is no setting: two underscores stand before its key; write {meant}"
+
+
+def test_variables_of_others_may_begin_as_ours() -> None:
+    """The tests' own; and what Kubernetes sets for services that are called hepmaild and hepmaild-smtp."""
+    others = "CONFIG TEST_POSTGRES KILLS OUTAGE_S PORT SERVICE_HOST PORT_587_TCP SMTP_PORT SMTP_SERVICE_HOST".split()  # noqa: SIM905
+    assert read("", **{f"HEPMAILD_{name}": "x" for name in others}) == config.Settings()
+
+
+@pytest.mark.parametrize("second", ["up.1", "UP_1"])
+def test_a_variable_that_means_two_routes_is_refused(second: str) -> None:
+    """It set the first one's password, and the second had none, or another one's."""
+    text = ROUTE.replace('"up"', '"up-1"') + ROUTE.replace('"up"', f'"{second}"')
+    [said] = problems(text, HEPMAILD_ROUTE__UP_1__TLS="none")
+    assert said.startswith(f"HEPMAILD_ROUTE__UP_1__TLS: means the routes 'up-1' and '{second}' alike: write the number")
+    settings = read(text, HEPMAILD_ROUTE__1__TLS="none")
+    assert [route.tls for route in settings.route] == [config.TlsMode.STARTTLS, config.TlsMode.NONE]
+    plans = '[plans."a-b"]\nlog_days = 1\n[plans."a.b"]\nlog_days = 1\n'
+    assert "means 'a-b' and 'a.b' alike" in problems(plans, HEPMAILD_PLANS__A_B__LOG_DAYS="2")[0]
+
+
 def test_secrets_come_from_files_and_credentials(tmp_path: Path) -> None:
     (tmp_path / "pw").write_text("from-file\n")
     text = ROUTE + 'username = "me"\n'

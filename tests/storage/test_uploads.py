@@ -10,13 +10,21 @@ import pytest
 import trio
 from sqlalchemy import Connection, func, insert, select
 
+from hepmaild.config import LimitSettings, Settings
+from hepmaild.doctor import books as doctor
+from hepmaild.doctor.checks import State
 from hepmaild.storage import uploads
 from hepmaild.storage.schema_templates import upload, upload_piece
-from hepmaild.storage.uploads import MAX_KEPT, MAX_OPEN, NoRoom, Upload
-from tests.storage.books import Books, open_books
+from hepmaild.storage.uploads import MAX_KEPT, MAX_OPEN, Kept, NoRoom, Upload
+from tests.storage.books import Books, add_account, open_books
 from tests.storage.conftest import Opener
 
 QUOTA = 100
+NONE = "none is kept; accounts may have at most 5 kB each (limits.upload_bytes_per_account)"
+SOME = (
+    "3 files of 2 accounts take 4 kB in the database; the most that one account has is 4 kB, of at most 5 kB each "
+    "(limits.upload_bytes_per_account)"
+)
 
 
 @pytest.fixture
@@ -41,6 +49,22 @@ def counts(conn: Connection) -> tuple[int, int]:
     tables = (upload, upload_piece)
     files, pieces = (conn.execute(select(func.count()).select_from(table)).scalar_one() for table in tables)
     return files, pieces
+
+
+async def test_what_uploads_take(books: Books) -> None:
+    """All of them, also those that arrive and those that have expired; and as the doctor tells it."""
+    settings = Settings(limits=LimitSettings(upload_bytes_per_account=5_000))
+    (said,) = await doctor.uploads(settings, books.store)
+    assert (said.state, said.found) == (State.OK, NONE)
+    await put(books, "u1", 60)
+    assert await begin(books, "u2", 40) is None
+    books.clock.us += uploads.LIFE_US + 1
+    await books.store.write(add_account, 2, 100, books.clock.us)
+    room = {"at_most": 4_000, "quota": 5_000, "now_us": books.clock.us}
+    assert await books.store.write(uploads.begin, "account-2", "u3", **room) is None
+    assert await books.store.read(uploads.kept) == Kept(files=3, accounts=2, octets=4_100, most=4_000)
+    (said,) = await doctor.uploads(settings, books.store)
+    assert (said.state, said.found) == (State.OK, SOME)
 
 
 async def test_room_is_taken_before_and_settled_after(books: Books) -> None:

@@ -10,8 +10,9 @@ from urllib.parse import urlencode
 
 from quart.wrappers import Response
 
+from hepmaild.audit_words import ACTIONS
 from hepmaild.config import MAX_CAP, STANDARD_PLAN, Settings
-from hepmaild.http.dashboard.audit import ACTIONS
+from hepmaild.counted import counted
 from hepmaild.http.dashboard.forms import Form
 from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, number_of
 from hepmaild.http.dashboard.words import no_address
@@ -249,8 +250,8 @@ def _mount_account(group: Pages) -> None:
         except ValueError as error:
             return await account_page(visit, account_id, typed=form, errors={"amount": sentence(error)})
         done = "granted" if amount > 0 else "taken back"
-        many = f"{abs(amount):,} credit{'' if abs(amount) == 1 else 's'}"
-        return visit.redirect(f"{BASE}/{account_id}", f"{many} {done}; the balance is {balance:,}.")
+        said = f"{counted(abs(amount), 'credit')} {done}; the balance is {balance:,}."
+        return visit.redirect(f"{BASE}/{account_id}", said)
 
     @group.post(f"{BASE}/<account_id>/users/<user_id>/link", needs="operator")
     async def make_link(visit: Visit, form: Form, account_id: str, user_id: str) -> Response:

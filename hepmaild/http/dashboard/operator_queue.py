@@ -9,10 +9,10 @@ from urllib.parse import urlencode
 from quart.wrappers import Response
 
 from hepmaild.config import DAY_US, RouteKind
+from hepmaild.counted import counted
 from hepmaild.http.dashboard.forms import Form
 from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit
 from hepmaild.http.dashboard.operator_accounts import sentence
-from hepmaild.http.dashboard.words import many
 from hepmaild.mail.dkim_record import check_domain
 from hepmaild.mail.ids import is_message_id
 from hepmaild.own_routes import ALL
@@ -166,7 +166,7 @@ def _mount_many(group: Pages) -> None:
             return visit.redirect(BASE, error or "Name a route or a destination.")
         operations: Any = dashboard.extras["operations"]
         change = await operations.change_many(deed, Where(route, destination or None), visit.actor)
-        which = f"{many(change.recipients, 'recipient')} of {many(change.messages, 'message')}"
+        which = f"{counted(change.recipients, 'recipient')} of {counted(change.messages, 'message')}"
         what = f"{'is' if change.recipients == 1 else 'are'} {'due now' if deed == 'retry' else 'released'}"
         if change.error:
             return visit.redirect(BASE, f"It ended early: {change.error}.")

@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from hepmaild.counted import counted
 from hepmaild.key_rules import LATEST_US
 
 # Each state has its own shape and word, so that colour is never alone.
@@ -60,13 +61,8 @@ def when(us: int | None, none: str = "never", is_exact: bool = False) -> Markup:
 
 
 def number(value: float | None) -> str:
-    """Grouped by thousands with a narrow space: `12 345`."""
-    return "–" if value is None else f"{value:,.0f}".replace(",", "\u202f")
-
-
-def many(value: int, word: str) -> str:
-    """How many there are of something: `1 credit`, `12 345 credits`."""
-    return f"{number(value)} {word}{'' if value == 1 else 's'}"
+    """Grouped by thousands, as in the replies and the command line's sentences beside it: `12,345`."""
+    return "–" if value is None else f"{value:,.0f}"
 
 
 def size(octets: int | None) -> str:
@@ -135,7 +131,7 @@ def no_address(error: ValueError) -> str:
 FILTERS: dict[str, Any] = {
     "when": when,
     "number": number,
-    "many": many,
+    "many": counted,
     "size": size,
     "span": span,
     "state": state,
@@ -147,7 +143,6 @@ __all__ = [
     "FILTERS",
     "STATES",
     "instant",
-    "many",
     "middle",
     "no_address",
     "number",
