@@ -19,7 +19,6 @@ from werkzeug.exceptions import Forbidden
 from hepmaild.http.call import Call
 from hepmaild.http.dashboard.forms import SMALL_FORM_OCTETS, Form, read_form
 from hepmaild.http.dashboard.frame import (
-    ACCESS_COOKIE,
     NOTICE_COOKIE,
     Dashboard,
     Pages,
@@ -150,10 +149,10 @@ def _mount_link(blueprint: Blueprint, dashboard: Dashboard) -> None:
 
 async def _end_former(dashboard: Dashboard) -> None:
     """Its cookies are about to be replaced: the session that this browser had would only lie about, alive."""
-    access = request.cookies.get(ACCESS_COOKIE, "")
-    former = await dashboard.people.viewer_of(access) if access else None
+    former = await open_visit(dashboard)
     if former is not None:
-        await dashboard.people.sign_out(former.session_id)
+        await dashboard.people.sign_out(former.viewer.session_id)
+        former.call.renewed = None
 
 
 def _sign_in_page(
