@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlencode
 
 import trio
 from quart.wrappers import Response
 
 from hepmaild.http.dashboard.forms import Form
-from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, number_of
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, number_of, with_query
 from hepmaild.http.dashboard.words import instant
 from hepmaild.storage.audit import Fault
 from hepmaild.storage.security_page import audit_page, verify_audit
 
+PATH = "/security/audit"
 ROWS = 50
 MAX_WORDS = 200
 MAX_DETAIL = 300
@@ -85,11 +85,11 @@ def pages(dashboard: Dashboard) -> Pages:
     group = Pages("audit", dashboard)
     turns = trio.CapacityLimiter(1)
 
-    @group.get("/security/audit", needs="admin")
+    @group.get(PATH, needs="admin")
     async def show(visit: Visit) -> Response:
         return await _page(visit, None)
 
-    @group.post("/security/audit/verify", needs="admin")
+    @group.post(f"{PATH}/verify", needs="admin")
     async def verify(visit: Visit, _form: Form) -> Response:
         async with turns:
             checked = await visit.store.read(verify_audit, visit.account_id)
@@ -110,8 +110,8 @@ async def _page(visit: Visit, checked: tuple[int, Fault | None] | None) -> Respo
         kinds=KINDS,
         words=words,
         is_cut=found.is_cut,
-        first="" if before is None else _link(kind, words),
-        older="" if found.older is None else _link(kind, words, before=found.older),
+        first="" if before is None else with_query(PATH, kind=kind, q=words),
+        older="" if found.older is None else with_query(PATH, kind=kind, q=words, before=found.older),
         checked=None if checked is None else checked[0],
         fault=None if checked is None else checked[1],
     )
@@ -147,8 +147,3 @@ def _say(value: Any, *, is_time: bool = False) -> str:
     if isinstance(value, list):
         return ", ".join(_say(each) for each in value)[:MAX_DETAIL] or "none"
     return str(value)[:MAX_DETAIL]
-
-
-def _link(kind: str, words: str, **more: Any) -> str:
-    query = {**({"kind": kind} if kind else {}), **({"q": words} if words else {}), **more}
-    return "/security/audit" + ("?" + urlencode(query) if query else "")

@@ -7,7 +7,6 @@ fills messages, on what the form holds; without a script a button asks for it, w
 
 from __future__ import annotations
 
-import json
 import uuid
 from dataclasses import replace
 from functools import partial
@@ -18,9 +17,9 @@ from quart.wrappers import Response
 from werkzeug.exceptions import BadRequest, NotFound
 
 from hepmaild.http.dashboard.forms import Form
-from hepmaild.http.dashboard.frame import HEADERS, Dashboard, Pages, Visit, number_of
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, framed, number_of
 from hepmaild.http.dashboard.parts import without_links
-from hepmaild.http.dashboard.snippets import NO_KEY, SEND_PATH, place_of
+from hepmaild.http.dashboard.snippets import curl, place_of
 from hepmaild.http.dashboard.template_form import (
     Preview,
     Typed,
@@ -98,13 +97,7 @@ def _mount_preview(group: Pages) -> None:
 def _frame(visit: Visit, preview: Preview) -> Response:
     shown = preview if preview.html is None else replace(preview, html=without_links(preview.html))
     html = visit.dashboard.templates.get_template("templates/preview.html").render(p=shown)
-    response = Response(html, content_type="text/html; charset=utf-8")
-    response.headers.update(HEADERS)
-    response.headers["Content-Security-Policy"] = PREVIEW_POLICY
-    response.headers["X-Frame-Options"] = "SAMEORIGIN"
-    response.headers["Referrer-Policy"] = "no-referrer"
-    response.headers["X-DNS-Prefetch-Control"] = "off"
-    return response
+    return framed(html, PREVIEW_POLICY)
 
 
 def _mount_template(group: Pages) -> None:
@@ -260,9 +253,4 @@ def _curl(visit: Visit, sheet: Sheet) -> str:
     """The call that sends this template."""
     place = place_of(visit.dashboard.settings(), visit.dashboard.public_url())
     fields = {"to": "you@example.com", "templateKey": sheet.template.key, "variables": sheet.samples}
-    body = json.dumps(fields, ensure_ascii=False).replace("'", "'\\''")
-    insecure = " --insecure" if place.is_self_made else ""
-    return (
-        f"curl -sS{insecure} {place.url}{SEND_PATH} \\\n  -H 'Authorization: Bearer {NO_KEY}' \\\n"
-        f"  -H 'Content-Type: application/json' \\\n  -d '{body}'"
-    )
+    return curl(place, fields)
