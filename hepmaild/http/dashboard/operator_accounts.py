@@ -13,6 +13,7 @@ from hepmaild.config import MAX_CAP, STANDARD_PLAN, Settings
 from hepmaild.http.dashboard.audit import ACTIONS
 from hepmaild.http.dashboard.forms import Form
 from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, number_of, with_query
+from hepmaild.http.dashboard.snippets import place_of
 from hepmaild.http.dashboard.words import no_address, sentence
 from hepmaild.mail.address import check_address
 from hepmaild.people import link_url
@@ -52,12 +53,6 @@ async def change(visit: Visit, topic: str, fn: Callable[..., Any], *args: Any, *
     else:
         await visit.store.announce(topic)
     return done
-
-
-def link_base(visit: Visit) -> str:
-    """Where one-time links begin."""
-    url = visit.dashboard.public_url()
-    return url or f"https://{visit.dashboard.settings().server.hostname}"
 
 
 # The list
@@ -118,7 +113,7 @@ def _mount_list(group: Pages) -> None:
             "operator/link.html",
             title="The account is made",
             email=email,
-            url=link_url(link_base(visit), token),
+            url=link_url(place_of(dashboard.settings(), dashboard.public_url()).url, token),
             back=f"{BASE}/{account_id}",
         )
 
@@ -252,7 +247,7 @@ def _mount_account(group: Pages) -> None:
             "operator/link.html",
             title="The link is made",
             email=user["email"],
-            url=link_url(link_base(visit), token),
+            url=link_url(place_of(dashboard.settings(), dashboard.public_url()).url, token),
             back=f"{BASE}/{account_id}",
         )
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hepmaild.config import Settings, parse_address
+from hepmaild.config import Settings, dashboard_url, parse_address
 from hepmaild.http.quick import SEND_PATH
 
 NO_KEY = "YOUR_API_KEY"
@@ -45,10 +45,8 @@ def place_of(settings: Settings, public_url: str) -> Place:
     host = settings.server.hostname
     port = parse_address(settings.smtp.starttls[0])[1] if settings.smtp.starttls else 0
     tls_port = parse_address(settings.smtp.implicit_tls[0])[1] or SUBMISSIONS_PORT if settings.smtp.implicit_tls else 0
-    if not public_url:
-        https = parse_address(settings.http.listen[0])[1] if settings.http.listen else 0
-        public_url = f"https://{host}" + (f":{https}" if https not in (0, 443) else "")
-    return Place(public_url.rstrip("/"), host, port or SUBMISSION_PORT, tls_port, not settings.tls.certificate)
+    url = public_url.rstrip("/") or dashboard_url(settings)
+    return Place(url, host, port or SUBMISSION_PORT, tls_port, not settings.tls.certificate)
 
 
 def make_snippets(place: Place, sender: str, key: str = NO_KEY, to: str = "you@example.com") -> list[Snippet]:
