@@ -449,6 +449,17 @@ def parse_address(text: str) -> tuple[str, int]:
     return ("::" if host in {"", "*"} else host), int(port)
 
 
+def dashboard_url(settings: Settings) -> str:
+    """How people reach the dashboard: `http.public_url`, else the name of this server and its first HTTPS port.
+
+    Without a slash at its end.
+    """
+    if settings.http.public_url:
+        return settings.http.public_url.rstrip("/")
+    port = next((parse_address(address)[1] for address in settings.http.listen), 443)
+    return f"https://{settings.server.hostname}" + ("" if port in (0, 443) else f":{port}")
+
+
 def format_address(host: str, port: int) -> str:
     """`host:port`, an IPv6 address in brackets: as logs, URLs and the settings write it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

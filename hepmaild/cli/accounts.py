@@ -12,7 +12,7 @@ import click
 from hepmaild.cli import backend
 from hepmaild.cli.common import EMAIL, PLAN, json_option, read_line, with_settings
 from hepmaild.cli.output import CommandFailed, print_hint, print_json, print_pairs, print_table, shown_once
-from hepmaild.config import STANDARD_PLAN, Settings, parse_address
+from hepmaild.config import STANDARD_PLAN, Settings, dashboard_url
 from hepmaild.counted import counted, do
 
 if TYPE_CHECKING:
@@ -102,14 +102,6 @@ def _show_link(settings: Settings, email: str, token: str) -> None:
     click.echo(f"\n{email} signs in once, within 24 hours, and chooses a password, at\n")
     click.echo(f"  {link_url(dashboard_url(settings), token)}\n")
     print_hint("Give it to nobody else.")
-
-
-def dashboard_url(settings: Settings) -> str:
-    """How people reach the dashboard: `http.public_url`, else the name of this server and its first HTTPS port."""
-    if settings.http.public_url:
-        return settings.http.public_url
-    port = next((parse_address(address)[1] for address in settings.http.listen), 443)
-    return f"https://{settings.server.hostname}" + ("" if port in (0, 443) else f":{port}")
 
 
 @account.command("link")

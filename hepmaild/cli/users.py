@@ -10,10 +10,9 @@ import click
 
 from hepmaild.audit_words import in_words
 from hepmaild.cli import backend
-from hepmaild.cli.accounts import dashboard_url
 from hepmaild.cli.common import EMAIL, json_option, with_settings
 from hepmaild.cli.output import CommandFailed, print_json, print_table, shown_once
-from hepmaild.config import Settings
+from hepmaild.config import Settings, dashboard_url
 from hepmaild.counted import counted, do
 
 if TYPE_CHECKING:

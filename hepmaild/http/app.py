@@ -198,6 +198,8 @@ class App(QuartTrio):
             return await super().handle_websocket(websocket)
         except HTTPException as error:
             return Response("", status=error.code or 400)
+        except (StoreUnavailable, NoThread):  # pages try again by themselves, and each would be told as a crash
+            return Response("", status=503, headers={"Retry-After": "5"})
         except Exception:  # the HTTP boundary (design.md section 8)
             log.exception("websocket_crashed", path=_loggable(websocket.path))
             return Response("", status=500)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from quart.wrappers import Request
@@ -67,7 +67,6 @@ class Call:
     rate: RateState | None = None
     code: str = ""
     key_id: str = ""
-    closes: bool = field(default=False)
     is_login: bool = False
     is_own_smtp: bool = False
     renewed: TokenSet | None = None

@@ -21,6 +21,7 @@ from quart import Blueprint, websocket
 from werkzeug.exceptions import BadRequest, Forbidden, TooManyRequests, Unauthorized
 
 from hepmaild.errors import StoreUnavailable
+from hepmaild.http.call import STATE_KEY, ConnectionFacts
 from hepmaild.http.dashboard.frame import ACCESS_COOKIE, Dashboard, is_ours, number_of
 from hepmaild.http.dashboard.words import span, state
 from hepmaild.lifecycle import Lifecycle
@@ -176,8 +177,8 @@ class LiveDoor:
 
     async def _admit(self) -> View:
         """Who asks for what; an HTTP error instead of a websocket for whoever must not."""
-        facts = websocket.scope["state"].get("hepmaild.connection")
-        if facts is not None and facts.over_limit:
+        facts: ConnectionFacts = websocket.scope["state"][STATE_KEY]
+        if facts.over_limit:
             raise TooManyRequests
         arguments = websocket.args
         try:

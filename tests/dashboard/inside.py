@@ -45,9 +45,9 @@ class Inside:
 
 
 @asynccontextmanager
-async def open_inside(opener: Opener, folder: Path) -> AsyncIterator[Inside]:
+async def open_inside(opener: Opener, folder: Path, settings: Settings | None = None) -> AsyncIterator[Inside]:
     """Ann and Eve of `open_world`, nobody signed in."""
-    settings = Settings()
+    settings = settings or Settings()
     async with open_world(opener, folder) as world:
 
         def tell() -> Settings:
@@ -55,7 +55,7 @@ async def open_inside(opener: Opener, folder: Path) -> AsyncIterator[Inside]:
                 raise inside.trouble
             return settings
 
-        dashboard = Dashboard(world.store, world.people, tell, world.clock.now_us, lambda: "")
+        dashboard = Dashboard(world.store, world.people, tell, world.clock.now_us, lambda: settings.http.public_url)
         materials = Materials(world.store, world.clock.now_us, trio.CapacityLimiter(1), lambda: 1 << 20)
         async with (
             open_door(folder, people=world.people, dashboard=dashboard, materials=materials) as door,

@@ -10,10 +10,11 @@ import pytest
 
 from hepmaild.errors import StoreUnavailable
 from hepmaild.http.dashboard.frame import NOTICE_COOKIE, TOO_LATE
+from hepmaild.storage import links, sessions
 from tests.conftest import LogEvents
 from tests.dashboard.inside import ACCESS, REFRESH, Inside, open_inside
 from tests.dashboard.visitor import csrf_of, words
-from tests.people.conftest import MINUTE_US, PASSWORD, database_url, opener
+from tests.people.conftest import ANN, EVE, MINUTE_US, PASSWORD, database_url, opener
 from tests.storage.conftest import Opener
 
 __all__ = ["database_url", "opener"]
@@ -147,3 +148,19 @@ async def test_a_sign_in_form_that_is_too_old_keeps_the_address(inside: Inside) 
     answer = await inside.browser.post("/sign-in", data=form)
     assert answer.status_code == 400
     assert 'value="ann@example.com"' in answer.text
+
+
+async def test_who_uses_a_link_then_leaves_no_session_behind(inside: Inside) -> None:
+    """Of whoever was signed in at that browser before, and might have gone on there."""
+    store, clock = inside.world.store, inside.world.clock
+    await inside.sign_in(EVE)
+    assert len(await store.read(sessions.list_of, "account-2", clock.us)) == 1
+    token = links.new_token()
+    await store.write(links.make, token=token, user_id=inside.world.ids[ANN], purpose=links.RESET, now_us=clock.us)
+    clock.us += 16 * MINUTE_US
+    answer = await inside.browser.post("/link", data={"token": token, "password": PASSWORD})
+    assert answer.status_code == 303
+    assert len(answer.headers.get_list("set-cookie")) == len({ACCESS, REFRESH})
+    assert ANN in (await inside.browser.get("/security")).text
+    assert await store.read(sessions.list_of, "account-2", clock.us) == []
+    await assert_stays(inside)

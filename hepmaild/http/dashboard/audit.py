@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-from urllib.parse import urlencode
-
 import trio
 from quart.wrappers import Response
 
 from hepmaild.audit_words import in_words
 from hepmaild.http.dashboard.forms import Form
-from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, number_of
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, number_of, with_query
 from hepmaild.storage.audit import Fault
 from hepmaild.storage.security_page import audit_page, verify_audit
 
+PATH = "/security/audit"
 ROWS = 50
 MAX_WORDS = 200
 KINDS = {
@@ -38,11 +36,11 @@ def pages(dashboard: Dashboard) -> Pages:
     group = Pages("audit", dashboard)
     turns = trio.CapacityLimiter(1)
 
-    @group.get("/security/audit", needs="admin")
+    @group.get(PATH, needs="admin")
     async def show(visit: Visit) -> Response:
         return await _page(visit, None)
 
-    @group.post("/security/audit/verify", needs="admin")
+    @group.post(f"{PATH}/verify", needs="admin")
     async def verify(visit: Visit, _form: Form) -> Response:
         async with turns:
             checked = await visit.store.read(verify_audit, visit.account_id)
@@ -63,13 +61,8 @@ async def _page(visit: Visit, checked: tuple[int, Fault | None] | None) -> Respo
         kinds=KINDS,
         words=words,
         is_cut=found.is_cut,
-        first="" if before is None else _link(kind, words),
-        older="" if found.older is None else _link(kind, words, before=found.older),
+        first="" if before is None else with_query(PATH, kind=kind, q=words),
+        older="" if found.older is None else with_query(PATH, kind=kind, q=words, before=found.older),
         checked=None if checked is None else checked[0],
         fault=None if checked is None else checked[1],
     )
-
-
-def _link(kind: str, words: str, **more: Any) -> str:
-    query = {**({"kind": kind} if kind else {}), **({"q": words} if words else {}), **more}
-    return "/security/audit" + ("?" + urlencode(query) if query else "")

@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-from urllib.parse import urlencode
-
 import trio
 from quart.wrappers import Response
 
 from hepmaild.http.dashboard.forms import Form
-from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, number_of
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, number_of, with_query
 from hepmaild.storage import credits as ledger
 from hepmaild.storage.credits import Checked, Fault
 from hepmaild.storage.message_page import still_there
@@ -58,13 +55,8 @@ async def _page(visit: Visit, verified: Checked | Fault | None) -> Response:
         logged=logged,
         reason=reason,
         reasons=REASONS,
-        first="" if before is None else _link(reason),
-        older=_link(reason, before=shown[-1]["seq"]) if len(rows) > ROWS else "",
+        first="" if before is None else with_query("/credits", reason=reason),
+        older=with_query("/credits", reason=reason, before=shown[-1]["seq"]) if len(rows) > ROWS else "",
         verified=verified,
         fault=verified if isinstance(verified, Fault) else None,
     )
-
-
-def _link(reason: str, **more: Any) -> str:
-    query = {**({"reason": reason} if reason else {}), **more}
-    return "/credits" + ("?" + urlencode(query) if query else "")

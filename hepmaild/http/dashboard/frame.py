@@ -11,7 +11,7 @@ import gc
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -149,8 +149,8 @@ class Visit:
             set_cookie(response, NOTICE_COOKIE, quote(notice[:500]), max_age=60)
         return response
 
-    def not_found(self) -> Response:
-        """There is no such thing, or it is somebody else's: both look the same."""
+    def not_found(self) -> NoReturn:
+        """There is no such thing, or it is somebody else's: both look the same.  Raises NotFound."""
         raise NotFound
 
 
@@ -226,7 +226,7 @@ class Pages:
         """Whoever sent a form of ours is told that it came too late, and comes back to the page it stands on."""
         is_form = request.method == "POST" and same_origin(self.dashboard)
         back = request.full_path.rstrip("?") if request.method == "GET" else _page_before() if is_form else "/"
-        response = clear_tokens(see("/sign-in" + ("" if back == "/" else "?" + urlencode({"next": back}))))
+        response = clear_tokens(see(with_query("/sign-in", next="" if back == "/" else back)))
         if is_form:
             set_cookie(response, NOTICE_COOKIE, quote(TOO_LATE), max_age=60)
         return response
@@ -295,6 +295,22 @@ def html_response(html: str, status: int = 200) -> Response:
     response = Response(html, status=status, content_type="text/html; charset=utf-8")
     response.headers.update(HEADERS)
     return response
+
+
+def framed(html: str, policy: str) -> Response:
+    """A document of its own for a frame on a page of ours.  It may do what `policy` allows, and call nobody."""
+    response = html_response(html)
+    response.headers["Content-Security-Policy"] = policy
+    response.headers["X-Frame-Options"] = "SAMEORIGIN"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["X-DNS-Prefetch-Control"] = "off"
+    return response
+
+
+def with_query(path: str, **query: object) -> str:
+    """The address of a page: `path` with what of `query` is not empty."""
+    kept = {name: value for name, value in query.items() if value}
+    return path + ("?" + urlencode(kept) if kept else "")
 
 
 def see(path: str) -> Response:

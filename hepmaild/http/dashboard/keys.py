@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import uuid
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 
 from quart.wrappers import Response
 
 from hepmaild.http.dashboard.forms import Form
-from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, with_query
 from hepmaild.http.dashboard.key_form import PERMISSIONS, KeyWish, read_wish, typed_of
 from hepmaild.http.dashboard.overview import NO_SENDER, book_of
 from hepmaild.http.dashboard.snippets import make_snippets, place_of
+from hepmaild.http.dashboard.words import sentence
 from hepmaild.mail.chaos import KINDS
 from hepmaild.policy import SenderBook, plan_of
 from hepmaild.storage import audit, keys
@@ -60,8 +60,8 @@ def _mount_list(group: Pages) -> None:
             most=_most(visit),
             words=words,
             is_long=len(rows) > ROWS,
-            first=_list_link(words) if begin else "",
-            further=_list_link(words, page[-1]["id"]) if len(found) > begin + ROWS else "",
+            first=with_query("/keys", q=words) if begin else "",
+            further=with_query("/keys", q=words, behind=page[-1]["id"]) if len(found) > begin + ROWS else "",
         )
 
     @group.get("/keys/new", needs="admin")
@@ -81,13 +81,8 @@ def _mount_list(group: Pages) -> None:
                 mint_unit, visit.account_id, visit.actor, wish, str(uuid.uuid4()), secret, _most(visit), now_us
             )
         except keys.Refused as error:
-            return await _new_page(visit, book, typed, {error.field: _sentence(error)})
+            return await _new_page(visit, book, typed, {error.field: sentence(error)})
         return await _secret_page(visit, book, made["id"], made["name"], wish, secret, is_new=True)
-
-
-def _list_link(words: str, behind: str = "") -> str:
-    query = {name: value for name, value in (("q", words), ("behind", behind)) if value}
-    return "/keys" + ("?" + urlencode(query) if query else "")
 
 
 def _mount_key(group: Pages) -> None:
@@ -108,7 +103,7 @@ def _mount_key(group: Pages) -> None:
                 change_unit, visit.account_id, visit.actor, key_id, wish, group.dashboard.now_us()
             )
         except keys.Refused as error:
-            return await _key_page(visit, row, typed, {error.field: _sentence(error)})
+            return await _key_page(visit, row, typed, {error.field: sentence(error)})
         if done is None:
             return visit.not_found()
         return visit.redirect(f"/keys/{key_id}", "Saved. It holds from the next call on." if done else "")
@@ -238,16 +233,10 @@ def _most(visit: Visit) -> int:
     return plan_of(visit.dashboard.settings().plans, visit.viewer.plan).api_keys
 
 
-def _sentence(error: Exception) -> str:
-    text = str(error)
-    return text[:1].upper() + text[1:] + "."
-
-
 async def _find(visit: Visit, key_id: str) -> dict[str, Any]:
     row = await visit.store.read(keys.of_account, visit.account_id, key_id)
     if row is None:
         visit.not_found()
-    assert row is not None
     return row
 
 

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlencode
 
 from quart.wrappers import Response
 
-from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, with_query
 from hepmaild.http.dashboard.overview import NO_SENDER, book_of
 from hepmaild.http.dashboard.snippets import Snippet, make_snippets, place_of
 from hepmaild.search_words import DOORS, FIELDS, STATES, Search, SearchProblem, parse
@@ -72,6 +71,4 @@ def _look(conn: Any, account_id: str, search: Search, before: Place | None, afte
 
 def url(text: str, *, before: Place | None = None, after: Place | None = None, path: str = "/logs") -> str:
     """The address of a view."""
-    asked = {"q": text, "before": before and str(before), "after": after and str(after)}
-    query = urlencode({name: value for name, value in asked.items() if value})
-    return f"{path}?{query}" if query else path
+    return with_query(path, q=text, before=before, after=after)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import suppress
@@ -18,9 +16,10 @@ from hepmaild.config import DAY_US
 from hepmaild.http.compat import Stream
 from hepmaild.http.dashboard import timeline
 from hepmaild.http.dashboard.forms import Form
-from hepmaild.http.dashboard.frame import HEADERS, Dashboard, Pages, Visit
+from hepmaild.http.dashboard.frame import HEADERS, Dashboard, Pages, Visit, framed
 from hepmaild.http.dashboard.parts import Parts, disposition, take_apart
-from hepmaild.http.dashboard.snippets import NO_KEY, SEND_PATH, place_of
+from hepmaild.http.dashboard.snippets import curl, place_of
+from hepmaild.http.dashboard.words import sentence
 from hepmaild.mail.chaos import kind_of
 from hepmaild.mail.content import Content
 from hepmaild.mail.ids import is_message_id
@@ -125,13 +124,7 @@ def _curl(dashboard: Dashboard, found: dict[str, Any], parts: Parts | None) -> s
     ]
     fields: dict[str, Any] = {"to": to if len(to) > 1 else "".join(to), "from": found["sender"]}
     fields |= {"subject": found["subject"], "text": (parts.text if parts else None) or "…"}
-    body = json.dumps(fields, ensure_ascii=False).replace("'", "'\\''")
-    place = place_of(dashboard.settings(), dashboard.public_url())
-    return (
-        f"curl -sS{' --insecure' if place.is_self_made else ''} {shlex.quote(place.url + SEND_PATH)} \\\n"
-        f"  -H 'Authorization: Bearer {NO_KEY}' \\\n"
-        f"  -H 'Content-Type: application/json' \\\n  -d '{body}'"
-    )
+    return curl(place_of(dashboard.settings(), dashboard.public_url()), fields)
 
 
 def _mount_content(group: Pages, dashboard: Dashboard) -> None:
@@ -140,13 +133,7 @@ def _mount_content(group: Pages, dashboard: Dashboard) -> None:
         parts = await _parts(dashboard, visit, message_id)
         if parts.html is None:
             raise NotFound("This message has no HTML.")
-        response = Response(parts.html, content_type="text/html; charset=utf-8")
-        response.headers.update(HEADERS)
-        response.headers["Content-Security-Policy"] = FRAME_POLICY
-        response.headers["X-Frame-Options"] = "SAMEORIGIN"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        response.headers["X-DNS-Prefetch-Control"] = "off"
-        return response
+        return framed(parts.html, FRAME_POLICY)
 
     @group.get("/logs/<message_id>/raw")
     async def raw(visit: Visit, message_id: str) -> Response:
@@ -209,8 +196,7 @@ async def _do(visit: Visit, message_id: str, notice: str, deed: Any, call: dict[
         return visit.not_found()
     if isinstance(done, ValueError):
         # What a command line would do about it is the operator's.
-        said = done.sentence if isinstance(done, QueueRefused) else str(done)
-        notice = f"{said[:1].upper()}{said[1:]}."
+        notice = sentence(done.sentence if isinstance(done, QueueRefused) else done)
     else:
         if done.get("is_paused"):
             notice = "It is due now, and is tried as soon as the pause is over."

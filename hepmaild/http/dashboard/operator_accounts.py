@@ -6,7 +6,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlencode
 
 from quart.wrappers import Response
 
@@ -14,8 +13,9 @@ from hepmaild.audit_words import ACTIONS
 from hepmaild.config import MAX_CAP, STANDARD_PLAN, Settings
 from hepmaild.counted import counted
 from hepmaild.http.dashboard.forms import Form
-from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, number_of
-from hepmaild.http.dashboard.words import no_address
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, number_of, with_query
+from hepmaild.http.dashboard.snippets import place_of
+from hepmaild.http.dashboard.words import no_address, sentence
 from hepmaild.mail.address import check_address
 from hepmaild.people import link_url
 from hepmaild.storage import links
@@ -56,18 +56,6 @@ async def change(visit: Visit, topic: str, fn: Callable[..., Any], *args: Any, *
     return done
 
 
-def sentence(error: Exception | str) -> str:
-    """As a person writes it."""
-    text = str(error)
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?")) else ".")
-
-
-def link_base(visit: Visit) -> str:
-    """Where one-time links begin."""
-    url = visit.dashboard.public_url()
-    return url or f"https://{visit.dashboard.settings().server.hostname}"
-
-
 # The list
 
 
@@ -83,15 +71,14 @@ def _mount_list(group: Pages) -> None:
         )
 
         def link(**place: str) -> str:
-            kept = {name: value for name, value in (("q", search), ("status", status), *place.items()) if value}
-            return BASE + ("?" + urlencode(kept) if kept else "")
+            return with_query(BASE, **{"q": search, "status": status, **place})
 
         return await visit.render(
             "operator/accounts.html",
             page=page,
             search=search,
             chosen_status=status,
-            statuses={value: (label, _with_status(search, value)) for value, label in STATUSES.items()},
+            statuses={value: (label, link(status=value)) for value, label in STATUSES.items()},
             newer=None if page.before is None else link(before=page.before),
             older=None if page.after is None else link(after=page.after),
         )
@@ -127,14 +114,9 @@ def _mount_list(group: Pages) -> None:
             "operator/link.html",
             title="The account is made",
             email=email,
-            url=link_url(link_base(visit), token),
+            url=link_url(place_of(dashboard.settings(), dashboard.public_url()).url, token),
             back=f"{BASE}/{account_id}",
         )
-
-
-def _with_status(search: str, status: str) -> str:
-    kept = {name: value for name, value in (("q", search), ("status", status)) if value}
-    return BASE + ("?" + urlencode(kept) if kept else "")
 
 
 async def _new_page(visit: Visit, typed: Any, errors: dict[str, str]) -> Response:
@@ -266,7 +248,7 @@ def _mount_account(group: Pages) -> None:
             "operator/link.html",
             title="The link is made",
             email=user["email"],
-            url=link_url(link_base(visit), token),
+            url=link_url(place_of(dashboard.settings(), dashboard.public_url()).url, token),
             back=f"{BASE}/{account_id}",
         )
 

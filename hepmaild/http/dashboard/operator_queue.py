@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlencode
 
 from quart.wrappers import Response
 
 from hepmaild.config import DAY_US, RouteKind
 from hepmaild.counted import counted
 from hepmaild.http.dashboard.forms import Form
-from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit
-from hepmaild.http.dashboard.operator_accounts import sentence
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, with_query
+from hepmaild.http.dashboard.words import sentence
 from hepmaild.mail.dkim_record import check_domain
 from hepmaild.mail.ids import is_message_id
 from hepmaild.own_routes import ALL
@@ -51,8 +50,7 @@ def pages(dashboard: Dashboard) -> Pages:
 
 def waiting_url(**filters: str) -> str:
     """The list of what waits, filtered."""
-    kept = {name: value for name, value in filters.items() if value}
-    return WAITING + ("?" + urlencode(kept) if kept else "")
+    return with_query(WAITING, **filters)
 
 
 def _mount_figures(group: Pages) -> None:

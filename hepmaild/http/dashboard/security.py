@@ -17,19 +17,21 @@ from quart.wrappers import Response
 from segno import DataOverflowError
 from werkzeug.exceptions import Forbidden
 
+from hepmaild.counted import counted
 from hepmaild.errors import SecretsUnavailable
 from hepmaild.http.dashboard.devices import device_words
 from hepmaild.http.dashboard.forms import Form
 from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, clear_tokens, keep_tokens, see
-from hepmaild.http.dashboard.users import may_change, sentence
-from hepmaild.people import LoginRefusal
+from hepmaild.http.dashboard.users import may_change
+from hepmaild.http.dashboard.words import sentence
+from hepmaild.login import WRONG_OLD_PASSWORD, LoginRefusal
 from hepmaild.storage import users
 from hepmaild.storage.security_page import session_owner
 from hepmaild.storage.users import UserRow
 
 FACTOR = "/security/second-factor"
 _NO_SECRETS = "The second factor cannot be read at the moment. Tell the operator: hepmaild doctor says why."
-_WRONG_PASSWORD, _BAD_PASSWORD = 40102, 40003
+_BAD_PASSWORD = 40003
 
 
 def pages(dashboard: Dashboard) -> Pages:
@@ -59,7 +61,7 @@ def _mount_password(group: Pages) -> None:
             return await _page(visit, errors)
         result = await group.dashboard.people.change_password(visit.viewer, old, new, ip=visit.actor.ip, agent=_agent())
         if isinstance(result, LoginRefusal):
-            where = {_WRONG_PASSWORD: "old", _BAD_PASSWORD: "new"}.get(result.code, "password")
+            where = {WRONG_OLD_PASSWORD.code: "old", _BAD_PASSWORD: "new"}.get(result.code, "password")
             return _wait(await _page(visit, {where: result.message + "."}, status=_status(result)), result)
         visit.call.renewed = None  # tokens of a session that has just ended
         return keep_tokens(
@@ -93,7 +95,7 @@ def _mount_sessions(group: Pages) -> None:
     @group.post("/security/sessions/end-others", needs="read_only")
     async def end_others(visit: Visit, _form: Form) -> Response:
         ended = await group.dashboard.people.members.end_other_sessions(visit.viewer, visit.actor)
-        text = f"{ended} session{'' if ended == 1 else 's'} ended." if ended else "There was no other session."
+        text = f"{counted(ended, 'session')} ended." if ended else "There was no other session."
         return visit.redirect("/security", f"{text} You are signed in here only.")
 
 
@@ -154,7 +156,7 @@ def _mount_factor_changes(group: Pages) -> None:
         else:
             refused = await group.dashboard.people.drop_second_factor(visit.viewer, visit.actor, password)
             if refused is not None:
-                where = "off_password" if refused.code == _WRONG_PASSWORD else "off"
+                where = "off_password" if refused.code == WRONG_OLD_PASSWORD.code else "off"
                 page = await _factor_page(visit, {where: refused.message + "."}, status=_status(refused))
                 return _wait(page, refused)
         return visit.redirect("/security", "The second factor is off. The password alone signs you in now.")

@@ -19,7 +19,6 @@ from werkzeug.exceptions import Forbidden
 from hepmaild.http.call import Call
 from hepmaild.http.dashboard.forms import SMALL_FORM_OCTETS, Form, read_form
 from hepmaild.http.dashboard.frame import (
-    ACCESS_COOKIE,
     NOTICE_COOKIE,
     Dashboard,
     Pages,
@@ -35,11 +34,9 @@ from hepmaild.http.dashboard.frame import (
     set_cookie,
     take_notice,
 )
-from hepmaild.login import OLD_TICKET
-from hepmaild.people import LoginRefusal
+from hepmaild.login import NEEDS_CODE, OLD_TICKET, LoginRefusal
 
 VISITOR_COOKIE = "__Host-hepmaild-visitor"
-NEEDS_OTP = 40103
 _VISITOR_OCTETS = 24
 _VISITOR = re.compile(r"[A-Za-z0-9_-]{32}")  # what so many random octets look like
 
@@ -92,7 +89,7 @@ def _mount_form(blueprint: Blueprint, dashboard: Dashboard) -> None:
 def _refused(dashboard: Dashboard, form: Form, refusal: LoginRefusal) -> Response:
     """The form once more: for the code alone where the password was right, else from the beginning."""
     ticket, error = form.get("ticket", ""), refusal.message
-    if refusal.code == NEEDS_OTP and not form.get("otp", "").strip():
+    if refusal.code == NEEDS_CODE.code and not form.get("otp", "").strip():
         error = "Type the code." if ticket else ""  # nobody could have given it with the password
     response = _sign_in_page(
         dashboard,
@@ -131,7 +128,7 @@ def _mount_link(blueprint: Blueprint, dashboard: Dashboard) -> None:
             token, form.get("password", ""), ip=_ip(), agent=_agent(), kind="browser", otp=otp
         )
         if isinstance(result, LoginRefusal):
-            wrong = result.code == NEEDS_OTP
+            wrong = result.code == NEEDS_CODE.code
             text = "Type the code of your second factor too." if wrong and otp is None else result.message + "."
             return plain_page(
                 dashboard,
@@ -150,10 +147,10 @@ def _mount_link(blueprint: Blueprint, dashboard: Dashboard) -> None:
 
 async def _end_former(dashboard: Dashboard) -> None:
     """Its cookies are about to be replaced: the session that this browser had would only lie about, alive."""
-    access = request.cookies.get(ACCESS_COOKIE, "")
-    former = await dashboard.people.viewer_of(access) if access else None
+    former = await open_visit(dashboard)
     if former is not None:
-        await dashboard.people.sign_out(former.session_id)
+        await dashboard.people.sign_out(former.viewer.session_id)
+        former.call.renewed = None
 
 
 def _sign_in_page(

@@ -18,6 +18,7 @@ from hepmaild.errors import SecretsUnavailable
 from hepmaild.http.dashboard.forms import Form
 from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit
 from hepmaild.http.dashboard.operator_routes import with_waits
+from hepmaild.http.dashboard.words import sentence
 from hepmaild.own_routes import route_of
 from hepmaild.own_servers import OwnServers, route_from
 from hepmaild.policy import plan_of
@@ -129,12 +130,15 @@ def _mount_test(group: Pages) -> None:
 
 
 def _mount_states(group: Pages) -> None:
-    async def do(visit: Visit, server_id: str, deed: Callable[..., Any]) -> str:
-        """What is wrong; "": it is done."""
+    async def do(visit: Visit, server_id: str, deed: Callable[..., Any], *, hurries: bool = False) -> str:
+        """What is wrong; "": it is done.  hurries: what waits for the server is due now."""
         await _find(visit, server_id)
-        done = await _write(visit, deed, visit.actor, visit.account_id, server_id, visit.dashboard.now_us())
+        now_us = visit.dashboard.now_us()
+        done = await _write(visit, deed, visit.actor, visit.account_id, server_id, now_us)
         if isinstance(done, Refused):
-            return _sentence(done)
+            return sentence(done)
+        if hurries:
+            await _own(visit).hurry(server_id, now_us)
         await _changed(visit)
         return ""
 
@@ -159,10 +163,7 @@ def _mount_states(group: Pages) -> None:
         if form.get("confirm", "").strip() != row["name"]:
             error = f"Type the name of the server, {row['name']}, to delete it. Nothing was deleted."
             return await _server_page(visit, row, _typed_of(row), {"confirm": error})
-        wrong = await do(visit, server_id, units.remove)
-        if not wrong:
-            await _own(visit).hurry(server_id, visit.dashboard.now_us())
-            await _changed(visit)
+        wrong = await do(visit, server_id, units.remove, hurries=True)
         return visit.redirect(BASE, wrong or f"The server {row['name']} is deleted.")
 
 
@@ -185,6 +186,7 @@ async def _new_page(visit: Visit, typed: Typed, errors: Errors) -> Response:
 async def _server_page(
     visit: Visit, row: dict[str, Any], typed: Typed, errors: Errors, *, tested: dict[str, Any] | None = None
 ) -> Response:
+    pause_note = await visit.store.read(rows.pause_note, row["id"]) if row["is_paused"] else ""
     return await visit.render(
         "smtp_servers/server.html",
         status=422 if errors else 200,
@@ -193,8 +195,8 @@ async def _server_page(
         errors=errors,
         modes=TLS_MODES,
         waits=await visit.store.read(rows.waiting, row["id"]),
-        pause_note=await visit.store.read(rows.pause_note, row["id"]) if row["is_paused"] else "",
-        is_own_pause=await visit.store.read(rows.pause_note, row["id"]) == rows.PAUSE_NOTE,
+        pause_note=pause_note,
+        is_own_pause=pause_note == rows.PAUSE_NOTE,
         tested=tested,
     )
 
@@ -250,7 +252,7 @@ async def _write_sealed(
     except SecretsUnavailable as error:
         log.error("smtp_server_not_sealed", reason=str(error))
         return {"": _NO_SECRETS}
-    return {done.field: _sentence(done)} if isinstance(done, Refused) else {}
+    return {done.field: sentence(done)} if isinstance(done, Refused) else {}
 
 
 async def _write(visit: Visit, fn: Callable[..., Any], *arguments: Any) -> Any:
@@ -277,7 +279,6 @@ async def _find(visit: Visit, server_id: str) -> dict[str, Any]:
         return await visit.store.read(rows.find, visit.account_id, server_id)
     except Refused:
         visit.not_found()
-        raise
 
 
 def _own(visit: Visit) -> OwnServers:
@@ -287,8 +288,3 @@ def _own(visit: Visit) -> OwnServers:
 
 def _most(visit: Visit) -> int:
     return plan_of(visit.dashboard.settings().plans, visit.viewer.plan).smtp_servers
-
-
-def _sentence(error: Exception) -> str:
-    text = str(error)
-    return text[:1].upper() + text[1:] + "."

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from hepmaild.config import Settings, parse_address
+from hepmaild.config import Settings, dashboard_url, parse_address
+from hepmaild.http.quick import SEND_PATH
 
 NO_KEY = "YOUR_API_KEY"
-SEND_PATH = "/api/v1/email/send"
 SUBMISSION_PORT, SUBMISSIONS_PORT = 587, 465
 AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -43,16 +45,15 @@ def place_of(settings: Settings, public_url: str) -> Place:
     host = settings.server.hostname
     port = parse_address(settings.smtp.starttls[0])[1] if settings.smtp.starttls else 0
     tls_port = parse_address(settings.smtp.implicit_tls[0])[1] or SUBMISSIONS_PORT if settings.smtp.implicit_tls else 0
-    if not public_url:
-        https = parse_address(settings.http.listen[0])[1] if settings.http.listen else 0
-        public_url = f"https://{host}" + (f":{https}" if https not in (0, 443) else "")
-    return Place(public_url.rstrip("/"), host, port or SUBMISSION_PORT, tls_port, not settings.tls.certificate)
+    url = public_url.rstrip("/") or dashboard_url(settings)
+    return Place(url, host, port or SUBMISSION_PORT, tls_port, not settings.tls.certificate)
 
 
 def make_snippets(place: Place, sender: str, key: str = NO_KEY, to: str = "you@example.com") -> list[Snippet]:
     """curl, swaks, nodemailer, Django, Laravel, Postfix, with everything filled in."""
+    fields = {"from": sender, "to": to, "subject": "Hello", "text": "It works."}
     return [
-        Snippet("curl", _curl(place, sender, key, to)),
+        Snippet("curl", curl(place, fields, key)),
         Snippet("swaks", _swaks(place, sender, key, to)),
         Snippet("nodemailer", _nodemailer(place, sender, key, to), "send.mjs"),
         Snippet("Django", _django(place, sender, key), "settings.py"),
@@ -61,14 +62,14 @@ def make_snippets(place: Place, sender: str, key: str = NO_KEY, to: str = "you@e
     ]
 
 
-def _curl(place: Place, sender: str, key: str, to: str) -> str:
-    body = json.dumps({"from": sender, "to": to, "subject": "Hello", "text": "It works."})
+def curl(place: Place, fields: Mapping[str, Any], key: str = NO_KEY) -> str:
+    """The call that sends `fields` (send-api.md)."""
     insecure = " --insecure" if place.is_self_made else ""
     return (
         f"curl -sS{insecure} {shlex.quote(place.url + SEND_PATH)} \\\n"
         f"  -H {shlex.quote('Authorization: Bearer ' + key)} \\\n"
         f"  -H 'Content-Type: application/json' \\\n"
-        f"  -d {shlex.quote(body)}"
+        f"  -d {shlex.quote(json.dumps(fields, ensure_ascii=False))}"
     )
 
 

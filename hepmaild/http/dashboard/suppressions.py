@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from typing import TYPE_CHECKING
 
 from quart.wrappers import Response
 
 from hepmaild.config import DAY_US
 from hepmaild.http.dashboard.forms import Form
-from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, number_of
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, number_of, with_query
 from hepmaild.http.dashboard.words import no_address
 from hepmaild.mail.address import check_address
 from hepmaild.storage import audit, suppress
@@ -21,6 +20,7 @@ from hepmaild.storage.message_page import still_there
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+PATH = "/suppressions"
 ROWS = 50
 MAX_DAYS = 3650
 MAX_WORDS = 200
@@ -30,11 +30,11 @@ def pages(dashboard: Dashboard) -> Pages:
     """`/suppressions`, lifting and adding."""
     group = Pages("suppressions", dashboard)
 
-    @group.get("/suppressions")
+    @group.get(PATH)
     async def show(visit: Visit) -> Response:
         return await _page(visit, {}, {})
 
-    @group.post("/suppressions")
+    @group.post(PATH)
     async def add(visit: Visit, form: Form) -> Response:
         typed = {name: form.get(name, "").strip()[:2000] for name in ("address", "days", "reason")}
         errors: dict[str, str] = {}
@@ -46,16 +46,16 @@ def pages(dashboard: Dashboard) -> Pages:
         until_us = now_us + round(days * DAY_US)
         reason = typed["reason"] or f"{visit.viewer.email} said so"
         await visit.store.write(add_unit, visit.account_id, visit.actor, address, until_us, reason, now_us)
-        return visit.redirect("/suppressions", f"{address} is not sent to any more.")
+        return visit.redirect(PATH, f"{address} is not sent to any more.")
 
-    @group.post("/suppressions/lift")
+    @group.post(f"{PATH}/lift")
     async def lift(visit: Visit, form: Form) -> Response:
         address = form.get("address", "")
         try:
             await visit.store.write(lift_unit, visit.account_id, visit.actor, address, dashboard.now_us())
         except ValueError:
-            return visit.redirect("/suppressions", "That address is not suppressed any more. Nothing was changed.")
-        return visit.redirect("/suppressions", f"{address} can be sent to again.")
+            return visit.redirect(PATH, "That address is not suppressed any more. Nothing was changed.")
+        return visit.redirect(PATH, f"{address} can be sent to again.")
 
     return group
 
@@ -88,6 +88,7 @@ async def _page(visit: Visit, typed: dict[str, str], errors: dict[str, str]) -> 
     )
     shown = rows[:ROWS]
     last = shown[-1] if len(rows) > ROWS else None
+    older = "" if last is None else with_query(PATH, q=words, behind=f"{last['refused_at']}:{last['key']}")
     logged = await visit.store.read(still_there, visit.account_id, {row["message_id"] for row in shown} - {None})
     return await visit.render(
         "suppressions/list.html",
@@ -95,8 +96,8 @@ async def _page(visit: Visit, typed: dict[str, str], errors: dict[str, str]) -> 
         rows=shown,
         logged=logged,
         words=words,
-        first="" if behind is None else _link(words),
-        older="" if last is None else _link(words, behind=f"{last['refused_at']}:{last['key']}"),
+        first="" if behind is None else with_query(PATH, q=words),
+        older=older,
         typed={"address": "", "days": "", "reason": "", **typed},
         errors=errors,
         default_days=visit.dashboard.settings().delivery.suppress_days,
@@ -107,11 +108,6 @@ def _behind(text: str) -> tuple[int, str] | None:
     before, _, key = text.partition(":")
     at = number_of(before)
     return (at, key) if key and at is not None else None
-
-
-def _link(words: str, **more: Any) -> str:
-    query = {**({"q": words} if words else {}), **more}
-    return "/suppressions" + ("?" + urlencode(query) if query else "")
 
 
 def add_unit(

@@ -7,7 +7,6 @@ fills messages, on what the form holds; without a script a button asks for it, w
 
 from __future__ import annotations
 
-import json
 import uuid
 from dataclasses import replace
 from functools import partial
@@ -18,9 +17,9 @@ from quart.wrappers import Response
 from werkzeug.exceptions import BadRequest, NotFound
 
 from hepmaild.http.dashboard.forms import Form
-from hepmaild.http.dashboard.frame import HEADERS, Dashboard, Pages, Visit
+from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit, framed, number_of
 from hepmaild.http.dashboard.parts import without_links
-from hepmaild.http.dashboard.snippets import NO_KEY, SEND_PATH, place_of
+from hepmaild.http.dashboard.snippets import curl, place_of
 from hepmaild.http.dashboard.template_form import (
     Preview,
     Typed,
@@ -91,21 +90,14 @@ def _mount_preview(group: Pages) -> None:
 
     @group.get("/templates/<template_id>/preview")
     async def preview_saved(visit: Visit, template_id: str) -> Response:
-        wanted = visit.arg("revision")
-        sheet = await _find(visit, template_id, int(wanted) if wanted.isdecimal() and len(wanted) < 8 else None)
+        sheet = await _find(visit, template_id, _revision_of(visit.arg("revision")))
         return _frame(visit, preview_of(sheet.template.wording, sheet.samples))
 
 
 def _frame(visit: Visit, preview: Preview) -> Response:
     shown = preview if preview.html is None else replace(preview, html=without_links(preview.html))
     html = visit.dashboard.templates.get_template("templates/preview.html").render(p=shown)
-    response = Response(html, content_type="text/html; charset=utf-8")
-    response.headers.update(HEADERS)
-    response.headers["Content-Security-Policy"] = PREVIEW_POLICY
-    response.headers["X-Frame-Options"] = "SAMEORIGIN"
-    response.headers["Referrer-Policy"] = "no-referrer"
-    response.headers["X-DNS-Prefetch-Control"] = "off"
-    return response
+    return framed(html, PREVIEW_POLICY)
 
 
 def _mount_template(group: Pages) -> None:
@@ -118,7 +110,7 @@ def _mount_template(group: Pages) -> None:
     async def save(visit: Visit, form: Form, template_id: str) -> Response:
         sheet = await _find(visit, template_id)
         typed = read_typed(form)
-        base = _number(form, "base")
+        base = _base_of(form)
         wish, errors = wish_of(typed)
         if errors:
             return await _template_page(visit, sheet, typed, errors, base)
@@ -168,7 +160,7 @@ def _mount_revisions(group: Pages) -> None:
     @group.post("/templates/<template_id>/revisions/<int:revision>/restore")
     async def restore(visit: Visit, form: Form, template_id: str, revision: int) -> Response:
         await _find(visit, template_id, revision)
-        base, now_us = _number(form, "base"), group.dashboard.now_us()
+        base, now_us = _base_of(form), group.dashboard.now_us()
         try:
             done = await visit.store.write(
                 templates.restore, visit.account_id, visit.actor, template_id, revision, base, now_us
@@ -193,11 +185,17 @@ async def _find(visit: Visit, template_id: str, revision: int | None = None) -> 
     return sheet
 
 
-def _number(form: Form, name: str) -> int:
-    text = form.get(name, "")
-    if not (text.isascii() and text.isdecimal()) or len(text) > 7:
+def _revision_of(text: str) -> int | None:
+    """The number of a revision that a link or a form names, no larger than the column; None: it names none."""
+    return number_of(text) if len(text) <= 7 else None
+
+
+def _base_of(form: Form) -> int:
+    """The revision that was changed.  Raises BadRequest."""
+    base = _revision_of(form.get("base", ""))
+    if base is None:
         raise BadRequest("The form does not say which revision it is about: load the page again.")
-    return int(text)
+    return base
 
 
 async def _compared(visit: Visit, sheet: Sheet, against: Sheet | None, *, is_later: bool) -> list[dict[str, Any]]:
@@ -226,17 +224,19 @@ def _compare(sheet: Sheet, against: Sheet | None, *, is_later: bool) -> list[dic
 
 
 async def _new_page(visit: Visit, typed: Typed, errors: dict[str, str]) -> Response:
-    return await visit.render("templates/new.html", typed=typed, errors=errors, names=names_of(typed))
+    return await visit.render(
+        "templates/new.html", status=422 if errors else 200, typed=typed, errors=errors, names=names_of(typed)
+    )
 
 
 async def _template_page(
     visit: Visit, sheet: Sheet, typed: Typed, errors: dict[str, str], base: int | None = None
 ) -> Response:
-    text = visit.arg("before")
-    before = int(text) if text.isascii() and text.isdigit() and len(text) < 8 else None
+    before = _revision_of(visit.arg("before"))
     rows = await visit.store.read(templates.revisions, sheet.template.template_id, before=before, limit=SHOWN)
     return await visit.render(
         "templates/template.html",
+        status=422 if errors else 200,
         t=sheet.template,
         sheet=sheet,
         typed=typed,
@@ -253,9 +253,4 @@ def _curl(visit: Visit, sheet: Sheet) -> str:
     """The call that sends this template."""
     place = place_of(visit.dashboard.settings(), visit.dashboard.public_url())
     fields = {"to": "you@example.com", "templateKey": sheet.template.key, "variables": sheet.samples}
-    body = json.dumps(fields, ensure_ascii=False).replace("'", "'\\''")
-    insecure = " --insecure" if place.is_self_made else ""
-    return (
-        f"curl -sS{insecure} {place.url}{SEND_PATH} \\\n  -H 'Authorization: Bearer {NO_KEY}' \\\n"
-        f"  -H 'Content-Type: application/json' \\\n  -d '{body}'"
-    )
+    return curl(place, fields)

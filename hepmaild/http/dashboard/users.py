@@ -15,6 +15,7 @@ from hepmaild.http.dashboard.devices import device_words
 from hepmaild.http.dashboard.forms import Form
 from hepmaild.http.dashboard.frame import Dashboard, Pages, Visit
 from hepmaild.http.dashboard.snippets import place_of
+from hepmaild.http.dashboard.words import sentence
 from hepmaild.people import link_url
 from hepmaild.storage import sessions
 from hepmaild.storage.users import OWNER
@@ -172,11 +173,11 @@ async def _user_page(
 
 async def _find(visit: Visit, user_id: str) -> dict[str, Any]:
     """A user of the viewer's account; anybody else is not found."""
-    for row in await visit.dashboard.people.members.users(visit.viewer):
-        if row["id"] == user_id:
-            return row
-    visit.not_found()
-    raise AssertionError("not found")
+    rows = await visit.dashboard.people.members.users(visit.viewer)
+    row = next((row for row in rows if row["id"] == user_id), None)
+    if row is None:
+        visit.not_found()
+    return row
 
 
 async def _find_to_change(visit: Visit, user_id: str) -> dict[str, Any]:
@@ -209,9 +210,3 @@ def state_of(row: dict[str, Any]) -> str:
     if row["status"] != "active":
         return str(row["status"])
     return "active" if row["has_password"] else "pending"
-
-
-def sentence(error: Exception) -> str:
-    """What a refusal says, as it stands on a page."""
-    text = str(error)
-    return text[:1].upper() + text[1:].rstrip(".") + "."

@@ -123,6 +123,12 @@ def told(text: str) -> Markup:
     return Markup('<bdi class="{}">{}{}</bdi>').format(kind, Markup("").join(parts), text[end:])
 
 
+def sentence(said: Exception | str) -> str:
+    """Why something was refused, as it stands on a page: with a capital and a full stop."""
+    text = str(said)
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?")) else ".")
+
+
 def no_address(error: ValueError) -> str:
     """Why something is no e-mail address, as a sentence in the words of these pages."""
     return str(error).replace("email address", "e-mail address").rstrip(".") + "."
@@ -146,6 +152,7 @@ __all__ = [
     "middle",
     "no_address",
     "number",
+    "sentence",
     "size",
     "span",
     "state",
