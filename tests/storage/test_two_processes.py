@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import trio
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
-from hepmaild.delivery.job import Result
+from hepmaild.delivery.job import Job, Result
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail.submission import RateState
 from hepmaild.storage import claim, leases, queue, schema
@@ -157,6 +157,31 @@ async def test_a_mark_and_a_cancellation_exclude_each_other(books: Books, other:
     )
     assert ("called back" in cancelled) if holds else (cancelled["refunded"] == 1)
     assert await refunds(books) == (0 if holds else 1)
+
+
+async def test_what_a_claim_takes_while_it_is_paused_does_not_leave(
+    books: Books, other: Books, database_url: str
+) -> None:
+    """The claim looked for pauses before there was one, and the pause did not see its lease, which came after it."""
+    member = await accepted(books, owner=None)
+    jobs: list[Job] = []
+
+    def slow_claim(conn: Connection) -> None:
+        jobs.extend(claim.claim(conn, "other", books.clock.us, 10, 0).jobs)
+        conn.execute(select(func.pg_advisory_xact_lock(7)))
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            with postgres.open_transaction(database_url, "SELECT pg_advisory_xact_lock(7)"):
+                nursery.start_soon(other.store.write, slow_claim)
+                await until_waiting(database_url, 1)
+                done = await books.store.write(queue.pause_route, "up", "", "", books.clock.us)
+                assert done["stopped"] == 0
+    (job,) = jobs
+    assert not await other.store.submit(Mark(member.message_id, "", job.token))
+    await books.store.write(queue.resume, "up", "")
+    (again,) = (await books.store.write(claim.claim, "me", books.clock.us, 10, 0)).jobs
+    assert again.token > job.token
 
 
 async def test_what_is_held_stays_so_when_its_lease_is_looked_for(
