@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
@@ -237,8 +237,7 @@ class LiveHub:
         while True:
             await self._committed.wait()
             self._committed = trio.Event()
-            with suppress(StoreUnavailable):
-                await self._store.announce(TOPIC)
+            await self._store.announce(TOPIC)
             await trio.sleep(ANNOUNCE_S)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,11 +134,9 @@ class Operations:
 
     async def _tell(self) -> None:
         self._insides.pool.wake()
-        try:
+        with suppress(StoreUnavailable):  # the next claim will learn it
             await self._insides.recount()
-            await self._store.announce("queue")
-        except StoreUnavailable:  # a hint: it will be seen all the same
-            log.warning("change_not_announced", topic="queue")
+        await self._store.announce("queue")
 
     async def change_many(self, deed: str, where: Where, actor: Actor) -> Change:
         """Begin to change all messages of a route or destination; returns when that is done, or after a moment.

@@ -13,7 +13,6 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +23,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from hepmaild.config import DAY_US
-from hepmaild.errors import StoreUnavailable
 from hepmaild.storage import sessions
 from hepmaild.storage.store import Store
 
@@ -89,8 +87,7 @@ class Tokens:
         await self._store.write(sessions.publish_key, key_id, octets, until_us)
         self._public[key_id] = (private.public_key(), until_us)
         self._own = _Key(key_id, made_at_us, private)
-        with suppress(StoreUnavailable):  # a hint: who has not heard it learns it by the generation
-            await self._store.announce(TOPIC)
+        await self._store.announce(TOPIC)  # a hint: who has not heard it learns it by the generation
 
     async def load(self) -> None:
         """Read everybody's public keys.  Raises `StoreUnavailable`."""

@@ -82,8 +82,7 @@ async def tell(store: Store, topic: str) -> None:
     A hint: what cannot be told will be seen all the same.
     """
     mark_changed()
-    with suppress(StoreUnavailable):
-        await store.announce(topic)
+    await store.announce(topic)
 
 
 def with_store(

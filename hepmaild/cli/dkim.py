@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from hepmaild.cli.common import json_option, with_settings
 from hepmaild.cli.output import CommandFailed, print_json, print_pairs, print_table
 from hepmaild.config import Settings
 from hepmaild.counted import are, counted
-from hepmaild.errors import StoreUnavailable
 from hepmaild.mail import dkim_record
 from hepmaild.mail.dkim import ED25519, RSA
 
@@ -222,8 +220,7 @@ async def _check(settings: Settings, store: Store, domain: str | None) -> list[d
         now = await store.read(backend.refusing(rows.find), *where)
         found.append({**now, "ok": problem is None, "dns": said, "activated": activated})
     await store.write(rows.retire_overlapped, backend.now_us())
-    with suppress(StoreUnavailable):
-        await store.announce(backend.KEYS)
+    await store.announce(backend.KEYS)
     return found
 
 

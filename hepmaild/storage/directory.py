@@ -11,8 +11,9 @@ import hmac
 import json
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, select
 
+from hepmaild.storage.counters import count_up
 from hepmaild.storage.schema import account, api_key, counter, sender
 
 GENERATION = select(counter.c.value).where(counter.c.name == "generation")
@@ -54,9 +55,7 @@ class SenderRow:
 
 def bump(conn: Connection) -> None:
     """Say that keys, accounts or senders changed; part of the unit that changes them."""
-    changed = conn.execute(update(counter).where(counter.c.name == "generation").values(value=counter.c.value + 1))
-    if not changed.rowcount:
-        conn.execute(insert(counter).values(name="generation", value=1))
+    count_up(conn, "generation")
 
 
 _KEY = select(

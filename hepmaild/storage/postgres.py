@@ -48,6 +48,7 @@ MIGRATION_LOCK_S = 2.0
 _NO_MORE_CONNECTIONS = "53300"
 _READ_ONLY = "25006"
 _LOCKED = "55P03"  # a lock was waited for too long
+_LIMIT = "54000"  # of many things, but of a NOTIFY: no room for one more
 _LOST_AGAINST_ANOTHER = frozenset({"40001", "40P01", "0A000"})  # serialization, deadlock, plan of an older schema
 _SICK_CLASSES = frozenset({"08", "28", "3D", "53", "57", "58", "XX"})
 # 25P04: PostgreSQL 17's `transaction_timeout`, which is the administrator's to set.
@@ -347,8 +348,18 @@ class PostgresBackend:
         conn.exec_driver_sql(_TOUCH)
 
     async def announce(self, topic: str) -> None:
-        """NOTIFY every process on this database.  Raises `StoreUnavailable`."""
-        await self.unit(_notify, f"{self._name} {topic}")
+        """NOTIFY every process on this database.  Raises `StoreUnavailable`.
+
+        What is not fetched is kept for all databases together, in 8 GB: a session of anybody who listens, and leaves a
+        transaction open, fills it.
+        """
+        try:
+            await self.unit(_notify, f"{self._name} {topic}")
+        except DBAPIError as error:
+            if sqlstate(error) != _LIMIT:
+                raise
+            text = "PostgreSQL keeps no more notifications: a session that listens does not end its transaction"
+            raise NothingCommitted(f"{text} ({_LIMIT})") from error
 
     async def run_listener(self) -> None:
         """LISTEN until cancelled, over lost connections; after each new one `RESYNC` says that some may be missed."""

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What delivery attempts leave behind: the mark before the final dot, and the outcome with its refund.
 
-Both are believed only from the holder of the lease: a report with an older fencing token writes nothing.
+Both are believed only from the holder of the lease: a report with an older fencing token writes nothing.  Nothing is
+marked that is paused: the unit that pauses takes back every lease it sees, and a claim or an acceptance that was under
+way in that moment may have made others.
 """
 
 from __future__ import annotations
@@ -9,20 +11,23 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, bindparam, case, exists, literal, select, update
+from sqlalchemy import Connection, bindparam, case, exists, literal, null, select, update
 
 from hepmaild.delivery.job import Attempt, Outcome, Result
 from hepmaild.mail import chaos
 from hepmaild.storage import caps, messages, suppress
 from hepmaild.storage.bulk import Bulk, Query, Row
 from hepmaild.storage.credits import LedgerRow, Purse
-from hepmaild.storage.schema import message, queue, recipient, suppression
+from hepmaild.storage.schema import NEVER_US, message, pause, queue, recipient, suppression
 from hepmaild.storage.settle import DROP_BODY, UNQUEUE, settle
 
 
 @dataclass(slots=True)
 class Mark:
-    """The final dot of this lease is about to leave.  Result: whether the lease still holds."""
+    """The final dot of this lease is about to leave.
+
+    Result: whether the lease still holds.  It does not when what it is for is paused, and then it is given back.
+    """
 
     message_id: str
     destination: str
@@ -65,10 +70,12 @@ _ROWS = Query(
         queue.c.destination,
         queue.c.token,
         queue.c.owner,
+        queue.c.route,
         message.c.waiting,
         queue.c.cap_key,
         # Asked for here, so that accounts of which nobody was refused need no statement of their own.
         exists().where(suppression.c.account_id == queue.c.account_id).label("counts_refusals"),
+        exists(select(pause.c.route)).label("is_any_paused"),  # the same of what is paused
     )
     .join(message, message.c.id == queue.c.message_id)
     .where(queue.c.message_id.in_(bindparam("ids", expanding=True))),
@@ -80,6 +87,15 @@ _LOCK = (
     .where(queue.c.message_id.in_(bindparam("ids", expanding=True)))
     .order_by(queue.c.message_id, queue.c.destination)
     .with_for_update()
+)
+_PAUSES = Query(select(pause.c.route, pause.c.destination))
+# Due since it was leased.
+_GIVE_BACK = Bulk(
+    update(queue)
+    .where(queue.c.message_id == bindparam("m"), queue.c.destination == bindparam("d"))
+    .values(owner=null(), due_at_us=queue.c.due_at_us - NEVER_US, token=queue.c.token + 1),
+    "m",
+    "d",
 )
 _MARK = Bulk(
     update(queue)
@@ -149,6 +165,7 @@ def run(
     held = {(message_id, destination): rest for message_id, destination, *rest in _ROWS.ask(conn, ids)}
     results: list[bool] = []
     marks: list[Row] = []
+    paused: list[Row] = []
     ends: dict[str, _End] = {}
     for m in members:
         key = (m.message_id, m.destination)
@@ -157,13 +174,16 @@ def run(
         if row is None:
             results.append(False)
             continue
-        its_token, owner, waiting, cap_key, counts_refusals = row
+        its_token, owner, route, waiting, cap_key, counts_refusals, is_any_paused = row
         holds = its_token == token and owner is not None
+        if isinstance(m, Mark):
+            may_leave = holds and not (is_any_paused and _is_paused(conn, route, m.destination))
+            results.append(may_leave)
+            if holds:
+                (marks if may_leave else paused).append(key)
+            continue
         results.append(holds)
         if not holds:
-            continue
-        if isinstance(m, Mark):
-            marks.append(key)
             continue
         del held[key]  # the lease ends with its report
         end = ends.get(m.message_id)
@@ -171,9 +191,14 @@ def run(
             end = ends[m.message_id] = _End(int(waiting), cap_key, bool(counts_refusals))
         end.add(m)
     _MARK.run(conn, marks)
+    _GIVE_BACK.run(conn, paused)
     if ends:
         _write_reports(conn, ends.values(), purses, ledger_rows)
     return results
+
+
+def _is_paused(conn: Connection, route: str, destination: str) -> bool:
+    return any(p.route == route and p.destination in ("", destination) for p in _PAUSES.ask(conn))
 
 
 @dataclass(slots=True)

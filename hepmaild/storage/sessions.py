@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, cast, delete, func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from hepmaild.config import DAY_US
+from hepmaild.storage.counters import count_up
 from hepmaild.storage.schema import counter
 from hepmaild.storage.schema_people import login_session, refresh_token, token_key, user
 
@@ -70,13 +70,7 @@ class NotRotated:
 
 def bump(conn: Connection) -> None:
     """Say that sessions, users or token keys changed; part of the unit that changes them."""
-    changed = conn.execute(update(counter).where(counter.c.name == "people").values(value=counter.c.value + 1))
-    if not changed.rowcount:
-        make = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
-        statement = make(counter).values(name="people", value=1)
-        conn.execute(
-            statement.on_conflict_do_update(index_elements=[counter.c.name], set_={"value": counter.c.value + 1})
-        )
+    count_up(conn, "people")
 
 
 def begin(conn: Connection, new: NewSession, token_hash: bytes, now_us: int) -> SessionRow:

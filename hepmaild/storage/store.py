@@ -22,6 +22,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+import structlog
 import trio
 from sqlalchemy import URL, Connection, Select, make_url
 from sqlalchemy.exc import ArgumentError
@@ -29,6 +30,7 @@ from sqlalchemy.exc import ArgumentError
 from hepmaild.config import DatabaseSettings
 from hepmaild.errors import StoreUnavailable, leaves
 from hepmaild.private_files import give_to_owner_of
+from hepmaild.seldom import Seldom
 from hepmaild.storage import announce, migrate
 from hepmaild.storage.sqlite import SqliteBackend, first_value
 from hepmaild.storage.sqlite_link import NotHere
@@ -38,6 +40,8 @@ from hepmaild.threads import share_interpreter
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+log = structlog.get_logger()
 
 LOCK_NAME = "hepmaild.lock"
 CHECKED_S = 1.0  # a commit that young proves that the store is writable
@@ -75,6 +79,7 @@ class Store:
         self._hub = hub
         self._tell = tell
         self._timeout_s = timeout_s
+        self._untold = Seldom()
 
     @property
     def is_sqlite(self) -> bool:
@@ -194,13 +199,19 @@ class Store:
     async def announce(self, topic: str) -> None:
         """Tell every other process on this database that `topic` has changed (a word of `[A-Za-z0-9_.:/-]`).
 
-        On PostgreSQL by NOTIFY (raises `StoreUnavailable`); on SQLite the daemon of this state folder is told, if one
-        runs, and the daemon itself has nobody to tell.
+        On PostgreSQL by NOTIFY; on SQLite the daemon of this state folder is told, if one runs, and the daemon itself
+        has nobody to tell.  A hint, behind a change that is made: should it be lost, the log says so, and the change
+        is seen all the same, when others look by themselves.
         """
         told = self._tell(announce.check_topic(topic))
-        if told is not None:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + self._timeout_s):
+        if told is None:
+            return
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + self._timeout_s):
+            try:
                 await told
+            except StoreUnavailable as error:
+                if self._untold.is_due():
+                    log.warning("change_not_announced", topic=topic, reason=str(error))
 
     def announcements(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:
         """What other processes announce from now on, as an async iterator of topics; the daemon's side.

@@ -12,9 +12,8 @@ import hashlib
 import zlib
 
 from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
-from sqlalchemy.dialects import postgresql
 
-from hepmaild.storage.schema import counter
+from hepmaild.storage.counters import count_up
 from hepmaild.storage.schema_people import login_try
 
 WINDOW_US = 900_000_000
@@ -112,10 +111,4 @@ def _close_gate(conn: Connection, client: str) -> None:
     """Until this unit ends nobody else counts tries of this client.  On SQLite there is one writer anyway."""
     if conn.dialect.name != "postgresql":
         return
-    name = f"login gate {zlib.crc32(client.encode()) % GATES}"
-    changed = conn.execute(update(counter).where(counter.c.name == name).values(value=counter.c.value + 1))
-    if not changed.rowcount:
-        statement = postgresql.insert(counter).values(name=name, value=1)
-        conn.execute(
-            statement.on_conflict_do_update(index_elements=[counter.c.name], set_={"value": counter.c.value + 1})
-        )
+    count_up(conn, f"login gate {zlib.crc32(client.encode()) % GATES}")

@@ -201,6 +201,23 @@ async def test_a_pause_stops_attempts_before_their_dot(books: Books) -> None:
         await books.store.write(queue.resume, "mx", "x.example")
 
 
+@pytest.mark.parametrize("where", ["", "x.example"])
+async def test_what_was_leased_in_the_moment_of_a_pause_is_not_marked(books: Books, where: str) -> None:
+    """A claim or an acceptance that was under way made the lease behind the pause, which did not see it."""
+    await books.store.write(queue.pause_route, "mx", where, "", books.clock.us)
+    await books.store.write(queue.pause_route, "up", "x.example", "", books.clock.us)
+    member = mx_accept(books, "a@x.example", "b@y.example")
+    await books.store.submit(member)
+    books.clock.us += 5
+    marks = [Mark(member.message_id, at, 1) for at in ("x.example", "y.example")]
+    assert [await books.store.submit(mark) for mark in marks] == [False, where != ""]
+    assert not await books.store.submit(report_on(job_of(member, "x.example"), books.clock.us, Result.DELIVERED))
+    await books.store.write(queue.resume, "mx", where)
+    jobs = await claimed(books)
+    assert [(job.destination, job.token) for job in jobs][:1] == [("x.example", 3)]
+    assert await books.store.submit(Mark(member.message_id, "x.example", 3))
+
+
 async def test_a_paused_route_still_expires(books: Books) -> None:
     member = books.accept(owner=None)
     await books.store.submit(member)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -351,6 +352,42 @@ def admin(cluster: postgres.Cluster, url: str) -> Callable[[str], str]:
 
 
 CUT_ALL = "select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"
+
+
+# As a server behaves whose queue of notifications (8 GB, of all its databases) is full: NOTIFY fails at its commit.
+NO_MORE_NOTIFICATIONS = """
+CREATE TABLE t_told (payload text);
+CREATE FUNCTION t_full() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+    RAISE 'too many notifications in the NOTIFY queue' USING ERRCODE = '54000';
+END$$;
+CREATE CONSTRAINT TRIGGER t_full AFTER INSERT ON t_told DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION t_full();
+CREATE FUNCTION public.pg_notify(text, text) RETURNS void LANGUAGE sql AS 'INSERT INTO public.t_told VALUES ($2)'
+"""
+
+
+async def test_no_room_for_notifications_fails_nobodys_change(
+    opener: Opener, url: str, admin: Callable[[str], str], log_events: Any
+) -> None:
+    """The live hub announces behind every commit: it ended the daemon, and pages said that what was done had failed."""
+    postgres.sql(url, NO_MORE_NOTIFICATIONS)
+    admin('alter database "{name}" set search_path = public, pg_catalog')
+    with trio.fail_after(DEADLINE_S):
+        async with opener(tables=True) as store, opener(exclusive=False) as other:
+            async with store.announcements() as heard:
+                await store.write(keep, "a change")
+                for _ in range(3):
+                    await other.announce("keys")
+                postgres.sql(url, "DROP FUNCTION public.pg_notify(text, text)")
+                await other.announce("queue")
+                topic = ""
+                while topic != "queue":
+                    topic = await anext(heard)
+                    assert topic != "keys"
+            assert await store.read(words) == {"a change"}
+    (event,) = log_events.named("change_not_announced")
+    assert event["topic"] == "keys"
+    assert "a session that listens does not end its transaction (54000)" in event["reason"]
 
 
 async def test_a_database_that_lets_nobody_in_for_a_while(opener: Opener, admin: Callable[[str], str]) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import trio
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
-from hepmaild.delivery.job import Result
+from hepmaild.delivery.job import Job, Result
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail.submission import RateState
-from hepmaild.storage import claim, leases, queue, schema
+from hepmaild.storage import claim, directory, leases, queue, schema
 from hepmaild.storage import credits as money
 from hepmaild.storage.accept import Taken
 from hepmaild.storage.unit import Accept, Mark, UnitRunner
@@ -159,6 +159,31 @@ async def test_a_mark_and_a_cancellation_exclude_each_other(books: Books, other:
     assert await refunds(books) == (0 if holds else 1)
 
 
+async def test_what_a_claim_takes_while_it_is_paused_does_not_leave(
+    books: Books, other: Books, database_url: str
+) -> None:
+    """The claim looked for pauses before there was one, and the pause did not see its lease, which came after it."""
+    member = await accepted(books, owner=None)
+    jobs: list[Job] = []
+
+    def slow_claim(conn: Connection) -> None:
+        jobs.extend(claim.claim(conn, "other", books.clock.us, 10, 0).jobs)
+        conn.execute(select(func.pg_advisory_xact_lock(7)))
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            with postgres.open_transaction(database_url, "SELECT pg_advisory_xact_lock(7)"):
+                nursery.start_soon(other.store.write, slow_claim)
+                await until_waiting(database_url, 1)
+                done = await books.store.write(queue.pause_route, "up", "", "", books.clock.us)
+                assert done["stopped"] == 0
+    (job,) = jobs
+    assert not await other.store.submit(Mark(member.message_id, "", job.token))
+    await books.store.write(queue.resume, "up", "")
+    (again,) = (await books.store.write(claim.claim, "me", books.clock.us, 10, 0)).jobs
+    assert again.token > job.token
+
+
 async def test_what_is_held_stays_so_when_its_lease_is_looked_for(
     books: Books, other: Books, database_url: str
 ) -> None:
@@ -193,6 +218,57 @@ async def test_what_somebody_has_is_stepped_over(books: Books, other: Books, dat
     assert await other.store.write(leases.take_over, late.at_us, alone=False) == 1
     jobs = (await books.store.write(claim.claim, "me", late.at_us, 10, 0)).jobs
     assert {job.message_id for job in jobs} == {here.message_id, late.message_id, dead.message_id}
+
+
+async def test_a_dead_process_is_taken_over_once(books: Books, other: Books, database_url: str) -> None:
+    """One is in the middle of it when the other one looks: nothing is left to that, and the doubt is counted once."""
+    dead = await accepted(books, owner="dead")
+    assert await books.store.submit(Mark(dead.message_id, "", 1))
+    taken: list[int] = []
+
+    async def take_over(at: Books) -> None:
+        taken.append(await at.store.write(leases.take_over, books.clock.us, alone=False))
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            with postgres.open_transaction(database_url, "SELECT 1 FROM recipient FOR UPDATE"):
+                nursery.start_soon(take_over, books)
+                await until_waiting(database_url, 1)
+                await take_over(other)
+    assert taken == [0, 1]
+    (row,) = (await books.store.read(queue.show, dead.message_id))["recipients"]
+    assert (row["state"], row["in_doubt"], row["attempts"]) == ("deferred", 1, 1)
+    (job,) = (await other.store.write(claim.claim, "other", books.clock.us, 10, 0)).jobs
+    assert not await books.store.submit(books.report(dead, Result.DELIVERED))
+    assert await other.store.submit(books.report(dead, Result.DELIVERED, token=job.token))
+
+
+async def test_a_report_and_a_take_over_exclude_each_other(books: Books, other: Books, database_url: str) -> None:
+    """The process is thought dead, and reports: either its report holds, or its work is another's."""
+    member = await accepted(books, owner="slow")
+    holds: list[bool] = []
+
+    async def report() -> None:
+        holds.append(await books.store.submit(books.report(member, Result.DELIVERED)))
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            with postgres.open_transaction(database_url, "SELECT 1 FROM recipient FOR UPDATE"):
+                nursery.start_soon(report)
+                await until_waiting(database_url, 1)
+                assert await other.store.write(leases.take_over, books.clock.us, alone=False) == 0
+    assert holds == [True]
+    assert (await books.store.read(queue.show, member.message_id))["state"] == "sent"
+
+
+async def test_the_first_two_changes_that_are_announced_are_both_counted(
+    books: Books, other: Books, database_url: str
+) -> None:
+    """Neither sees the other's row of the number that says so."""
+    postgres.sql(database_url, "DELETE FROM counter")
+    rows = "INSERT INTO counter (name, value) VALUES ('generation', 1)"
+    await both(database_url, rows, *[lambda at=at: at.store.write(directory.bump) for at in (books, other)])
+    assert await books.store.read(lambda conn: conn.execute(directory.GENERATION).scalar_one()) == 2
 
 
 async def test_a_step_goes_on_when_somebody_took_one_of_its_messages(
