@@ -142,7 +142,8 @@ class Refusal:
 
     kind: which refusal.  message: a sentence that says what to do; safe to show.  field: the offending input, `cc[2]`.
     retry_after_s: whole seconds after which trying again makes sense.  extra: further members of the JSON answer.
-    reply: for RELAY_FAILED, the next hop's own reply.  rate: where a call was refused, the key's window as it stands.
+    reply: for RELAY_FAILED, the next hop's reply as SMTP passes it on; the message has it as it came.  rate: where a
+    call was refused, the key's window as it stands.
     """
 
     kind: ErrorKind

@@ -26,7 +26,7 @@ from hepmaild.counted import counted
 from hepmaild.errors import ErrorKind, Refusal, RefusedError, StoreUnavailable
 from hepmaild.http.answers import Healthy, Ready
 from hepmaild.http.body import too_large
-from hepmaild.http.call import Call, comes_by_tls, open_call
+from hepmaild.http.call import Call, open_call
 from hepmaild.http.compat import HttpConnection, Request
 from hepmaild.http.dashboard.frame import Dashboard, keep_tokens, plain_page
 from hepmaild.http.dashboard.mount import mount
@@ -51,6 +51,7 @@ Readiness = Callable[[], Awaitable[list[str]]]
 READINESS_TIMEOUT_S = 5.0
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
 WORTH_WAITING_OCTETS = 64 << 10  # so much of a body is waited for to keep the connection
+_ONLY_HTTPS = Refusal(ErrorKind.HTTPS_REQUIRED, "Use https:// instead of http://.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,24 +192,33 @@ class App(QuartTrio):
         raise error
 
     async def handle_websocket(self, websocket: Websocket) -> Any:
-        """Serve a websocket; what it provokes ends here too."""
-        if not comes_by_tls(websocket, self.surroundings.proxies):
-            return Response("", status=403)
+        """Serve a websocket; what it provokes ends here too.  Programs that ask for one are answered as to anything."""
+        call = open_call(websocket, self.surroundings.proxies)
+        response = Response("", status=403)
         try:
-            return await super().handle_websocket(websocket)
+            if call.is_https:
+                return await super().handle_websocket(websocket)
+            if call.is_api:
+                response = refuse(_ONLY_HTTPS, call)
         except HTTPException as error:
-            return Response("", status=error.code or 400)
+            if call.is_api:
+                response = _http_error(error, call, self.surroundings.max_request)
+            else:
+                response = Response("", status=error.code or 400)
         except (StoreUnavailable, NoThread):  # pages try again by themselves, and each would be told as a crash
-            return Response("", status=503, headers={"Retry-After": "5"})
+            response = Response("", status=503, headers={"Retry-After": "5"})
         except Exception:  # the HTTP boundary (design.md section 8)
             log.exception("websocket_crashed", path=_loggable(websocket.path))
-            return Response("", status=500)
+            response = Response("", status=500)
+        if call.is_api:
+            finish(response, call, closes=False)
+        return response
 
     def _to_https(self, request: QuartRequest | QuickRequest, call: Call) -> Any:
         base = self.surroundings.public_url or _named_by(request.headers.get("Host", ""), self.surroundings.https_port)
         is_page = not call.is_api or (request.path == DOCS_PATH and request.method in {"GET", "HEAD"})
         if not is_page or not base.startswith("https://"):
-            return refuse(Refusal(ErrorKind.HTTPS_REQUIRED, "Use https:// instead of http://."), call)
+            return refuse(_ONLY_HTTPS, call)
         target = base + quote(request.path, safe="/~!$&'()*+,;=:@-._")
         if request.query_string:
             target += "?" + quote(request.query_string, safe="/?~!$&'()*+,;=:@-._%")

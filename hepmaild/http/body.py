@@ -168,7 +168,8 @@ def load_object(content: Content) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise _invalid("it is not UTF-8") from None
     except json.JSONDecodeError as error:
-        raise _invalid(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
+        what = error.msg.removesuffix(" at")  # some of the library's sentences go on with the place
+        raise _invalid(f"{what} at line {error.lineno}, column {error.colno}") from None
     except _NotAllowedError as error:
         raise _invalid(str(error)) from None
     except ValueError:  # the interpreter's limit for int()

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from quart.wrappers import Request
+from quart.wrappers import Request, Websocket
 
 from hepmaild.http.limits import Address, TrustedProxies, client_of
 from hepmaild.http.quick import QuickRequest
@@ -82,7 +82,7 @@ def is_api_path(path: str) -> bool:
     return path in API_PATHS or path.startswith(API_PREFIXES)
 
 
-def comes_by_tls(request: Any, proxies: TrustedProxies) -> bool:
+def _comes_by_tls(request: Any, proxies: TrustedProxies) -> bool:
     """Whether a request or a websocket came by TLS all the way from the client."""
     connection: ConnectionFacts = request.scope["state"][STATE_KEY]
     said = request.headers.get("X-Forwarded-Proto", "") if connection.peer in proxies else ""
@@ -90,14 +90,14 @@ def comes_by_tls(request: Any, proxies: TrustedProxies) -> bool:
     return scheme in ("https", "wss")
 
 
-def open_call(request: Request | QuickRequest, proxies: TrustedProxies) -> Call:
-    """The facts of a request that has just come."""
+def open_call(request: Request | QuickRequest | Websocket, proxies: TrustedProxies) -> Call:
+    """The facts of a request, or of a websocket's handshake, that has just come."""
     connection: ConnectionFacts = request.scope["state"][STATE_KEY]
     headers = request.headers
     wanted = headers.get("X-Request-Id", "")
     request_id = wanted if _SANE_ID.fullmatch(wanted) else os.urandom(8).hex()
     client_ip = connection.peer
-    is_https = comes_by_tls(request, proxies)
+    is_https = _comes_by_tls(request, proxies)
     by_proxy = client_ip in proxies
     if by_proxy:
         client_ip = proxies.client_behind(client_ip, ",".join(headers.getlist("X-Forwarded-For")))

@@ -41,8 +41,6 @@ def json_response(status: int, body: dict[str, Any] | msgspec.Struct) -> Respons
 def sentence_of(refusal: Refusal) -> str:
     """What is said, with a capital unless it begins with the name of a field."""
     text = refusal.message
-    if refusal.kind is ErrorKind.RELAY_FAILED and refusal.reply is not None and str(refusal.reply) not in text:
-        text = f"{text.rstrip('.')}: {refusal.reply}"
     if refusal.field is None or not text.startswith(refusal.field):
         text = text[:1].upper() + text[1:]
     return text

@@ -114,7 +114,7 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         Kind.RELAY_FAILED,
-        "The next hop refused the message for good, and the credit was refunded.",
+        "The next hop refused every recipient for good: 550 5.1.1 no such user. The credits were refunded.",
         reply=Reply(550, "5.1.1", "no such user"),
     ),
     Refusal(

@@ -293,9 +293,12 @@ def test_a_next_hop_that_cannot_be_reached_is_not_said_to_have_answered() -> Non
 
 def test_refused_for_good_is_refunded(daemon: Daemon) -> None:
     key = make_account(daemon, "refused@example.com", "bench", credits_granted=5)
-    for local in ("reject-a", "nodot-a"):
+    for local, reply in (
+        ("reject-a", "550 5.1.1 no such mailbox here"),
+        ("nodot-a", "554 5.7.1 refused for its content"),
+    ):
         body = check(post(daemon, {**GOOD, "to": [f"{local}@x.test"]}, key), 502, "RELAY_FAILED")
-        assert "55" in body["error"]
+        assert body["error"] == f"The next hop refused every recipient for good: {reply}. The credits were refunded."
     assert daemon.json("credits", "show", "refused@example.com")["balance"] == 5
     status, body, _ = post(daemon, {**GOOD, "to": ["good@x.test", "reject-b@x.test"]}, key)
     data = body["data"]

@@ -157,6 +157,29 @@ async def test_websocket_upgrades_to_nowhere(quick: Running) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/api/v1/email/send", (405, "METHOD_NOT_ALLOWED")),
+        ("/api/nowhere", (404, "NOT_FOUND")),
+        ("/api/openapi.json", (404, "NOT_FOUND")),
+        ("/v1/nowhere", (404, "not_found")),
+        ("/oauth/me", (404, 40401)),
+    ],
+)
+async def test_programs_that_ask_for_a_websocket_are_answered_as_to_anything(
+    quick: Running, path: str, told: tuple[int, str | int]
+) -> None:
+    """It was an empty page without the request's id."""
+    ask = (
+        f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nX-Request-Id: mine\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    answer = await exchange(quick, ask.encode())
+    assert (int(answer.split()[1]), told_properly(answer)["code"]) == told
+    assert b"\r\nx-request-id: mine\r\n" in answer
+
+
+@pytest.mark.parametrize(
     "fields", ["Sec-WebSocket-Version: 12\r\nSec-WebSocket-Key: x\r\n", "Sec-WebSocket-Version: 13\r\n"]
 )
 async def test_a_websocket_handshake_that_is_none(quick: Running, fields: str) -> None:
@@ -451,14 +474,16 @@ async def test_http2_resets_in_a_row(quick: Running) -> None:
     await trio.aclose_forcefully(client.stream)
 
 
-async def test_no_websocket_without_tls(door: Running) -> None:
+@pytest.mark.parametrize(("path", "code"), [("/live", b""), ("/api/nowhere", b'"HTTPS_REQUIRED"')])
+async def test_no_websocket_without_tls(door: Running, path: str, code: bytes) -> None:
     """Before anything is looked at: what it would tell, and the pass that opens it, are for no network to read."""
     stream = await trio.open_tcp_stream("127.0.0.1", door.plain_port)
     async with stream:
         await stream.send_all(
-            b"GET /live HTTP/1.1\r\nHost: localhost\r\nOrigin: https://localhost\r\nUpgrade: websocket\r\n"
+            b"GET %s HTTP/1.1\r\nHost: localhost\r\nOrigin: https://localhost\r\nUpgrade: websocket\r\n"
             b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+            % path.encode()
         )
-        with trio.fail_after(15):
-            answer = bytes(await stream.receive_some(4096))
+        answer = await read_all(stream, 15)
     assert answer.startswith(b"HTTP/1.1 403"), answer
+    assert code in answer
