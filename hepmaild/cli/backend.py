@@ -107,11 +107,11 @@ def with_store(
                 await store.upgrade()
             return await fn(store)
 
-    from hepmaild.storage.migrate import SchemaTooNew
+    from hepmaild.storage.migrate import SchemaUnfit
 
     try:
         return trio.run(main)
-    except SchemaTooNew as error:
+    except SchemaUnfit as error:
         raise CommandFailed(str(error)) from None
 
 

@@ -38,14 +38,14 @@ def run_daemon(
 ) -> None:
     """Run the daemon until a signal ends it.  A schema that does not fit is a refusal."""
     from hepmaild import daemon
-    from hepmaild.storage.migrate import SchemaTooNew
+    from hepmaild.storage.migrate import SchemaUnfit
 
     async def main() -> None:
         await daemon.serve(invocation.settings, reload=invocation.load if reload else None, on_ready=on_ready)
 
     try:
         trio.run(main)
-    except (daemon.SchemaDue, SchemaTooNew) as error:
+    except (daemon.SchemaDue, SchemaUnfit) as error:
         raise CommandFailed(str(error)) from None
 
 

@@ -60,6 +60,8 @@ async def _schema(settings: Settings, store: Store) -> Check | None:
             return None
     except migrate.SchemaTooNew as error:
         return fail("schema", str(error), "run the version of hepmaild that made it, or a newer one")
+    except migrate.SchemaUnfit as error:
+        return fail("schema", str(error), "let database.url name a database of its own")
     if settings.database.migrate is Migrate.AUTO:
         return warn("schema", "it is not there yet, or an older one", "the daemon makes it at its next start")
     return fail("schema", "it is not there yet, or an older one", "run `hepmaild db upgrade`")

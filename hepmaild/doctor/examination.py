@@ -56,7 +56,7 @@ async def _learn(patient: Patient) -> tuple[list[Domain], Keys, Store | None]:
     pairs = [(sender.address, sender.route) for sender in patient.settings.sender]
     keys: dict[str, list[Mapping[str, Any]]] = {}
     tables = None
-    with trio.move_on_after(LEARN_S), suppress(StoreUnavailable, migrate.SchemaTooNew):  # the database's check tells
+    with trio.move_on_after(LEARN_S), suppress(StoreUnavailable, migrate.SchemaUnfit):  # the database's check tells
         if patient.store is not None and not await patient.store.schema_is_due():
             pairs += await patient.store.read(health.sender_routes)
             for key in await patient.store.read(dkim.list_of, states=(dkim.PENDING, dkim.ACTIVE)):

@@ -12,6 +12,8 @@ from pathlib import Path
 import structlog
 from sqlalchemy import Connection, column, inspect, select, table, text
 
+from hepmaild.storage import schema
+
 log = structlog.get_logger()
 
 FOLDER = Path(__file__).with_name("migrations")
@@ -19,8 +21,16 @@ LOCK_ID = 0x6865706D  # of PostgreSQL's advisory lock: "hepm"
 VERSION = table("alembic_version", column("version_num"))
 
 
-class SchemaTooNew(Exception):
-    """The database was made by a newer hepmaild; this one would damage it."""
+class SchemaUnfit(Exception):
+    """This hepmaild would damage the database: it leaves it alone."""
+
+
+class SchemaTooNew(SchemaUnfit):
+    """A newer hepmaild made the database."""
+
+
+class SchemaForeign(SchemaUnfit):
+    """Another program has tables in it that are called like ours."""
 
 
 @cache
@@ -43,8 +53,10 @@ def current(conn: Connection) -> str | None:
 
 
 def is_due(conn: Connection) -> bool:
-    """Whether `upgrade` has something to do.  Raises SchemaTooNew."""
+    """Whether `upgrade` has something to do.  Raises SchemaUnfit."""
     revision = current(conn)
+    if revision is None:
+        _check_names(conn)
     if revision is not None and revision not in revisions():
         raise SchemaTooNew(
             f"the database has schema {revision}, which this hepmaild does not know (it needs {head()}): "
@@ -53,9 +65,22 @@ def is_due(conn: Connection) -> bool:
     return revision != head()
 
 
+def _check_names(conn: Connection) -> None:
+    """Raises SchemaForeign when a database without our schema has tables that would be in its way.
+
+    Others may be there: extensions of PostgreSQL bring some along.
+    """
+    taken = sorted(set(inspect(conn).get_table_names()) & set(schema.metadata.tables))
+    if taken:
+        raise SchemaForeign(
+            f"the database belongs to another program, which has its own {', '.join(taken)} in it: "
+            "give hepmaild a database for itself (database.url)"
+        )
+
+
 def upgrade(conn: Connection, revision: str = "head") -> None:
     """Bring the schema to `revision`.  Several processes may do so at once: one works, the others wait, then see it
-    done (SQLite's writer is alone anyway).  Raises SchemaTooNew."""
+    done (SQLite's writer is alone anyway).  Raises SchemaUnfit."""
     if conn.dialect.name == "postgresql":
         conn.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": LOCK_ID})
     before = current(conn)

@@ -221,13 +221,13 @@ class Store:
         return self._hub.listen()
 
     async def schema_is_due(self) -> bool:
-        """Whether the database needs `upgrade`.  Raises `migrate.SchemaTooNew`, `StoreUnavailable`."""
+        """Whether the database needs `upgrade`.  Raises `migrate.SchemaUnfit`, `StoreUnavailable`."""
         return await self.read(migrate.is_due)
 
     async def upgrade(self) -> None:
         """Bring the schema up to date; safe when several processes do so at once.  Takes as long as it takes.
 
-        Raises `migrate.SchemaTooNew`, `StoreUnavailable`.
+        Raises `migrate.SchemaUnfit`, `StoreUnavailable`.
         """
         await self._backend.migrate(migrate.upgrade)
 

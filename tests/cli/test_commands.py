@@ -228,6 +228,19 @@ def test_the_schema(cli: Any, tmp_path: Path) -> None:
     assert "upgrade hepmaild" in cli.refused("account", "list")
 
 
+@pytest.mark.parametrize("command", [("account", "list"), ("db", "check"), ("db", "upgrade"), ("serve",)])
+def test_a_database_of_another_program_is_refused(cli: Any, tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "state").mkdir(mode=0o700)
+    with closing(sqlite3.connect(tmp_path / "state" / "hepmaild.db")) as db:
+        db.execute("create table account (name)")
+    done = cli(*command)
+    assert done.status == 1
+    assert "another program, which has its own account in it" in done.err
+    assert "Traceback" not in done.err
+    with closing(sqlite3.connect(tmp_path / "state" / "hepmaild.db")) as db:
+        assert db.execute("select name from sqlite_schema").fetchall() == [("account",)]
+
+
 def test_a_backup_is_a_database(cli: Any, account: str, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     assert cli.json("db", "backup", str(copy)) == {"file": str(copy), "octets": copy.stat().st_size}

@@ -100,6 +100,24 @@ async def test_a_newer_schema_is_refused(opener: Opener, database_url: str, tmp_
             await store.upgrade()
 
 
+async def test_a_database_of_another_program_is_left_alone(opener: Opener, database_url: str, tmp_path: Path) -> None:
+    async with opener() as store:
+        outside(database_url, tmp_path, "create table message (words varchar(10))")
+        with pytest.raises(migrate.SchemaForeign, match=r"its own message in it: give hepmaild"):
+            await store.schema_is_due()
+        with pytest.raises(migrate.SchemaForeign):
+            await store.upgrade()
+        assert await store.read(migrate.current) is None
+        assert await store.read(lambda conn: inspect(conn).get_table_names()) == ["message"]
+
+
+async def test_tables_that_are_in_nobodys_way_may_be_there(opener: Opener, database_url: str, tmp_path: Path) -> None:
+    async with opener() as store:
+        outside(database_url, tmp_path, "create table spatial_ref_sys (srid integer)")
+        await store.upgrade()
+        assert await store.read(migrate.current) == migrate.head()
+
+
 async def test_a_failed_migration_leaves_nothing(opener: Opener) -> None:
     def breaks(conn: Connection) -> None:
         migrate.upgrade(conn)
