@@ -131,7 +131,10 @@ class App(QuartTrio):
             return False
         body: Any = request.body
         much_to_come = not body.is_complete and (request.content_length or 0) > WORTH_WAITING_OCTETS
-        return much_to_come or call.connection.over_limit or self.surroundings.lifecycle.is_draining
+        # A proxy that went by the other one takes what stands behind for a part of this body (RFC 9112 §6.1).
+        lengths = request.headers.get("transfer-encoding", ""), request.headers.get("content-length", "")
+        is_last = call.connection.over_limit or self.surroundings.lifecycle.is_draining
+        return much_to_come or all(lengths) or is_last
 
     async def _answer(
         self, request: QuartRequest | QuickRequest, call: Call, dispatch: Callable[[], Awaitable[Any]]

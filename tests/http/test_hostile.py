@@ -97,6 +97,18 @@ def told_properly(answer: bytes) -> dict[str, Any]:
     return told
 
 
+@pytest.mark.parametrize(
+    "fields", ["Content-Length: 4\r\nTransfer-Encoding: chunked", "transfer-encoding: Chunked\r\ncontent-length: 0"]
+)
+async def test_nothing_is_served_behind_a_body_with_two_lengths(quick: Running, fields: str) -> None:
+    """RFC 9112 §6.1: what follows may be somebody else's, smuggled through a proxy that goes by the other length."""
+    first = f"GET /api/nowhere HTTP/1.1\r\nHost: x\r\n{fields}\r\n\r\n0\r\n\r\n"
+    answer = await exchange(quick, first.encode() + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert told_properly(answer)["code"] == "NOT_FOUND"
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+
+
 async def test_a_body_that_becomes_malformed(quick: Running) -> None:
     """The application reads it already; the answer is the same."""
     stream = await quick.connect()
