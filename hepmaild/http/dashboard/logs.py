@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 from quart.wrappers import Response
 
@@ -75,3 +75,10 @@ def url(text: str, *, before: Place | None = None, after: Place | None = None, p
     asked = {"q": text, "before": before and str(before), "after": after and str(after)}
     query = urlencode({name: value for name, value in asked.items() if value})
     return f"{path}?{query}" if query else path
+
+
+def view(query: str) -> str:
+    """The address of the view that a query string asks for; what else is in it is left out."""
+    asked = dict(parse_qsl(query))
+    before, after = (Place.parse(asked.get(name, "")) for name in ("before", "after"))
+    return url(asked.get("q", ""), before=before, after=after)
