@@ -158,6 +158,8 @@ def search_and_export(page: Page) -> None:
     assert coming.value.suggested_filename.endswith(".jsonl")
     lines = [json.loads(line) for line in Path(coming.value.path()).read_text().splitlines()]
     assert [line["subject"] for line in lines] == [FORMULA]
+    page.locator("#log-lines a").first.click()
+    page.locator("p.back a").click()  # to the search, not to all of the log
     page.get_by_role("link", name="Remove Grüße").click()
     expect(page.locator("#log-lines tr")).to_have_count(2)
 

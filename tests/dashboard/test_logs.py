@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import re
@@ -177,6 +178,36 @@ def keeper() -> Iterator[tuple[Daemon, str, Visitor, Visitor]]:
 
 
 Keeper = tuple[Daemon, str, Visitor, Visitor]
+
+
+def test_the_way_back_leads_to_the_log_as_it_was(keeper: Keeper) -> None:
+    """Its search and its page, over the tabs and what is done to the message; from elsewhere to all of the log."""
+    daemon, key, owner, _ = keeper
+    message_id = send(daemon, key, to="back@example.com", html="<p>x</p>", **{"from": "late@example.com"})
+
+    def back_to(path: str, referrer: str = "") -> str:
+        answer = owner.client.get(path, headers={"Referer": referrer} if referrer else {})
+        assert answer.status_code == 200
+        found = re.search(r'<a href="([^"]+)" data-back>Logs</a>', answer.text)
+        assert found is not None
+        pages.append(answer.text)
+        return html.unescape(found[1])
+
+    pages: list[str] = []
+    path, origin = f"/logs/{message_id}", "https://localhost"
+    view = f"/logs?q=to%3Aback%40example.com+%26x&before=17-{message_id}"
+    assert back_to(path, f"{origin}{view}&other=x") == view
+    tabs = [html.unescape(each) for each in re.findall(rf'href="({path}\?tab=[^"]+)"', pages[-1])]
+    assert len(tabs) > 1
+    for tab in tabs:
+        assert back_to(tab, f"{origin}{path}") == view
+    handed_on = re.findall(r'name="view" value="([^"]*)"', pages[-1])
+    assert [html.unescape(each) for each in handed_on] == [view.partition("?")[2]] * 2, "retry and cancel"
+    done = owner.post(f"{path}/cancel", {"view": html.unescape(handed_on[0])}, page=path)
+    assert back_to(done.headers["location"], f"{origin}{path}") == view
+    assert owner.post(f"{path}/cancel", {"view": ""}, page=path).headers["location"] == path
+    for elsewhere in ("", f"{origin}/credits", f"{origin}/logs", "https://[", f"{origin}/logs?before=x&q="):
+        assert back_to(path, elsewhere) == "/logs"
 
 
 def test_content_is_shown_without_being_let_loose(keeper: Keeper) -> None:

@@ -116,6 +116,11 @@ class Visit:
         """A value of the query string, without NUL, which PostgreSQL does not take."""
         return request.args.get(name, default).replace("\0", "")
 
+    @property
+    def came_from(self) -> str:
+        """The page that the browser says it came from (Referer); "" unless it says so.  Anybody may say anything."""
+        return request.referrer or ""
+
     async def render(self, template: str, *, status: int = 200, **values: Any) -> Response:
         """A page."""
         frame = await self.dashboard.store.read(top_line, self.account_id, self.dashboard.now_us())

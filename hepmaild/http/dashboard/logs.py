@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import parse_qsl
 
 from quart.wrappers import Response
 
@@ -72,3 +73,10 @@ def _look(conn: Any, account_id: str, search: Search, before: Place | None, afte
 def url(text: str, *, before: Place | None = None, after: Place | None = None, path: str = "/logs") -> str:
     """The address of a view."""
     return with_query(path, q=text, before=before, after=after)
+
+
+def view(query: str) -> str:
+    """The address of the view that a query string asks for; what else is in it is left out."""
+    asked = dict(parse_qsl(query))
+    before, after = (Place.parse(asked.get(name, "")) for name in ("before", "after"))
+    return url(asked.get("q", ""), before=before, after=after)

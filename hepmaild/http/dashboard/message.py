@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 import trio
 from quart.wrappers import Response
@@ -14,7 +15,7 @@ from werkzeug.exceptions import NotFound
 
 from hepmaild.config import DAY_US
 from hepmaild.http.compat import Stream
-from hepmaild.http.dashboard import timeline
+from hepmaild.http.dashboard import logs, timeline
 from hepmaild.http.dashboard.forms import Form
 from hepmaild.http.dashboard.frame import HEADERS, Dashboard, Pages, Visit, framed
 from hepmaild.http.dashboard.parts import Parts, disposition, take_apart
@@ -61,11 +62,14 @@ def _mount_page(group: Pages, dashboard: Dashboard) -> None:
                 parts = await _parts(dashboard, visit, message_id)
         if tab not in TABS:
             tab = "html" if parts and parts.html else "text"
+        back = _log_before(visit)
         recipients = worst_first(found["recipient_rows"])
         addresses = {r["n"]: r["address"] for r in found["recipient_rows"]}
         return await visit.render(
             "logs/message.html",
             m=found,
+            back_to=back,
+            view=urlsplit(back).query,
             seq=seq,
             chaos=kind_of(found["route"]),
             recipients=recipients,
@@ -78,6 +82,16 @@ def _mount_page(group: Pages, dashboard: Dashboard) -> None:
             tabs=TABS,
             curl=_curl(dashboard, found, parts),
         )
+
+
+def _log_before(visit: Visit) -> str:
+    """The log as the visitor left it for the message: so says the browser, or `view`, which the message's own pages
+    hand on."""
+    try:
+        came_from = urlsplit(visit.came_from)
+    except ValueError:  # no address
+        return logs.view(visit.arg("view"))
+    return logs.view(came_from.query if came_from.path == "/logs" else visit.arg("view"))
 
 
 def worst_first(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -170,19 +184,19 @@ async def _chunks(content: Content) -> AsyncGenerator[bytes, None]:
 def _mount_deeds(group: Pages, dashboard: Dashboard) -> None:
     @group.post("/logs/<message_id>/retry")
     async def retry(visit: Visit, form: Form, message_id: str) -> Response:
-        del form
         call = {"actor": visit.actor, "now_us": dashboard.now_us()}
-        return await _do(visit, message_id, "It is tried again now.", rows.retry, call)
+        return await _do(visit, form, message_id, "It is tried again now.", rows.retry, call)
 
     @group.post("/logs/<message_id>/cancel")
     async def cancel(visit: Visit, form: Form, message_id: str) -> Response:
-        del form
         keep_us = int(dashboard.settings().delivery.body_days * DAY_US)
         call = {"actor": visit.actor, "now_us": dashboard.now_us(), "body_keep_us": keep_us}
-        return await _do(visit, message_id, "Cancelled; what had been paid for it was refunded.", rows.cancel, call)
+        return await _do(
+            visit, form, message_id, "Cancelled; what had been paid for it was refunded.", rows.cancel, call
+        )
 
 
-async def _do(visit: Visit, message_id: str, notice: str, deed: Any, call: dict[str, Any]) -> Response:
+async def _do(visit: Visit, form: Form, message_id: str, notice: str, deed: Any, call: dict[str, Any]) -> Response:
     """A change of the queue: audited in the same unit, told to whoever works on it."""
 
     def run(conn: Any) -> Any:
@@ -204,4 +218,5 @@ async def _do(visit: Visit, message_id: str, notice: str, deed: Any, call: dict[
         if pool is not None:
             pool.wake()
         await visit.store.announce("queue")
-    return visit.redirect(f"/logs/{message_id}", notice)
+    view = urlencode({"view": form.get("view", "")}) if form.get("view") else ""
+    return visit.redirect(f"/logs/{message_id}{'?' if view else ''}{view}", notice)

@@ -26,7 +26,8 @@ function refresh() {
 
 async function read() {
   try {
-    const answer = await fetch(location.href, { cache: "no-store", signal: AbortSignal.timeout(READ_MS) });
+    const referrer = document.referrer || "about:client"; // the forms hand on which view of the log this page came from
+    const answer = await fetch(location.href, { cache: "no-store", referrer, signal: AbortSignal.timeout(READ_MS) });
     if (!answer.ok || answer.redirected) return false;
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
     for (const id of PARTS) {
