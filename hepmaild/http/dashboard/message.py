@@ -214,8 +214,10 @@ async def _do(visit: Visit, message_id: str, notice: str, deed: Any, call: dict[
     else:
         if done.get("is_paused"):
             notice = "It is due now, and is tried as soon as the pause is over."
-        pool = visit.dashboard.extras.get("pool")
+        pool, outbox = (visit.dashboard.extras.get(name) for name in ("pool", "outbox"))
         if pool is not None:
             pool.wake()
+        if outbox is not None:
+            await outbox.tell_callers()
         await visit.store.announce("queue")
     return visit.redirect(f"/logs/{message_id}", notice)
