@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import trio
 
 from hepmaild import policy, receipts
+from hepmaild.callers import FirstAttempt
 from hepmaild.config import (
     DeliverySettings,
     LimitSettings,
@@ -46,8 +47,9 @@ from hepmaild.mail.submission import (
     Verified,
 )
 from hepmaild.metrics import Meter
-from hepmaild.outbox import FirstAttempt, Outbox
+from hepmaild.outbox import Outbox
 from hepmaild.prepare import Prepared, Preparer
+from hepmaild.receipts import Vain
 from hepmaild.storage import keys, messages, words
 from hepmaild.storage.accept import Accept, Taken, Twin, destinations_of
 from hepmaild.storage.caps import cap_key_of
@@ -428,21 +430,21 @@ class Intake:
             elif where in member.left:
                 left.append(where)
                 if self._outbox.is_paused(member.route, where):  # it has no first attempt that one could wait for
-                    self._outbox.nobody_there(member.message_id, where)
+                    self._outbox.nobody_there(member.message_id, where, Vain.PAUSED)
             elif self._dispatcher.offer_nowait(_job(member, where, taken, content)):
                 took = True
             else:
                 self._outbox.doubt_accept(member.message_id, where, taken.token)
                 self._dispatcher.wake()
         for where in self._dispatcher.left(member.route, left) if left else ():
-            self._outbox.nobody_there(member.message_id, where, is_away=True)
+            self._outbox.nobody_there(member.message_id, where, Vain.AWAY)
         return took
 
     async def _wait(self, waiter: FirstAttempt, receipt: Receipt, member: Accept) -> Receipt | Refusal:
         patience_s = self.settings.delivery.relay_wait_s
         with trio.move_on_after(patience_s) as late:
             await waiter.done.wait()
-        why = receipts.why_no_attempt(is_late=late.cancelled_caught, is_away=waiter.is_away, patience_s=patience_s)
+        why = receipts.why_no_attempt(waiter.vain, is_late=late.cancelled_caught, patience_s=patience_s)
         return receipts.outcome_of_attempt(waiter.outcomes, receipt, member, why)
 
     async def _record(self, member: Accept, answer: Receipt | Refusal) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The queue as the delivery engine sees it, and the place where callers wait for the first attempt.
+"""The queue as the delivery engine sees it; what callers wait for (`callers`) is told here.
 
 Implements `delivery.job.Queue` on the store.  What an attempt reports is committed first and told to the waiting caller
 afterwards, in the same process; a caller whose message another process delivers waits in vain and is told "queued".
@@ -17,12 +17,14 @@ from typing import NamedTuple
 import structlog
 import trio
 
+from hepmaild.callers import Callers, FirstAttempt
 from hepmaild.config import DAY_US, InDoubt
-from hepmaild.delivery.job import Attempt, Claim, Job, Outcome, Result
+from hepmaild.delivery.job import Attempt, Claim, Job, Result
 from hepmaild.errors import StoreUnavailable
 from hepmaild.events import to_record
 from hepmaild.mail.content import Content
 from hepmaild.metrics import Meter
+from hepmaild.receipts import Vain
 from hepmaild.storage import cap_line, leases, messages, queue
 from hepmaild.storage import claim as queue_claim
 from hepmaild.storage.claim import EXPIRE_AT_ONCE, Look
@@ -48,33 +50,6 @@ CLAIM_S = 5  # after that a claim brings what it has
 CLAIM_UNIT = 32  # jobs of one of them: what is accepted meanwhile waits for these, not for all
 
 _FINAL = (Result.DELIVERED, Result.FAILED)
-
-
-class FirstAttempt:
-    """What a caller waits for: the outcomes of the first attempt at each destination of its message.
-
-    done: every destination was heard of once, be it only that nobody works on it now.  outcomes: in the order of the
-    recipients, of those destinations that were attempted.  is_away: another one's next hop is not tried soon.
-    """
-
-    __slots__ = ("_missing", "done", "is_away", "outcomes")
-
-    def __init__(self, destinations: Collection[str]) -> None:
-        self.done = trio.Event()
-        self.outcomes: tuple[Outcome, ...] = ()
-        self.is_away = False
-        self._missing = set(destinations)
-
-    def hear(self, destination: str, outcomes: tuple[Outcome, ...] = ()) -> None:
-        """The first attempt at a destination was made, or will not be soon (no outcomes)."""
-        if destination not in self._missing:
-            return
-        self._missing.discard(destination)
-        if outcomes:
-            both = (*self.outcomes, *outcomes)
-            self.outcomes = both if not self.outcomes else tuple(sorted(both, key=lambda o: o.recipient_id))
-        if not self._missing:
-            self.done.set()
 
 
 class _Uncertain(NamedTuple):
@@ -115,7 +90,7 @@ class Outbox:
         self._spool_dir = spool_dir
         self._alone = store.is_sqlite
         self._renew_at = -math.inf  # Trio's clock
-        self._waiting_callers: dict[str, FirstAttempt] = {}
+        self._callers = Callers(store, owner, self.is_paused)
         self._uncertain: dict[tuple[str, str], _Uncertain] = {}
         self._uncertain_claims: list[int] = []
         self._claimed_at_us = 0
@@ -134,12 +109,11 @@ class Outbox:
 
     def expect(self, message_id: str, destinations: Collection[str] = ("",)) -> FirstAttempt:
         """Announce that a caller waits for the first attempt at every destination.  `forget` it afterwards."""
-        waiter = self._waiting_callers[message_id] = FirstAttempt(destinations)
-        return waiter
+        return self._callers.expect(message_id, destinations)
 
     def forget(self, message_id: str) -> None:
         """The caller waits no longer."""
-        self._waiting_callers.pop(message_id, None)
+        self._callers.forget(message_id)
 
     def is_paused(self, route: str, destination: str) -> bool:
         """Whether nobody is to work on this now (`hepmaild queue pause`), as far as this process knows."""
@@ -215,8 +189,12 @@ class Outbox:
                 del self._answers_under_way[message_id]
 
     async def recount(self) -> None:
-        """Learn from the store how many messages wait, and what is paused."""
+        """Somebody changed the queue: learn from the store how many messages wait, and what is paused.
+
+        Callers whose message is not tried now are told so.
+        """
         self.backlog, self._paused = await self._store.read(queue.learn)
+        await self.tell_callers()
 
     # For the engine (delivery.job.Queue)
 
@@ -348,6 +326,7 @@ class Outbox:
         holds: bool = await self._store.submit(Mark(job.message_id, job.destination, job.token))
         if not holds:
             self._renew_at = -math.inf  # others may hold us for dead: a machine that slept did not notice
+            await self._callers.lease_lost(job.message_id, job.destination)
         return holds
 
     async def report(self, attempt: Attempt) -> bool:
@@ -355,11 +334,12 @@ class Outbox:
         job = attempt.job
         told = _attempt_json(attempt)
         member = Report(attempt, job.destination, job.account_id, told, self._body_keep_us, self.rule)
-        waiter = self._waiting_callers.get(job.message_id)
+        waiter = self._callers.find(job.message_id)
         haste = Haste.NOW if waiter is not None else self._haste_of(attempt)
         holds: bool = await self._store.submit(member, haste=haste)
         if not holds:
             log.warning("report_refused", message_id=job.message_id, reason="the lease was lost")
+            await self._callers.lease_lost(job.message_id, job.destination)
             return False
         if all(o.result in _FINAL for o in attempt.outcomes):
             self.backlog = max(0, self.backlog - 1)
@@ -395,12 +375,13 @@ class Outbox:
         self.nobody_there(job.message_id, job.destination)
         self._forsaken[job.message_id, job.destination] = job.token
 
-    def nobody_there(self, message_id: str, destination: str, *, is_away: bool = False) -> None:
+    async def tell_callers(self) -> None:
+        """Somebody changed messages: who waits for one that is not tried now, or never will be, is told so."""
+        await self._callers.look()
+
+    def nobody_there(self, message_id: str, destination: str, vain: Vain | None = None) -> None:
         """Nothing goes to this destination, or not soon: a caller that waits need not wait for it."""
-        waiter = self._waiting_callers.get(message_id)
-        if waiter is not None:
-            waiter.is_away = waiter.is_away or is_away
-            waiter.hear(destination)
+        self._callers.nobody_there(message_id, destination, vain)
 
     # Leases of this process
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Any
 
 from hepmaild.delivery.job import Outcome, Result
@@ -18,6 +19,21 @@ from hepmaild.prepare import Prepared
 from hepmaild.storage.accept import Accept, Taken
 
 
+class Vain(Enum):
+    """Why a message is not tried now, as its caller is told."""
+
+    AWAY = "The message is queued; its next hop could not be reached for a while, and it leaves when that is back."
+    PAUSED = "The message is queued; the way it is to leave by is paused, and it leaves when that is over."
+    HELD = "The message is queued; it is held, and leaves when somebody releases it."
+
+
+# What is said of recipients that ended before anything was tried, by their state.
+ENDINGS = {
+    "cancelled": Reply(550, "5.3.0", "the message was cancelled before it could leave"),
+    "expired": Reply(550, "5.4.7", "the message expired before it could leave"),
+}
+
+
 def first_receipt(member: Accept, taken: Taken | None = None, *, is_paused: bool = False) -> Receipt:
     """The receipt right after the commit: everything still waits, but for who is suppressed.
 
@@ -26,7 +42,7 @@ def first_receipt(member: Accept, taken: Taken | None = None, *, is_paused: bool
     suppressed = {} if taken is None else taken.suppressed
     hint = "The message is queued; the first attempt is made as soon as possible."
     if is_paused:
-        hint = "The message is queued; the way it is to leave by is paused, and it leaves when that is over."
+        hint = Vain.PAUSED.value
     turn = None if taken is None else taken.turn
     if turn is not None:
         hint = f"{turn.text[:1].upper()}{turn.text[1:]}."
@@ -68,7 +84,8 @@ def outcome_of_attempt(
         reply = failed[0].reply or Reply(550, "5.0.0", "refused by the next hop")
         enhanced = reply.enhanced if reply.enhanced.startswith("5") else "5.0.0"
         money = "The credits were refunded." if member.price else "It was a chaos key's sandbox; nothing was charged."
-        text = f"The next hop refused every recipient for good: {reply}. {money}"
+        who = "Nothing was sent" if reply in ENDINGS.values() else "The next hop refused every recipient for good"
+        text = f"{who}: {reply}. {money}"
         return Refusal(ErrorKind.RELAY_FAILED, text, reply=Reply(550, enhanced, reply.text))
     attempted = receipt.recipients - len(receipt.rejected)
     rejected = receipt.rejected + tuple(
@@ -82,12 +99,12 @@ def outcome_of_attempt(
     return replace(receipt, status=Status.SENT, retry_hint="")
 
 
-def why_no_attempt(*, is_late: bool, is_away: bool, patience_s: float) -> str:
-    """What to say without outcomes.  is_late: all of `patience_s` went by.  is_away: the next hop is not tried soon."""
+def why_no_attempt(vain: Vain | None, *, is_late: bool, patience_s: float) -> str:
+    """What to say without outcomes.  is_late: all of `patience_s` went by.  vain: why it is not tried soon, if so."""
     if is_late:
         return f"The next hop has not answered within {patience_s:g} seconds; delivery goes on without you."
-    if is_away:
-        return "The message is queued; its next hop could not be reached for a while, and it leaves when that is back."
+    if vain is not None:
+        return vain.value
     return "The message is queued; no attempt could be made at once, and delivery goes on without you."
 
 

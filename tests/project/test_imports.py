@@ -56,6 +56,7 @@ APART = ("hepmaild.smtp", "hepmaild.http", "hepmaild.delivery")
 _SMTP_PURE = "actions commands content core facts machine replies sasl say state verbs".split()  # noqa: SIM905
 _DELIVERY_PURE = "answers capabilities client dane hops job mta_sts mx outcome reader route tls_policy".split()  # noqa: SIM905
 _STORAGE_USERS = [
+    "callers",
     "census",
     "directory",
     "dkim_watch",

@@ -13,10 +13,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from hepmaild.callers import FirstAttempt
 from hepmaild.delivery.job import Outcome, Result
 from hepmaild.errors import SpoolUnavailable, StoreUnavailable
 from hepmaild.mail.content import SPOOL_OCTETS
-from hepmaild.outbox import FirstAttempt, Outbox
+from hepmaild.outbox import Outbox
 from hepmaild.storage import credits as money
 from hepmaild.storage import leases, log, messages, queue
 from hepmaild.storage.claim import claim_and_look

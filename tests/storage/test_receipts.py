@@ -16,7 +16,7 @@ from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.mail import chaos
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.submission import KeyIdentity, Receipt, Rejected, Status
-from hepmaild.receipts import answer_of, first_receipt, outcome_of_attempt, receipt_from, why_no_attempt
+from hepmaild.receipts import ENDINGS, Vain, answer_of, first_receipt, outcome_of_attempt, receipt_from, why_no_attempt
 from hepmaild.storage.accept import Accept, Taken
 from hepmaild.storage.caps import Turn
 from tests.storage.books import Books, Clock
@@ -121,12 +121,24 @@ def test_why_it_waits(waiting: list[Outcome], hint: str) -> None:
 
 
 def test_why_nothing_was_tried() -> None:
-    for is_late, is_away, why in (
-        (True, True, "has not answered within 2.5 seconds"),
-        (False, True, "could not be reached for a while"),
-        (False, False, "no attempt could be made at once"),
+    for is_late, vain, why in (
+        (True, Vain.AWAY, "has not answered within 2.5 seconds"),
+        (False, Vain.AWAY, "could not be reached for a while"),
+        (False, Vain.HELD, "is held"),
+        (False, None, "no attempt could be made at once"),
     ):
-        assert why in why_no_attempt(is_late=is_late, is_away=is_away, patience_s=2.5)
+        assert why in why_no_attempt(vain, is_late=is_late, patience_s=2.5)
+
+
+def test_what_was_cancelled_before_it_left_was_refused_by_nobody() -> None:
+    gone = [Outcome(n, FAILED, ENDINGS["cancelled"]) for n in range(3)]
+    refusal = told(THREE, gone)
+    assert isinstance(refusal, Refusal)
+    assert refusal.reply == Reply(550, "5.3.0", "the message was cancelled before it could leave")
+    assert refusal.message == f"Nothing was sent: {refusal.reply}. The credits were refunded."
+    receipt = told(THREE, [*outcomes(SENT), *gone[1:]])
+    assert isinstance(receipt, Receipt)
+    assert (receipt.status, receipt.credits_charged, len(receipt.rejected)) == (Status.SENT, 1, 2)
 
 
 def test_a_message_in_a_line_says_when_it_leaves() -> None:

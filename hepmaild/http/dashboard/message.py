@@ -214,9 +214,11 @@ async def _do(visit: Visit, form: Form, message_id: str, notice: str, deed: Any,
     else:
         if done.get("is_paused"):
             notice = "It is due now, and is tried as soon as the pause is over."
-        pool = visit.dashboard.extras.get("pool")
+        pool, outbox = (visit.dashboard.extras.get(name) for name in ("pool", "outbox"))
         if pool is not None:
             pool.wake()
+        if outbox is not None:
+            await outbox.tell_callers()
         await visit.store.announce("queue")
     view = urlencode({"view": form.get("view", "")}) if form.get("view") else ""
     return visit.redirect(f"/logs/{message_id}{'?' if view else ''}{view}", notice)
