@@ -64,6 +64,8 @@ docs: $(VENV)/.installed-test
 	mv docs/smtp-states.svg.new docs/smtp-states.svg
 	$(BIN)/python -m tools.rfc_coverage > docs/rfc-coverage.md.new
 	mv docs/rfc-coverage.md.new docs/rfc-coverage.md
+	$(BIN)/python -m tools.decisions_index > docs/decisions.new
+	mv docs/decisions.new docs/decisions/README.md
 
 LOCK := $(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url \
 	--no-emit-trusted-host --no-emit-find-links --no-emit-options --extra build --extra postgresql

@@ -259,7 +259,10 @@ def _http_error(error: HTTPException, call: Call, max_request: int) -> Any:
         response = refuse(Refusal(ErrorKind.METHOD_NOT_ALLOWED, f"Use {allowed} here."), call)
         response.headers["Allow"] = allowed
         return response
-    if call.is_api or not isinstance(error, NoSuchPage):
+    if not isinstance(error, NoSuchPage):  # a Host that can be nobody's
+        text = "This is not a proper HTTP request; its Host can be the name of no server."
+        return refuse(Refusal(ErrorKind.MALFORMED_REQUEST, text), call)
+    if call.is_api:
         return refuse(
             Refusal(ErrorKind.NOT_FOUND, "There is nothing at this path; mail is sent by POST /api/v1/email/send."),
             call,

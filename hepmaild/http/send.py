@@ -30,7 +30,7 @@ from hepmaild.http.call import Call
 from hepmaild.http.errors import json_response
 from hepmaild.http.fields import Wanted, read_idempotency_word, read_request
 from hepmaild.http.limits import MemoryGate, Timeouts
-from hepmaild.http.quick import QuickRequest
+from hepmaild.http.quick import SEND_PATH, QuickRequest
 from hepmaild.intake import Intake
 from hepmaild.mail.content import Content
 from hepmaild.mail.sizes import MAX_TOTAL_OCTETS, SIZE_KINDS
@@ -51,7 +51,7 @@ from hepmaild.threads import in_thread
 THREAD_OCTETS = 256 << 10  # above this, JSON and base64 are worked on in a thread, and the memory gate counts
 # Two requests of the largest size at once, one of them being parsed: measured, 20 of them peak at 290 MB in all.
 GATE_OCTETS = 52 << 20
-ENDPOINT = b"email/send\x00"
+NAMESPACE = b"email/send\x00"
 # What may be said of a call that was accepted once: what it names has changed since, or has gone.
 _CHANGED_SINCE = frozenset(
     {
@@ -80,6 +80,21 @@ class Endpoint:
     respond: Callable[[Receipt], Response]
     needs: Permission | None = None
     unreadable_is_missing: bool = False
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A request whose key is known and whose body has come."""
+
+    request: Request | QuickRequest
+    call: Call
+    key: KeyIdentity
+    body: Received
+    endpoint: Endpoint
+
+    def fingerprint(self) -> bytes:
+        """The same body at the same endpoint has the same one."""
+        return hashlib.sha256(self.endpoint.namespace + self.body.digest).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,27 +142,20 @@ class SendDesk:
         key = await identify(self.intake, call, authorization, endpoint.needs, _word_for_count(request))
         check_length(request, self.max_request)
         body = await read_body(request, self.max_request, self.timeouts, self.spool_dir, self.files)
+        asked = _Asked(request, call, key, body, endpoint)
         try:
             check_media_type(request)
-            read = await endpoint.reader(key)
+            read = partial(await endpoint.reader(key), body.content, self.max_recipients)
             if body.content.size <= THREAD_OCTETS:
-                wanted = _judged(request, partial(read, body.content, self.max_recipients))
+                wanted = _judged(request, read)
                 found = await self.materials.find(key, wanted.draft, wanted.ask)
-                if found.octets <= THREAD_OCTETS:
-                    return await self._accept(request, call, key, body, wanted, found, endpoint)
-                # A few words may name megabytes.
-                async with self.gate.admit(min(found.octets, MAX_TOTAL_OCTETS)):
-                    return await self._accept(request, call, key, body, wanted, found, endpoint)
+                return await self._accept(asked, wanted, found, self.gate)
             async with self.gate.admit(body.content.size):
-                reading = partial(_judged, request, partial(read, body.content, self.max_recipients))
-                wanted = await in_thread(reading, limiter=self.threads)
+                wanted = await in_thread(partial(_judged, request, read), limiter=self.threads)
                 found = await self.materials.find(key, wanted.draft, wanted.ask)
-                if found.octets <= THREAD_OCTETS:
-                    return await self._accept(request, call, key, body, wanted, found, endpoint)
-                async with self.beside.admit(found.octets):
-                    return await self._accept(request, call, key, body, wanted, found, endpoint)
+                return await self._accept(asked, wanted, found, self.beside)
         except RefusedError as error:
-            return await self._told_before(request, call, key, body, endpoint, error)
+            return await self._told_before(asked, error)
         finally:
             body.content.close()
 
@@ -159,79 +167,54 @@ class SendDesk:
         """
         key = await recognise(self.intake, call, request.headers.get("Authorization"), endpoint.needs)
         body = Received(Content(request.octets), hashlib.sha256(request.octets).digest())
+        asked = _Asked(request, call, key, body, endpoint)
         try:
             check_length(request, self.max_request)
             check_media_type(request)
-            read = await endpoint.reader(key)
-            wanted = _judged(request, partial(read, body.content, self.max_recipients))
+            read = partial(await endpoint.reader(key), body.content, self.max_recipients)
+            wanted = _judged(request, read)
             found = await self.materials.find(key, wanted.draft, wanted.ask)
-            # A few words may name megabytes; those wait for room in memory.
-            is_small = found.octets <= THREAD_OCTETS
-            ready = await self._complete(wanted, found) if is_small else None
+            ready = await self._complete(wanted, found) if found.octets <= THREAD_OCTETS else None
         except RefusedError as error:
             await count(self.intake, call, key, _word_for_count(request))
-            return await self._told_before(request, call, key, body, endpoint, error)
+            return await self._told_before(asked, error)
         try:
             if ready is not None:
-                return await self._submit(request, call, key, body, ready, endpoint, is_counted=False)
+                return await self._submit(asked, ready, is_counted=False)
             await count(self.intake, call, key, _word_for_count(request))
-            async with self.gate.admit(min(found.octets, MAX_TOTAL_OCTETS)):
-                return await self._accept(request, call, key, body, wanted, found, endpoint)
+            return await self._accept(asked, wanted, found, self.gate)
         except RefusedError as error:
-            return await self._told_before(request, call, key, body, endpoint, error)
+            return await self._told_before(asked, error)
 
-    async def _told_before(
-        self,
-        request: Request | QuickRequest,
-        call: Call,
-        key: KeyIdentity,
-        body: Received,
-        endpoint: Endpoint,
-        error: RefusedError,
-    ) -> Response:
+    async def _told_before(self, asked: _Asked, error: RefusedError) -> Response:
         """The first answer again, when this very call was accepted before.
 
         Raises `error` when it was not, RefusedError (IDEMPOTENCY_IN_PROGRESS), and StoreUnavailable.
         """
-        word = _word_for_count(request) if error.refusal.kind in _CHANGED_SINCE else None
+        word = _word_for_count(asked.request) if error.refusal.kind in _CHANGED_SINCE else None
         if word is None:
             raise error
-        call.rate = error.refusal.rate or call.rate
-        answer = await self.intake.told_before(key, word, _fingerprint(endpoint, body))
+        asked.call.rate = error.refusal.rate or asked.call.rate
+        answer = await self.intake.told_before(asked.key, word, asked.fingerprint())
         if answer is None:
             raise error
         if isinstance(answer, Refusal):
             raise RefusedError(answer)
-        return endpoint.respond(answer)
+        return asked.endpoint.respond(answer)
 
-    async def _accept(
-        self,
-        request: Request | QuickRequest,
-        call: Call,
-        key: KeyIdentity,
-        body: Received,
-        wanted: Wanted,
-        found: Found,
-        endpoint: Endpoint,
-    ) -> Response:
-        ready = await self._complete(wanted, found)
-        return await self._submit(request, call, key, body, ready, endpoint, is_counted=True)
+    async def _accept(self, asked: _Asked, wanted: Wanted, found: Found, room: MemoryGate) -> Response:
+        """room: where it waits for memory when its few words name megabytes."""
+        if found.octets <= THREAD_OCTETS:
+            return await self._submit(asked, await self._complete(wanted, found), is_counted=True)
+        async with room.admit(min(found.octets, MAX_TOTAL_OCTETS)):
+            return await self._submit(asked, await self._complete(wanted, found), is_counted=True)
 
     async def _complete(self, wanted: Wanted, found: Found) -> _Ready:
         draft = await self.materials.complete(found)
         return _Ready(wanted.recipients, draft, found.note, wanted.word)
 
-    async def _submit(
-        self,
-        request: Request | QuickRequest,
-        call: Call,
-        key: KeyIdentity,
-        body: Received,
-        ready: _Ready,
-        endpoint: Endpoint,
-        *,
-        is_counted: bool,
-    ) -> Response:
+    async def _submit(self, asked: _Asked, ready: _Ready, *, is_counted: bool) -> Response:
+        call, key = asked.call, asked.key
         version, cipher = call.connection.tls()
         submission = Submission(
             key=key,
@@ -239,19 +222,15 @@ class SendDesk:
             recipients=ready.recipients,
             source=ready.draft,
             idempotency_word=ready.word,
-            fingerprint=_fingerprint(endpoint, body),
-            steps=_steps(request, body, key, f"{version} {cipher}".strip(), ready.note),
+            fingerprint=asked.fingerprint(),
+            steps=_steps(asked.request, asked.body, key, f"{version} {cipher}".strip(), ready.note),
             is_counted=is_counted,
         )
         answer = await self.intake.accept(submission)
         if isinstance(answer, Refusal):
             raise RefusedError(answer)
         call.rate = answer.rate or call.rate
-        return endpoint.respond(answer)
-
-
-def _fingerprint(endpoint: Endpoint, body: Received) -> bytes:
-    return hashlib.sha256(endpoint.namespace + body.digest).digest()
+        return asked.endpoint.respond(answer)
 
 
 def _word_of(request: Request | QuickRequest) -> str | None:
@@ -311,14 +290,14 @@ async def _reader(key: KeyIdentity) -> Callable[[Content, int], Wanted]:
     return read_request
 
 
-SEND_ENDPOINT = Endpoint(ENDPOINT, reader=_reader, respond=receipt_response)
+SEND_ENDPOINT = Endpoint(NAMESPACE, reader=_reader, respond=receipt_response)
 
 
 def send_blueprint(desk: SendDesk) -> Blueprint:
     """The route of the endpoint."""
     blueprint = Blueprint("send", __name__)
 
-    @blueprint.post("/api/v1/email/send", provide_automatic_options=False)
+    @blueprint.post(SEND_PATH, provide_automatic_options=False)
     async def send() -> Response:
         request: Any = current_request
         return await desk.send(request, request.call, SEND_ENDPOINT)

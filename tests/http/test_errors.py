@@ -332,3 +332,11 @@ async def test_a_bug_is_an_answer(door: Running, log_events: LogEvents) -> None:
     assert crash["request_id"] == "my-id.1"
     door.intake.result = type(door.intake)().result
     assert (await door.post()).status_code == 200
+
+
+async def test_a_host_that_can_be_nobodys(door: Running) -> None:
+    """What is wrong is the Host, not the path: a name's label has at most 63 octets (RFC 1035 §2.3.4)."""
+    for method, path in (("GET", "/healthz"), ("PUT", "/api/v1/email/send"), ("GET", "/api/nothing")):
+        async with door.client() as client:
+            answer = await client.request(method, path, headers={"Host": "a" * 64})
+        assert (answer.status_code, answer.json()["code"]) == (400, "MALFORMED_REQUEST"), path

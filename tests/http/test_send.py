@@ -16,7 +16,7 @@ import trio
 
 from hepmaild.config import HttpSettings
 from hepmaild.errors import ErrorKind, Refusal
-from hepmaild.http.send import ENDPOINT
+from hepmaild.http.send import NAMESPACE
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.submission import Attachment, Draft, Kind, Mailbox, Recipient, Rejected, Status, Submission
 from tests.conftest import LogEvents
@@ -137,7 +137,7 @@ async def test_fingerprints(door: Running) -> None:
     one, two, three = (submission.fingerprint for submission in door.intake.submissions)
     assert one == two != three
     body = hashlib.sha256(b'{"to":"a@b.c","text":"x"}').digest()
-    assert one == hashlib.sha256(ENDPOINT + body).digest()
+    assert one == hashlib.sha256(NAMESPACE + body).digest()
 
 
 @pytest.mark.parametrize("http2", [False, True])
@@ -255,7 +255,7 @@ async def test_what_was_accepted_is_told_again_when_what_it_names_has_gone(
 ) -> None:
     body = json.dumps({"to": "joe@example.com", "text": "x", "padding": padding, **named}).encode()
     headers = {"Content-Type": "application/json", "Idempotency-Key": "order-1"}
-    fingerprint = hashlib.sha256(ENDPOINT + hashlib.sha256(body).digest()).digest()
+    fingerprint = hashlib.sha256(NAMESPACE + hashlib.sha256(body).digest()).digest()
 
     async def ask(word: str = "order-1") -> tuple[int, Any, str | None]:
         answer = await door.post(content=body, headers=headers | {"Idempotency-Key": word})
@@ -279,7 +279,7 @@ async def test_a_sender_that_was_taken_away_since_does_not_make_an_accepted_call
     door.intake.result = Refusal(ErrorKind.SENDER_NOT_ALLOWED, "not yours")
     headers = {"Content-Type": "application/json", "Idempotency-Key": "order-1"}
     assert (await door.post(content=body, headers=headers)).json()["code"] == "SENDER_NOT_ALLOWED"
-    fingerprint = hashlib.sha256(ENDPOINT + hashlib.sha256(body).digest()).digest()
+    fingerprint = hashlib.sha256(NAMESPACE + hashlib.sha256(body).digest()).digest()
     door.intake.told["order-1", fingerprint] = replace(RECEIPT, replayed=True)
     again = await door.post(content=body, headers=headers)
     assert (again.status_code, again.headers["idempotency-replayed"]) == (200, "true")

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import ast
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
 from hepmaild.smtp.state import REFUSALS, State
-from tools import rfc_coverage, smtp_walk, state_picture
+from tools import decisions_index, rfc_coverage, smtp_walk, state_picture
 
 DOCS = Path(__file__).parents[2] / "docs"
+PACKAGE = DOCS.parent / "hepmaild"
 
 
 def test_the_picture_of_states_is_current() -> None:
@@ -22,6 +24,26 @@ def test_the_picture_of_states_is_current() -> None:
 
 def test_the_page_of_rfcs_is_current() -> None:
     assert (DOCS / "rfc-coverage.md").read_text() == rfc_coverage.render(), "run `make docs`"
+
+
+def test_the_list_of_decisions_is_current() -> None:
+    assert (DOCS / "decisions" / "README.md").read_text() == decisions_index.render(), "run `make docs`"
+
+
+def test_the_map_has_every_module_and_every_folder() -> None:
+    """Of the package's first level; what is further in is said by the folder itself."""
+    found = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py", "__main__.py"}
+    found |= {f"{path.parent.name}/" for path in PACKAGE.glob("*/*.py")}
+    page = (DOCS / "architecture.md").read_text()
+    assert not sorted(name for name in found if f"| `{name}`" not in page and f"` `{name}`" not in page)
+
+
+def test_every_folder_says_what_is_in_it() -> None:
+    folders = {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE / "storage" / "migrations" / "versions"}
+    for folder in folders:
+        begin = folder / "__init__.py"
+        assert begin.exists(), f"{folder} has no __init__.py"
+        assert ast.get_docstring(ast.parse(begin.read_text())), f"{begin} says nothing"
 
 
 def test_the_walk_comes_everywhere_and_hears_what_the_table_says() -> None:
