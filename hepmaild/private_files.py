@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -15,8 +17,25 @@ def give_to_owner_of(folder: Path, path: Path) -> None:
         os.chown(path, owner.st_uid, owner.st_gid)
 
 
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let an OSError in here say which file it is about: one of a descriptor (a full disk) does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def write_beside(path: Path, content: bytes) -> Path:
-    """A temporary file in the folder of `path`, durable, of mode 0600.  Raises OSError, and leaves nothing then."""
+    """A temporary file in the folder of `path`, durable, of mode 0600.
+
+    Raises OSError with the name `path`, which people know, and leaves nothing then.
+    """
+    with named(path):
+        return _write_beside(path, content)
+
+
+def _write_beside(path: Path, content: bytes) -> Path:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # made with mode 0600
     temporary = Path(name)
     try:

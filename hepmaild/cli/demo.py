@@ -75,12 +75,14 @@ def demo(folder: Path, smtp: str, smtps: str, https: str) -> None:
     .eml file in DIR/sandbox.  The demo's key is also kept in DIR/demo.key (mode 0600), so that it is the same after a
     restart; a real service keeps no key anywhere.  Ctrl-C ends it.
     """
+    from hepmaild.private_files import write_private
+
     settings = make_settings(folder, smtp=smtp, smtps=smtps, https=https)
 
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    (settings.server.state_dir / SETTINGS_NAME).write_text(settings_file(settings), encoding="utf-8")
-
     async def on_ready(bound: Bound, store: Store) -> None:
+        # Not before: a demo that runs in this folder has its own there.  And whole or not at all: an empty file would
+        # send the other commands to the defaults, a service's database.
+        write_private(settings.server.state_dir / SETTINGS_NAME, settings_file(settings).encode())
         click.echo(welcome(settings, bound, *await _prepare(settings, store)))
 
     run_daemon(Invocation(preset=settings), on_ready, reload=False)

@@ -154,7 +154,8 @@ class SqliteBackend:
             self._writer.raw()
             self._place.remember()
         except (OSError, sqlite3.Error, DBAPIError) as error:
-            raise store_failure(error) or StoreUnavailable(f"cannot open {self._path}: {error}") from error
+            said = getattr(error, "strerror", None) or error
+            raise store_failure(error, self._path) or StoreUnavailable(f"cannot open {self._path}: {said}") from error
 
     def _close(self) -> None:
         # A reader whose caller gave up stops at its next look; its connection must not be closed under it.
@@ -444,6 +445,6 @@ class SqliteBackend:
                     os.fsync(file.fileno())
                 partial.replace(target)
         except sqlite3.Error as error:
-            raise store_failure(error) or StoreUnavailable(f"backup failed: {error}") from error
+            raise store_failure(error, target, self._path) or StoreUnavailable(f"backup failed: {error}") from error
         finally:
             link.close()

@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from hepmaild.errors import NothingCommitted
-from hepmaild.private_files import give_to_owner_of
+from hepmaild.private_files import give_to_owner_of, named
 
 log = structlog.get_logger()
 
@@ -39,6 +39,26 @@ def create_file(path: Path) -> None:
         connection.execute("PRAGMA journal_mode=WAL").fetchall()
 
 
+def trouble_of(path: Path) -> str:
+    """What keeps SQLite from using this file, as far as the system shows it; empty: nothing.  Blocking."""
+    folder = path.parent
+    try:
+        disk = os.statvfs(folder)
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+    if disk.f_flag & os.ST_RDONLY:
+        return f"the file system of {folder} is mounted read-only"
+    if os.path.isdir(path):  # noqa: PTH112  # Path's own question raises where the folder is closed to us
+        return f"{path} is a folder"
+    files = (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm")))
+    for place, rights in ((folder, os.R_OK | os.W_OK | os.X_OK), *((file, os.R_OK | os.W_OK) for file in files)):
+        if os.access(place, os.F_OK) and not os.access(place, rights, effective_ids=True):
+            return f"hepmaild's user cannot write {place}: make it the owner (chown)"
+    if disk.f_blocks and not disk.f_bavail:
+        return f"the disk of {folder} is full"
+    return ""
+
+
 @contextlib.contextmanager
 def unfinished(target: Path) -> Iterator[Path]:
     """A new, empty file beside `target`, for its owner's eyes only, that is gone at the end unless it was renamed.
@@ -50,7 +70,9 @@ def unfinished(target: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError), _locked(left, os.O_RDWR | os.O_NOFOLLOW):
             _remove(left)
     path = target.with_name(f".{target.name}.{os.getpid()}.part")
-    with _locked(path, os.O_CREAT | os.O_EXCL | os.O_RDWR):
+    with contextlib.ExitStack() as stack:
+        with named(target):
+            stack.enter_context(_locked(path, os.O_CREAT | os.O_EXCL | os.O_RDWR))
         try:
             yield path
         finally:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from hepmaild.errors import NothingCommitted
+from hepmaild.storage.sqlite_file import trouble_of
 
 T = TypeVar("T")
 
@@ -42,16 +43,35 @@ _STORE_FAILURES = frozenset(
 )
 
 
-def store_failure(error: BaseException) -> NothingCommitted | None:
+# Of these SQLite says neither the file nor what is wrong with it: the system may show it.
+_PLACE_FAILURES = frozenset(
+    {
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+    }
+)
+
+
+def store_failure(error: BaseException, *files: Path) -> NothingCommitted | None:
     """With SQLite's words if the store failed, which takes the transaction with it, also at its COMMIT; None if the
-    statement or its values are to blame."""
+    statement or its values are to blame.
+
+    files: that it may be about, the first one the likeliest; looked at for what SQLite does not say, blocking.
+    """
     cause = error.orig if isinstance(error, DBAPIError) else error
     if not isinstance(cause, sqlite3.Error):
         return None
     code = getattr(cause, "sqlite_errorcode", None)
     if code is None or code & 0xFF not in _STORE_FAILURES:
         return None
-    return NothingCommitted(f"SQLite: {cause} ({cause.sqlite_errorname})")
+    said = f"SQLite: {cause} ({cause.sqlite_errorname})"
+    seen = next(filter(None, map(trouble_of, files)), "") if code & 0xFF in _PLACE_FAILURES else ""
+    if seen:
+        return NothingCommitted(f"{seen}; {said}")
+    return NothingCommitted(f"{files[0]}: {said}" if files else said)
 
 
 class _Guard:
@@ -94,7 +114,7 @@ class Link:
             self._guard.start(self._timeout_s, abandoned)
             return self._transact(connection, fn, args)
         except (DBAPIError, sqlite3.Error) as error:
-            failure = store_failure(error)
+            failure = store_failure(error, Path(str(self._engine.url.database)))
             if failure is None:
                 raise
             self.close()

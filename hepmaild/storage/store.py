@@ -29,7 +29,7 @@ from sqlalchemy.exc import ArgumentError
 
 from hepmaild.config import DatabaseSettings
 from hepmaild.errors import StoreUnavailable, leaves
-from hepmaild.private_files import give_to_owner_of
+from hepmaild.private_files import give_to_owner_of, named
 from hepmaild.seldom import Seldom
 from hepmaild.storage import announce, migrate
 from hepmaild.storage.sqlite import SqliteBackend, first_value
@@ -383,8 +383,9 @@ def _lock(path: Path, what: Path) -> Iterator[None]:
             holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
             raise StoreLocked(f"another hepmaild (process {holder or '?'}) serves {what}") from None
         give_to_owner_of(path.parent, path)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+        with named(path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
         yield
     finally:
         os.close(descriptor)

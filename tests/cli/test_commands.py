@@ -247,7 +247,8 @@ def test_a_backup_is_a_database(cli: Any, account: str, tmp_path: Path) -> None:
     with sqlite3.connect(copy) as db:
         assert db.execute("select email from account").fetchall() == [(ME,)]
     db.close()
-    assert "No such file" in cli.refused("db", "backup", str(tmp_path / "none" / "x.db"))
+    nowhere = tmp_path / "none" / "x.db"
+    assert cli.refused("db", "backup", str(nowhere)) == f"{nowhere}: No such file or directory"
 
 
 def test_mistakes_in_the_settings_are_told_with_status_2(cli: Any) -> None:

@@ -133,10 +133,12 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert f"hepmaild: cannot listen on {taken}: Address already in use\n" in done.stderr
         assert "Traceback" not in done.stderr
-        command = [sys.executable, "-m", "hepmaild", "demo", "--dir", str(tmp_path / "one"), *ANY]
+        written = (tmp_path / "one" / "hepmaild.toml").read_text()
+        command = [sys.executable, "-m", "hepmaild", "demo", "--dir", str(tmp_path / "one"), *ANY, "--smtp", taken]
         done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
         assert done.returncode == 1
         assert re.search(r"^hepmaild: another hepmaild \(process \d+\) serves ", done.stderr, re.MULTILINE)
+        assert (tmp_path / "one" / "hepmaild.toml").read_text() == written  # of the demo that runs
 
 
 def test_the_written_settings_are_the_demos(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import tempfile
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -22,6 +23,8 @@ from hepmaild.storage.kernel_sync import KernelSync
 from hepmaild.storage.store import LOCK_NAME, Store, StoreLocked
 from hepmaild.storage.writer import Manner, Sync
 from tests.conftest import LogEvents
+from tests.crash.test_outage import fill as ballast_in
+from tests.crash.test_outage import small_disk
 from tests.peers.processes import no_file_beyond
 from tests.storage.conftest import Journal, Opener, debit, keep, make_opener, words
 from tests.storage.test_kernel_sync import offered
@@ -313,9 +316,48 @@ async def test_a_short_lock_is_waited_for(opener: Opener, tmp_path: Path) -> Non
 
 async def test_a_broken_file_is_unavailable(opener: Opener, tmp_path: Path) -> None:
     (tmp_path / "test.db").write_bytes(b"this is no database" * 1000)
-    with pytest.raises(StoreUnavailable, match="not a database"):
+    with pytest.raises(StoreUnavailable, match=r"test\.db: SQLite: file is not a database"):
         async with opener():
             pass
+
+
+async def test_what_is_wrong_with_the_place_of_a_file_is_said(opener: Opener, tmp_path: Path) -> None:
+    (tmp_path / "test.db").mkdir()
+    with pytest.raises(StoreUnavailable, match=r"test\.db is a folder; SQLite: unable to open database file"):
+        async with opener():
+            pass
+
+
+async def test_a_file_of_somebody_else_is_named() -> None:
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        opener, file = make_opener("sqlite:///test.db", Path(name)), Path(name) / "test.db"
+        async with opener():
+            pass
+        file.chmod(0o400)
+        try:
+            if user == 0:  # who may write everything
+                os.chown(name, 65_534, 65_534)
+                os.seteuid(65_534)
+            with pytest.raises(StoreUnavailable, match=f"user cannot write {file}: make it the owner"):
+                async with opener(exclusive=False):
+                    pass
+        finally:
+            os.seteuid(user)
+
+
+async def test_a_full_disk_and_one_for_reading_are_named() -> None:
+    with small_disk(8) as disk:
+        opener = make_opener("sqlite:///test.db", disk)
+        async with opener(exclusive=False, tables=True) as store:
+            ballast = ballast_in(disk)
+            with pytest.raises(StoreUnavailable, match=f"the disk of {disk} is full; SQLite: "):
+                await store.write(fill, "no", 2_000_000)
+        ballast.unlink()
+        await trio.run_process(["mount", "-o", "remount,ro", str(disk)])
+        async with opener(exclusive=False) as store:
+            with pytest.raises(StoreUnavailable, match=f"the file system of {disk} is mounted read-only; SQLite: "):
+                await store.write(fill, "no")
 
 
 @pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
