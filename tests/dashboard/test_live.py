@@ -166,6 +166,7 @@ async def test_nobody_hears_of_another_account(site: Site) -> None:
         own_id = await send(site.daemon, other_key)
 
         def is_own(frame: dict[str, Any]) -> bool:
+            assert "beat" in frame or own_id in json.dumps(frame), f"a stranger heard {frame}"
             assert message_id not in json.dumps(frame)
             return "sent" in states_of(frame, own_id)
 
