@@ -29,7 +29,7 @@ QUIET = (
     "--disable-features=Translate,OptimizationHints,MediaRouter",
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 )  # fmt: skip
-PATIENCE_MS = 30_000  # says "it hangs", never "it is slow"
+PATIENCE_MS = 60_000  # says "it hangs", never "it is slow"
 
 
 @contextlib.contextmanager

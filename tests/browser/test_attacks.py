@@ -28,7 +28,7 @@ document.addEventListener("securitypolicyviolation", (e) => {
   window.violations.push(`${e.violatedDirective} ${e.blockedURI}`);
 });
 """
-PATIENCE_MS = 20_000
+PATIENCE_MS = 60_000
 
 
 @dataclass

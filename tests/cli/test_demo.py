@@ -22,7 +22,7 @@ from hepmaild.config_load import load
 from tests.peers.programs import require
 
 ANY = ("--smtp", "127.0.0.1:0", "--smtps", "127.0.0.1:0", "--https", "127.0.0.1:0")
-DEADLINE_S = 60
+DEADLINE_S = 120
 
 
 @contextmanager

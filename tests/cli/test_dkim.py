@@ -25,7 +25,9 @@ def server(cli: Any) -> Iterator[SmallDns]:
     """The name server that the settings name."""
     with small_dns() as served:
         text = cli.config.read_text()
-        cli.config.write_text(f'{text}\n[dns]\nservers = ["127.0.0.1:{served.port}"]\ntimeout_s = 1\nlifetime_s = 2\n')
+        cli.config.write_text(
+            f'{text}\n[dns]\nservers = ["127.0.0.1:{served.port}"]\ntimeout_s = 10\nlifetime_s = 30\n'
+        )
         yield served
 
 

@@ -30,7 +30,7 @@ DOMAIN = "example.com"
 @pytest.fixture
 def server(cli: Cli) -> Iterator[SmallDns]:
     with small_dns() as served:
-        add(cli, f'[dns]\nservers = ["127.0.0.1:{served.port}"]\ntimeout_s = 1\nlifetime_s = 2\n')
+        add(cli, f'[dns]\nservers = ["127.0.0.1:{served.port}"]\ntimeout_s = 10\nlifetime_s = 30\n')
         add(cli, "[smtp]\nstarttls = []\nimplicit_tls = []\n[http]\nlisten = []\n")
         yield served
 

@@ -68,7 +68,7 @@ async def test_what_is_committed_late_is_shown_and_nothing_else_again(opener: Op
         assert shown == [59]
         await store.write(accept, [40])
         async with LiveHub(store).listen("a", following.seq) as (feed, _):
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 batch = await feed.take()
         assert isinstance(batch, Batch)
         lines = await store.read(search.matching, "a", Search(), batch.ids)

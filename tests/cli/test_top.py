@@ -133,7 +133,7 @@ def terminal(cli: Cli) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
         os.close(end)
 
 
-def read_until(end: int, wanted: bytes, limit_s: float = 30) -> bytes:
+def read_until(end: int, wanted: bytes, limit_s: float = 60) -> bytes:
     octets = b""
     until = time.monotonic() + limit_s
     while wanted not in octets and time.monotonic() < until:
@@ -155,7 +155,7 @@ def test_in_a_terminal_q_ends_it_and_leaves_no_trace(terminal: tuple[subprocess.
     read_until(end, b"\x1b[H")
     os.write(end, b"q")
     read_until(end, LEAVE.encode())
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
 
 
 def test_documents_begin_at_once(cli: Cli) -> None:

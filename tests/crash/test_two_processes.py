@@ -33,7 +33,7 @@ MAILS: tuple[Mail, ...] = (
     *((DIRECT, f"someone@{name}") for name in DOMAINS),
 )
 LEASE_S = float(QUICK["delivery"]["lease_s"])
-PATIENCE_S = 30.0  # above the lease: a loaded machine is no reason to fail, a lease that never ends is
+PATIENCE_S = 90.0  # above the lease: a loaded machine is no reason to fail, a lease that never ends is
 
 
 @dataclass(frozen=True, slots=True)

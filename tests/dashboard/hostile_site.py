@@ -193,4 +193,4 @@ def _id_of(owner: Visitor, text: str) -> str:
         found = re.search(r'<tr data-line data-id="([0-9a-f]{16})" data-at="\d+" data-state="(sent|failed)"', page)
         return found[1] if found else ""
 
-    return str(wait_until(look, f"the log to show {text}", timeout_s=60))
+    return str(wait_until(look, f"the log to show {text}"))

@@ -15,19 +15,20 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import Request
 from wsproto.extensions import Extension, PerMessageDeflate
 
 from hepmaild.live import MAX_BATCHES, Batch, Feed, Resync
-from tests.dashboard.conftest import Site
+from tests.dashboard.conftest import OTHER, Site
 from tests.dashboard.visitor import Visitor, link_of, sign_in
 from tests.peers import postgres
 from tests.peers.daemon import ACCOUNT, ROOT, Daemon, open_daemon, post, untrusting_context
 from tests.peers.sink import capture_sink
 
-PATIENCE_S = 15.0  # for a machine that is busy; what is promised is a second
+PATIENCE_S = 60.0  # for a machine that is busy; what is promised is a second
 
 
 def seq_of(page: str) -> str:
@@ -155,14 +156,21 @@ async def test_what_was_missed_comes_after_a_lost_connection(site: Site) -> None
 
 
 async def test_nobody_hears_of_another_account(site: Site) -> None:
+    other_key = await trio.to_thread.run_sync(lambda: site.daemon.mint(email=OTHER)["key"])
     async with look(site.daemon, site.other, "since=0") as stranger, look(site.daemon, site.owner) as owner:
         await hear(stranger, lambda frame: "hello" in frame)
         await hear(owner, lambda frame: "hello" in frame)
         message_id = await send(site.daemon, site.key)
         await hear(owner, lambda frame: "sent" in states_of(frame, message_id))
-        with trio.move_on_after(1):
-            frame = json.loads(await stranger.get_message())
-            raise AssertionError(f"a stranger heard {frame}")
+        # What happened first is told first.
+        own_id = await send(site.daemon, other_key)
+
+        def is_own(frame: dict[str, Any]) -> bool:
+            assert "beat" in frame or own_id in json.dumps(frame), f"a stranger heard {frame}"
+            assert message_id not in json.dumps(frame)
+            return "sent" in states_of(frame, own_id)
+
+        await hear(stranger, is_own)
 
 
 @pytest.mark.parametrize(
@@ -256,13 +264,13 @@ async def test_every_reader_ends_with_the_truth(site: Site) -> None:
     assert site.daemon.memory()["rss"] - before < 64 << 20
 
 
-async def test_a_reader_that_is_too_slow_is_told_to_look_anew() -> None:
+async def test_a_reader_that_is_too_slow_is_told_to_look_anew(autojump_clock: MockClock) -> None:
     """Whatever happens meanwhile, it waits in no more than `MAX_BATCHES`."""
     feed = Feed("a")
     for n in range(1, 1000):
         feed.put(Batch(n, n * 10, (f"{n:016x}",)))
     taken = []
-    with trio.move_on_after(0.1):
+    with trio.move_on_after(1):  # once there is nothing more
         while True:
             taken.append(await feed.take())
     assert isinstance(taken[0], Resync)

@@ -90,7 +90,7 @@ class Desk:
             page = self.operator.get("/operator/queue")
             return page if re.search(says, words(page)) else ""
 
-        return str(wait_until(look, f"the queue page to say {says}", timeout_s=30))
+        return str(wait_until(look, f"the queue page to say {says}"))
 
 
 @pytest.fixture(scope="module")

@@ -338,7 +338,7 @@ async def test_no_more_than_so_many_questions_at_once() -> None:
 async def test_hosts_that_nobody_answers_for_keep_no_other_destination_waiting() -> None:
     """Thirty destinations with ten hosts each, whose name servers say nothing, and one whose do."""
     async with counting() as server:
-        lookups = Lookups(settings(server.port, timeout_s=30, lifetime_s=60))
+        lookups = Lookups(settings(server.port, timeout_s=90, lifetime_s=180))
         resolver = Resolver(lookups, None, random.Random(1).random)
         silent = [f"bad{n}.test" for n in range(30)]
         server.tarpit = "tarpit.test."
@@ -347,7 +347,7 @@ async def test_hosts_that_nobody_answers_for_keep_no_other_destination_waiting()
             for name in silent:
                 nursery.start_soon(resolver.resolve, name, Flags())
             await until(lambda: server.at_once >= 100)
-            with trio.fail_after(DEADLINE_S / 3):
+            with trio.fail_after(DEADLINE_S):  # before any of the others is given up
                 assert isinstance(await resolver.resolve("example.test", Flags()), Hops)
             await until(lambda: server.at_once == 30 * 8)  # two questions about each of four hosts
             nursery.cancel_scope.cancel()

@@ -284,7 +284,7 @@ async def test_sandbox_misbehaves(tmp_path: Path, manner: Misbehaviour, result: 
     async with world(sandbox(tmp_path, manner, 0.05), state_dir=tmp_path) as w:
         marked: list[Job] = []
         w.queue.on_mark = marked.append
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             w.pool.offer_nowait(w.queue.add("m1", ["a@x.example", "b@x.example"], route="sandbox", leased=True))
             await w.queue.until(lambda: bool(w.reported))
         assert w.queue.results("m1") == [result] * 2
@@ -329,7 +329,7 @@ def test_greylisting_refuses_who_comes_first_or_too_early() -> None:
 
 async def test_greylisted_mail_comes_again_when_it_was_told_to(tmp_path: Path) -> None:
     async with world(sandbox(tmp_path, Misbehaviour.GREYLIST, 1), state_dir=tmp_path) as w:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             w.pool.offer_nowait(w.queue.add("m1", route="sandbox", leased=True))
             await w.queue.until(lambda: w.queue.messages["m1"].done)
         assert w.queue.results("m1") == [Result.DEFERRED, Result.DELIVERED]

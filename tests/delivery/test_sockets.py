@@ -28,7 +28,7 @@ from tests.peers.certificates import Certificate, make_certificate
 from tests.peers.programs import find_program, require
 from tests.peers.threaded import serving
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 EHLO_TLS = b"250-peer\r\n250-PIPELINING\r\n250-STARTTLS\r\n250 AUTH PLAIN LOGIN\r\n"
 
 

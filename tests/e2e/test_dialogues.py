@@ -179,7 +179,7 @@ async def test_dialogue_with_a_daemon_of_its_own(dialogue: Dialogue, sink: Captu
     full = dialogue.needs.startswith("backlog")
     changes = {
         "plans": PLANS,
-        "limits": {"idle_timeout_s": 2 if dialogue.name == "idle" else 600, "backlog": 1 if full else 1000},
+        "limits": {"idle_timeout_s": 5 if dialogue.name == "idle" else 600, "backlog": 1 if full else 1000},
         "delivery": {"retry_after_s": [600], "relay_wait_s": 5},
     }
     with open_daemon(sink_port=sink.port, start=False, changes=changes) as daemon:

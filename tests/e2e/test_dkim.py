@@ -76,7 +76,7 @@ def signing() -> Iterator[Signing]:
         small_dns() as dns,
         open_daemon(
             sink_port=sink.port,
-            changes={"dns": {"servers": [f"127.0.0.1:{dns.port}"], "timeout_s": 2, "lifetime_s": 5}},
+            changes={"dns": {"servers": [f"127.0.0.1:{dns.port}"], "timeout_s": 10, "lifetime_s": 30}},
             start=False,
         ) as daemon,
     ):

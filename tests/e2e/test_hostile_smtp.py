@@ -42,7 +42,7 @@ def service(sink: CaptureSink) -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def impatient(sink: CaptureSink) -> Iterator[Service]:
     """A daemon that loses patience quickly."""
-    yield from served(sink, 2)
+    yield from served(sink, 8)
 
 
 def begin_data(connection: Raw) -> None:

@@ -188,16 +188,20 @@ def test_held_until_it_expires_and_refunded(bad_sink: SmtpSink) -> None:
 @pytest.mark.parametrize("policy", ["retry", "hold"])
 def test_killed_between_the_dot_and_its_answer(policy: str) -> None:
     """The mark is in the store, its process is dead: in doubt all the same, under the same policy."""
-    with (
-        capture_sink(delay_ms=LATE_S * 1000) as sink,
-        open_service(sink.port, policy) as service,
-    ):
-        service.daemon.settings["delivery"]["final_dot_timeout_s"] = 10
+    with capture_sink() as sink, open_service(sink.port, policy) as service:
+        sink.stop()
+        prompt = sink.command
+        sink.command = [*prompt, "--delay-ms", "3600000"]
+        sink.start()
+        service.daemon.settings["delivery"] |= {"final_dot_timeout_s": 600, "attempt_timeout_s": 601}
         service.daemon.terminate()
         service.daemon.start()
         message_id = service.send()
-        sink.wait_for(1)  # written down, not answered yet
+        sink.wait_for(1)  # written down, and never answered
         service.daemon.kill()
+        sink.stop()
+        sink.command = prompt
+        sink.start()
         service.daemon.start()
         service.wait_for_doubts(message_id, 1)
         if policy == "hold":

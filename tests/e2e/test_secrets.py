@@ -207,6 +207,6 @@ def test_where_secrets_are(used: Used) -> None:
         return not found
 
     try:
-        wait_until(is_clean, "no secret in memory", timeout_s=30)
+        wait_until(is_clean, "no secret in memory")
     except PeerFailed:
         assert found == {}

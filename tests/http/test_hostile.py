@@ -11,27 +11,31 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import h2.config
 import h2.connection
 import h2.events
+import httpx
 import pytest
 import trio
 
 from hepmaild.http.errors import malformed_body
 from hepmaild.http.limits import Timeouts
 from hepmaild.mail.submission import Receipt, Submission
-from tests.http.door import KEY, RECEIPT, Running, open_door, read_all, until
+from tests.http.door import KEY, PATIENCE_S, RECEIPT, Running, open_door, read_all, until
 
-QUICK = Timeouts(handshake_s=1, idle_s=1, body_s=3, body_idle_s=1, send_s=2, linger_s=0.5, close_s=1, grace_s=3)
+# For whoever says something in good time; on a machine that is busy that may take a while.
+QUICK = Timeouts(body_s=3, body_idle_s=1, send_s=2, linger_s=0.5, close_s=1, grace_s=3)
+SILENT = replace(QUICK, handshake_s=1, idle_s=1)  # for whoever does not
 HEAD = f"POST /api/v1/email/send HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n".encode()
 
 
 @pytest.fixture
 async def quick(tmp_path: Path) -> AsyncIterator[Running]:
-    """A door with little patience, that must be well again at the end."""
+    """A door with little patience for bodies, that must be well again at the end."""
     async with open_door(tmp_path, plain=True, timeouts=QUICK) as running:
         before = descriptors()
         yield running
@@ -40,16 +44,31 @@ async def quick(tmp_path: Path) -> AsyncIterator[Running]:
         await until(lambda: descriptors() <= before)
 
 
+@pytest.fixture
+async def hasty(tmp_path: Path) -> AsyncIterator[Running]:
+    """The same with none for silence either: a good request has to be in time itself, and is tried until it is."""
+    async with open_door(tmp_path, plain=True, timeouts=SILENT) as running:
+        before = descriptors()
+        yield running
+        with trio.fail_after(PATIENCE_S):
+            while True:
+                with suppress(httpx.TransportError):
+                    assert (await running.post()).status_code == 200
+                    break
+        await until(lambda: running.door.connections == 0)
+        await until(lambda: descriptors() <= before)
+
+
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def exchange(door: Running, octets: bytes, *, timeout_s: float = 10) -> bytes:
+async def exchange(door: Running, octets: bytes) -> bytes:
     """Send exactly these octets over TLS, and read until the server ends the connection."""
     stream = await door.connect()
     try:
         await stream.send_all(octets)
-        return await read_all(stream, timeout_s)
+        return await read_all(stream)
     finally:
         await trio.aclose_forcefully(stream)
 
@@ -78,12 +97,12 @@ async def exchange(door: Running, octets: bytes, *, timeout_s: float = 10) -> by
         bytes(range(256)) * 200,
     ],
 )
-async def test_malformed(quick: Running, octets: bytes) -> None:
-    answer = await exchange(quick, octets)
+async def test_malformed(hasty: Running, octets: bytes) -> None:
+    answer = await exchange(hasty, octets)
     assert answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5", b"\x00\x00")), answer[:100]
     if answer.startswith(b"HTTP") and b"text/plain" not in answer:  # a page that is not there
         told_properly(answer)
-    assert not quick.intake.submissions
+    assert not hasty.intake.submissions
 
 
 def told_properly(answer: bytes) -> dict[str, Any]:
@@ -114,7 +133,7 @@ async def test_a_body_that_becomes_malformed(quick: Running) -> None:
     stream = await quick.connect()
     await stream.send_all(HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
     await stream.send_all(b"zz\r\n")
-    answer = await read_all(stream, 10)
+    answer = await read_all(stream)
     await trio.aclose_forcefully(stream)
     assert answer.startswith(b"HTTP/1.1 400")
     assert told_properly(answer)["code"] == "MALFORMED_REQUEST"
@@ -200,19 +219,19 @@ async def test_a_websocket_handshake_that_is_none(quick: Running, fields: str) -
     assert (await exchange(quick, ask.encode())).startswith(b"HTTP/1.1 400 ")
 
 
-async def test_h2c_upgrade(quick: Running) -> None:
+async def test_h2c_upgrade(hasty: Running) -> None:
     octets = (
         b"GET /healthz HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n"
         b"HTTP2-Settings: %%%\r\n\r\n"
     )
-    await exchange(quick, octets)
+    await exchange(hasty, octets)
 
 
-async def test_no_handshake(quick: Running) -> None:
+async def test_no_handshake(hasty: Running) -> None:
     for octets in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01", b"\x80" * 500):
-        stream = await trio.open_tcp_stream("127.0.0.1", quick.port)
+        stream = await trio.open_tcp_stream("127.0.0.1", hasty.port)
         await stream.send_all(octets)
-        await read_all(stream, 5)
+        await read_all(stream)
         await stream.aclose()
 
 
@@ -220,34 +239,32 @@ async def test_no_handshake(quick: Running) -> None:
 async def test_who_never_begins_with_tls_does_not_hold_the_drain(tmp_path: Path, octets: bytes) -> None:
     """A stranger's silent connection: every stop waited for it, and no port was open meanwhile."""
     patient = Timeouts(handshake_s=600, grace_s=600)
-    with trio.fail_after(60):
+    with trio.fail_after(2 * PATIENCE_S):
         async with open_door(tmp_path, timeouts=patient) as running:
             stream = await trio.open_tcp_stream("127.0.0.1", running.port)
             await stream.send_all(octets)
             assert (await running.post()).status_code == 200  # by another connection; the first was accepted before it
             running.lifecycle.draining.set()
-            await read_all(stream, 50)
+            await read_all(stream)
             await stream.aclose()
 
 
 @pytest.mark.parametrize("octets", [b"", b"POST /api/v1/em", HEAD])
-async def test_a_header_that_never_ends(quick: Running, octets: bytes) -> None:
-    started = trio.current_time()
-    assert await exchange(quick, octets) == b""
-    assert trio.current_time() - started < 8
+async def test_a_header_that_never_ends(hasty: Running, octets: bytes) -> None:
+    assert await exchange(hasty, octets) == b""
 
 
-async def test_a_header_that_drips(quick: Running) -> None:
-    stream = await quick.connect()
+async def test_a_header_that_drips(hasty: Running) -> None:
+    stream = await hasty.connect()
 
     async def drip() -> None:
-        for octet in HEAD * 5:
+        for octet in HEAD * 20:
             await stream.send_all(bytes([octet]))
             await trio.sleep(0.1)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(drip)
-        assert await read_all(stream, 8) == b""
+        assert await read_all(stream) == b""
         nursery.cancel_scope.cancel()
     await trio.aclose_forcefully(stream)
 
@@ -271,7 +288,7 @@ async def test_a_body_that_drips(quick: Running) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(drip)
-        assert b"INVALID_JSON" in await read_all(stream, 10)
+        assert b"INVALID_JSON" in await read_all(stream)
         nursery.cancel_scope.cancel()
     await trio.aclose_forcefully(stream)
 
@@ -292,9 +309,9 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body(quick: Running, re
     assert not quick.intake.submissions
 
 
-async def test_the_answer_is_seen_by_a_client_that_still_sends(quick: Running) -> None:
+async def test_the_answer_is_seen_by_a_client_that_still_sends(door: Running) -> None:
     """Refused for its length, it must not find its connection reset before it has read why."""
-    stream = await quick.connect()
+    stream = await door.connect()
     await stream.send_all(HEAD + b"Content-Length: 30000000\r\n\r\n")
     got = b""
 
@@ -307,12 +324,13 @@ async def test_the_answer_is_seen_by_a_client_that_still_sends(quick: Running) -
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
-        got = await read_all(stream, 10)
+        got = await read_all(stream)
         nursery.cancel_scope.cancel()
     await trio.aclose_forcefully(stream)
     assert got.startswith(b"HTTP/1.1 413")
     assert b"REQUEST_TOO_LARGE" in got
     assert b"Connection: close" in got or b"connection: close" in got
+    assert (await door.post()).status_code == 200
 
 
 @pytest.mark.parametrize(("length", "first"), [(30_000_000, b"HTTP/1.1 413"), (1000, b"HTTP/1.1 100")])
@@ -325,7 +343,7 @@ async def test_who_asks_before_sending_is_told_at_once(quick: Running, length: i
         got = await read_all(stream)
         assert b"REQUEST_TOO_LARGE" in got
     else:
-        with trio.fail_after(15):
+        with trio.fail_after(PATIENCE_S):
             got = await stream.receive_some(65536)
     await trio.aclose_forcefully(stream)
     assert got.startswith(first)
@@ -399,7 +417,7 @@ class H2Client:
     async def read_until_end_of(self, stream_id: int) -> int:
         """The status of the answer."""
         status = 0
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             while True:
                 octets = await self.stream.receive_some(65536)
                 if not octets:
@@ -442,8 +460,8 @@ async def test_http2_body_that_stops(quick: Running) -> None:
 
 
 @pytest.mark.parametrize("path", ["?x", "*", "/\xff", "x"])
-async def test_http2_strange_paths(quick: Running, path: str) -> None:
-    client = await open_h2(quick)
+async def test_http2_strange_paths(hasty: Running, path: str) -> None:
+    client = await open_h2(hasty)
     client.request(1, path=path)
     await client.flush()
     with suppress(EOFError, trio.BrokenResourceError):
@@ -451,28 +469,28 @@ async def test_http2_strange_paths(quick: Running, path: str) -> None:
     await trio.aclose_forcefully(client.stream)
 
 
-async def test_http2_garbage(quick: Running) -> None:
+async def test_http2_garbage(hasty: Running) -> None:
     for octets in (b"", b"\x00" * 500, b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 100):
-        stream = await quick.connect("h2")
+        stream = await hasty.connect("h2")
         await stream.send_all(octets or b"\x00")
-        await read_all(stream, 10)
+        await read_all(stream)
         await trio.aclose_forcefully(stream)
 
 
-async def test_http2_connect_without_a_path(quick: Running) -> None:
-    client = await open_h2(quick)
+async def test_http2_connect_without_a_path(hasty: Running) -> None:
+    client = await open_h2(hasty)
     client.h2.send_headers(1, [(":method", "CONNECT"), (":authority", "x")], end_stream=True)
     await client.flush()
-    await read_all(client.stream, 10)
+    await read_all(client.stream)
     await trio.aclose_forcefully(client.stream)
 
 
-async def test_http2_silence_after_a_reset(quick: Running) -> None:
-    client = await open_h2(quick)
+async def test_http2_silence_after_a_reset(hasty: Running) -> None:
+    client = await open_h2(hasty)
     client.request(1, end=False)
     client.h2.reset_stream(1)
     await client.flush()
-    await read_all(client.stream, 8)
+    await read_all(client.stream)
     await trio.aclose_forcefully(client.stream)
 
 
@@ -496,6 +514,6 @@ async def test_no_websocket_without_tls(door: Running, path: str, code: bytes) -
             b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
             % path.encode()
         )
-        answer = await read_all(stream, 15)
+        answer = await read_all(stream, PATIENCE_S)
     assert answer.startswith(b"HTTP/1.1 403"), answer
     assert code in answer

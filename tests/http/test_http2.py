@@ -25,7 +25,7 @@ from hepmaild.http.limits import Timeouts
 from hepmaild.http.server import MAX_STREAMS, HttpDoor
 from hepmaild.mail.submission import Receipt, Submission
 from tests.conftest import LogEvents
-from tests.http.door import KEY, RECEIPT, Running, open_door, until
+from tests.http.door import KEY, PATIENCE_S, RECEIPT, Running, open_door, until
 
 BODY = b'{"to":"a@b.c","text":"x"}'
 PIECE = b"x" * (64 << 10)
@@ -102,7 +102,7 @@ class Client:
     async def hear(self, enough: Callable[[], bool]) -> None:
         """Send, then read until that."""
         await self.flush()
-        with trio.fail_after(15):
+        with trio.fail_after(PATIENCE_S):
             while not enough():
                 octets = await self.stream.receive_some(65536)
                 if not octets:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.http.limits import Timeouts
 from hepmaild.http.quick import MAX_BODY_OCTETS, QuickRequest, Unready, read_quickly, write_answer
-from tests.http.door import GOOD, KEY, Running, open_door, read_all
+from tests.http.door import GOOD, KEY, PATIENCE_S, Running, open_door, read_all
 
 LINE = b"POST /api/v1/email/send HTTP/1.1\r\n"
 BODY = json.dumps(GOOD).encode()
@@ -154,7 +154,7 @@ async def receive_answer(stream: trio.abc.ReceiveStream) -> tuple[int, dict[str,
     machine.send(h11.Request(method="POST", target="/", headers=[("Host", "x")]))
     machine.send(h11.EndOfMessage())
     status, fields, body = 0, {}, b""
-    with trio.fail_after(15):
+    with trio.fail_after(PATIENCE_S):
         while not isinstance(event := machine.next_event(), h11.EndOfMessage):
             if event is h11.NEED_DATA:
                 machine.receive_data(await stream.receive_some(4096))

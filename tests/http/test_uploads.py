@@ -24,7 +24,7 @@ from hepmaild.storage import accounts, uploads
 from hepmaild.storage.schema_templates import upload, upload_piece
 from hepmaild.storage.store import Store, open_store
 from hepmaild.storage.unit import UnitRunner
-from tests.http.door import GOOD, IDENTITY, KEY, RECEIPT, Running, open_door
+from tests.http.door import GOOD, IDENTITY, KEY, PATIENCE_S, RECEIPT, Running, open_door
 
 MB = 1 << 20
 PATH = "/api/v1/email/uploads"
@@ -203,7 +203,7 @@ async def test_too_large_is_said_before_it_is_read(desk: Desk) -> None:
             f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {16 * MB}\r\n"
         )
         await stream.send_all(f"{head}Content-Type: multipart/form-data; boundary=b\r\n\r\n".encode())
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 413 ")
     assert await desk.left() == (0, 0)
 
@@ -215,12 +215,12 @@ async def test_who_goes_away_or_sleeps_leaves_nothing(desk: Desk) -> None:
         async with stream:
             await stream.send_all(f"{head}Content-Type: multipart/form-data; boundary=b\r\n\r\n".encode())
             await stream.send_all(part(content=b"x" * 2 * MB))
-            with trio.fail_after(10):
+            with trio.fail_after(PATIENCE_S):
                 while await desk.left() == (0, 0):  # noqa: ASYNC110
                     await trio.sleep(0.01)
                 if not goes_away:
                     assert b"400" in (await stream.receive_some(65536))[:20]
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             while await desk.left() != (0, 0):  # noqa: ASYNC110
                 await trio.sleep(0.01)
 
@@ -257,7 +257,7 @@ async def test_who_may_not(desk: Desk) -> None:
 @pytest.mark.parametrize("how", ["upload", "variables"])
 async def test_what_a_large_request_names_needs_room_in_memory(tmp_path: Path, how: str) -> None:
     """300 KB that ask for 15 MB: a second one waits for its room, and is told so when there is none for too long."""
-    async with open_desk(tmp_path, Timeouts(gate_s=0.2)) as desk:
+    async with open_desk(tmp_path, Timeouts(gate_s=1)) as desk:
         payload: dict[str, Any] = {"to": "joe@example.com", "text": "x", "padding": "x" * 300_000}
         if how == "upload":
             upload_id = (await desk.post(files={"file": ("a.bin", bytes(15 * MB))})).json()["data"]["uploadId"]

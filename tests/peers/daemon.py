@@ -26,7 +26,7 @@ import structlog
 import trio
 
 from hepmaild.cli.app import run
-from tests.peers.processes import Child, PeerFailed, open_folder
+from tests.peers.processes import START_TIMEOUT_S, STOP_TIMEOUT_S, Child, PeerFailed, open_folder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ACCOUNT = "owner@example.com"
@@ -148,7 +148,7 @@ class Daemon:
         """Run a command with --json; the document it printed."""
         return json.loads(self.cli(*arguments, "--json"))
 
-    def start(self, *, timeout_s: float = 60) -> None:
+    def start(self, *, timeout_s: float = START_TIMEOUT_S) -> None:
         """Start `serve` and wait until it says that it is ready."""
         self.write_settings()
         self.state_dir.mkdir(parents=True, exist_ok=True)
@@ -211,7 +211,7 @@ class Daemon:
         self.child.kill()
         self.child = None
 
-    def terminate(self, *, timeout_s: float = 60) -> int:
+    def terminate(self, *, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """SIGTERM; the exit status."""
         assert self.child is not None
         status = self.child.terminate(timeout_s=timeout_s)

@@ -217,7 +217,7 @@ def open_transaction(url: str, statement: str) -> Iterator[None]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PGOPTIONS": "-c lock_timeout=10s"},
+        env={**os.environ, "PGOPTIONS": "-c lock_timeout=60s"},
         cwd="/",
     ) as psql:
         assert psql.stdin is not None

@@ -23,8 +23,8 @@ from trio._core import _thread_cache
 T = TypeVar("T")
 
 # Generous: these say "it hangs", never "it is slow".  A loaded two-core machine may take a while to start Postfix.
-START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 60.0
 
 
 class PeerFailed(Exception):

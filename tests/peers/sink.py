@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.peers.certificates import Certificate
-from tests.peers.processes import Child, free_port, greets, open_folder, wait_until
+from tests.peers.processes import START_TIMEOUT_S, Child, free_port, greets, open_folder, wait_until
 from tests.peers.programs import find_program
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -51,7 +51,7 @@ class CaptureSink:
         """The octets of one delivery, dots removed, line ends as they came."""
         return (self.folder / "content" / str(entry["file"])).read_bytes()
 
-    def wait_for(self, count: int, *, timeout_s: float = 60) -> list[dict[str, Any]]:
+    def wait_for(self, count: int, *, timeout_s: float = START_TIMEOUT_S) -> list[dict[str, Any]]:
         """Wait until so many deliveries were written down; all of them."""
 
         def enough() -> list[dict[str, Any]]:
@@ -60,7 +60,7 @@ class CaptureSink:
 
         return wait_until(enough, f"{count} deliveries at the sink", timeout_s=timeout_s)
 
-    def wait_for_id(self, test_id: str, *, timeout_s: float = 60) -> dict[str, Any]:
+    def wait_for_id(self, test_id: str, *, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
         """Wait for the delivery of one message."""
 
         def found() -> dict[str, Any] | None:
@@ -154,7 +154,7 @@ class SmtpSink:
             return []
         return [path.read_bytes() for path in sorted(self.dump_folder.iterdir())]
 
-    def wait_for(self, count: int, *, timeout_s: float = 60) -> None:
+    def wait_for(self, count: int, *, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait until it has taken so many."""
         self.child.wait_for(lambda: self.count() >= count, f"{count} messages at smtp-sink", timeout_s=timeout_s)
 

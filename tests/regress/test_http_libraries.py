@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,10 @@ from hepmaild.http.limits import Timeouts
 from hepmaild.http.server import HttpDoor
 from hepmaild.mail.submission import Receipt, Submission
 from tests.conftest import LogEvents
-from tests.http.door import GOOD, KEY, RECEIPT, Running, load, open_door, read_all, until
+from tests.http.door import GOOD, KEY, PATIENCE_S, RECEIPT, Running, load, open_door, read_all, until
 from tests.peers.certificates import make_certificate
 
-QUICK = Timeouts(idle_s=1, send_s=2, linger_s=0.5, close_s=1, grace_s=4)
+QUICK = Timeouts(idle_s=600, send_s=2, linger_s=0.5, close_s=1, grace_s=4)
 POST = (
     f"POST /api/v1/email/send HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
     'Content-Type: application/json\r\nContent-Length: 25\r\n\r\n{"to":"a@b.c","text":"x"}'
@@ -77,13 +78,13 @@ async def test_p4_a_client_that_leaves_cancels_the_handler_but_not_what_is_shiel
     inside, committed = trio.Event(), trio.Event()
 
     async def accept(_: Submission) -> Receipt:
-        with trio.move_on_after(5, shield=True):  # as the intake does with its unit
+        with trio.move_on_after(PATIENCE_S, shield=True):  # as the intake does with its unit
             inside.set()
             await trio.sleep(0.2)  # the work that must not be lost
             log.append("committed")
             committed.set()
         try:
-            await trio.sleep(5 if by_library else 0.1)
+            await trio.sleep(PATIENCE_S if by_library else 0.1)
             log.append("answered")
         except trio.Cancelled:
             log.append("cancelled")
@@ -93,7 +94,7 @@ async def test_p4_a_client_that_leaves_cancels_the_handler_but_not_what_is_shiel
     quick.intake.accept_by = accept
     stream = await quick.connect(alpn)
     await stream.send_all(POST.replace(b"Host: x", b"Host: x\r\nConnection: close") if by_library else POST)
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_S):
         await inside.wait()
         await trio.aclose_forcefully(stream)
         await committed.wait()
@@ -103,17 +104,16 @@ async def test_p4_a_client_that_leaves_cancels_the_handler_but_not_what_is_shiel
 async def test_p5_connection_close_closes(quick: Running) -> None:
     stream = await quick.connect()
     await stream.send_all(GET + b"Connection: close\r\n\r\n")
-    started = trio.current_time()
-    assert (await read_all(stream, 5)).startswith(b"HTTP/1.1 200")
-    assert trio.current_time() - started < 0.9  # not the idle time-out
+    assert (await read_all(stream)).startswith(b"HTTP/1.1 200")  # long before the idle time-out
     await trio.aclose_forcefully(stream)
 
 
-async def test_p5_an_idle_connection_closes(quick: Running) -> None:
-    stream = await quick.connect()
-    await stream.send_all(GET + b"\r\n")
-    assert (await read_all(stream, 5)).startswith(b"HTTP/1.1 200")
-    await trio.aclose_forcefully(stream)
+async def test_p5_an_idle_connection_closes(tmp_path: Path) -> None:
+    async with open_door(tmp_path, timeouts=replace(QUICK, idle_s=2), make=BigDoor) as door:
+        stream = await door.connect()
+        await stream.send_all(GET + b"\r\n")
+        assert (await read_all(stream)).startswith(b"HTTP/1.1 200")
+        await trio.aclose_forcefully(stream)
 
 
 async def test_p5_a_kept_connection_serves_again(quick: Running) -> None:
@@ -121,7 +121,7 @@ async def test_p5_a_kept_connection_serves_again(quick: Running) -> None:
     for _ in range(5):
         await stream.send_all(POST)
         got = b""
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_S):
             while not got.endswith(b"}}"):
                 got += await stream.receive_some(4096)
         assert got.startswith(b"HTTP/1.1 200")
@@ -132,7 +132,7 @@ async def test_p5_a_kept_connection_serves_again(quick: Running) -> None:
 async def test_p5_pipelined_requests(quick: Running) -> None:
     stream = await quick.connect()
     await stream.send_all(POST * 3 + GET + b"Connection: close\r\n\r\n")
-    assert (await read_all(stream, 5)).count(b"HTTP/1.1 200") == 4
+    assert (await read_all(stream)).count(b"HTTP/1.1 200") == 4
     await trio.aclose_forcefully(stream)
 
 
@@ -153,10 +153,8 @@ async def test_p6_a_client_that_stops_reading_does_not_keep_us(tmp_path: Path, a
         else:
             await stream.send_all(b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n")
         await stream.receive_some(1000)
-        started = trio.current_time()
         door.lifecycle.draining.set()
-        await until(lambda: door.door.connections == 0, 15)
-        assert trio.current_time() - started < 12
+        await until(lambda: door.door.connections == 0)
         await trio.aclose_forcefully(stream)
 
 
@@ -197,7 +195,7 @@ async def test_p7_the_end_is_orderly(tmp_path: Path) -> None:
             nursery.start_soon(ask)
             await inside.wait()
             door.lifecycle.draining.set()
-            assert await read_all(idle, 5) == b""
+            assert await read_all(idle) == b""
             with pytest.raises(OSError):  # noqa: PT011
                 await trio.open_tcp_stream("127.0.0.1", door.port)
             assert answers == []
@@ -232,7 +230,7 @@ async def test_p8_a_client_that_closes_without_close_notify(
         await stream.receive_some(100)
     await until(lambda: quick.door.connections == 1)
     await stream.transport_stream.aclose()  # TCP only: no TLS alert
-    await until(lambda: quick.door.connections == 0, 0.9)
+    await until(lambda: quick.door.connections == 0)
     assert not [event for event in log_events if event["level"] in ("warning", "error")]
 
 
@@ -241,7 +239,7 @@ async def test_p8_a_client_that_closes_with_close_notify_alone(tmp_path: Path) -
     async with open_door(tmp_path) as door:
         stream = await door.connect()
         await stream.do_handshake()
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE_S):
             raw, _ = await stream.unwrap()
             assert await raw.receive_some() == b""
         await raw.aclose()
@@ -254,7 +252,7 @@ async def test_p9_one_broken_connection_does_not_end_the_others(quick: Running, 
         b"GET /live HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
         b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Protocol: \xff\r\n\r\n"  # the library crashes
     )
-    await read_all(stream, 5)
+    await read_all(stream)
     await trio.aclose_forcefully(stream)
     assert len(log_events.named("http_connection_broken")) == 1
     assert (await quick.post()).status_code == 200

@@ -25,7 +25,7 @@ from tests.smtp.transcript import Dialogue, Player, load_all
 if TYPE_CHECKING:
     from tests.conftest import LogEvents
 
-PATIENCE_S = 20
+PATIENCE_S = 60
 MESSAGE = b"From: a@example.com\r\nSubject: x\r\n\r\nbody\r\n"
 
 
@@ -128,7 +128,7 @@ async def test_dialogue(dialogue: Dialogue) -> None:
         Script(dialogue.intake),
         max_message_bytes=dialogue.size,
         recipients_per_message=dialogue.recipients,
-        idle_timeout_s=3 if waits else 600,
+        idle_timeout_s=5 if waits else 600,
     ) as door:
         async with connect(door, implicit=dialogue.implicit) as peer:
             await Player(dialogue, peer).play()
@@ -155,7 +155,7 @@ async def test_all_addresses_means_ipv4_too(every: str) -> None:
     listening = await open_listener(every)
     with listening:
         port = listening.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port), timeout=5):
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S):
             accepted, address = listening.accept()
             accepted.close()
     assert plain_ip(address[0]) == "127.0.0.1"

@@ -21,7 +21,7 @@ from hepmaild.tlsstream import TlsStream
 from hepmaild.transport import SocketTransport
 from tests.peers.certificates import make_certificate
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 class Client:

@@ -12,7 +12,7 @@ import trio
 
 from hepmaild.transport import GATHERED_OCTETS, LOOK_AGAIN, SENDS_IN_A_ROW, STUCK_S, SocketTransport
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 @pytest.fixture

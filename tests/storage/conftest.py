@@ -5,19 +5,25 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
+import trio
 from sqlalchemy import BigInteger, Column, Connection, Integer, MetaData, String, Table, insert, select, update
 
 from hepmaild.config import DatabaseSettings
+from hepmaild.errors import StoreUnavailable
 from hepmaild.storage.store import Store, open_store
 from hepmaild.storage.writer import JudgeManner
 from tests.peers import postgres
+
+T = TypeVar("T")
+
+PATIENCE_S = 60.0  # of a unit and a read, where a test is not about that: for a machine that is busy
 
 tables = MetaData()
 purse = Table("t_purse", tables, Column("id", Integer, primary_key=True), Column("credits", BigInteger, nullable=False))
@@ -77,6 +83,15 @@ def outside(url: str, folder: Path, statement: str) -> None:
         postgres.sql(url, statement)
 
 
+async def until_it_works(call: Callable[[], Awaitable[T]]) -> T:
+    """As a sender does: try again after a temporary error; its result."""
+    while True:
+        try:
+            return await call()
+        except StoreUnavailable:
+            await trio.sleep(0.05)
+
+
 Opener = Callable[..., AbstractAsyncContextManager[Store]]
 
 
@@ -106,7 +121,7 @@ def make_opener(url: str, folder: Path) -> Opener:
         run_unit: Any = None,
         *,
         exclusive: bool = True,
-        unit_timeout_s: float = 10,
+        unit_timeout_s: float = PATIENCE_S,
         tables: bool = False,
         judge: JudgeManner | None = None,
     ) -> AsyncIterator[Store]:

@@ -289,7 +289,7 @@ async def test_nobody_waits_for_a_message_with_its_cap_in_hand(books: Books, dat
     await books.store.write(_break_the_line)
     here = f"message_id = '{several.message_id}' AND destination = '{locked}'"
     change = f"SELECT 1 FROM queue WHERE {here} FOR UPDATE; UPDATE recipient SET doubts = doubts WHERE {here}"
-    with postgres.open_transaction(database_url, change), trio.fail_after(5):
+    with postgres.open_transaction(database_url, change), trio.fail_after(30):  # far below `lock_timeout`
         await books.store.write(cap_line.refresh, CAP_KEY, books.clock.us)
         wrong_us = START_US + HOUR_US + NEXT_DAY_US
         assert (await recipient(books, several))["next_attempt_at"] == wrong_us
@@ -392,7 +392,7 @@ async def test_the_same_on_each_engine(opener: Opener, seed: int) -> None:
             play.do(step)
         check_at_the_end(play)
 
-    async with opener(unit_timeout_s=60) as store:
+    async with opener() as store:
         await store.upgrade()
         await store.write(all_of_it)
 

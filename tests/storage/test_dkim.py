@@ -324,7 +324,7 @@ async def test_the_watch_sleeps_until_it_is_woken(world: World) -> None:
     world.clock.us += minutes(3)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch.run)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while await world.states() != {"one": "active"}:
                 await trio.lowlevel.checkpoint()
             await world.add("two", RSA)

@@ -50,8 +50,8 @@ from tests.peers.processes import no_file_beyond
 from tests.storage.books import HOUR_US, START_US, Books, open_books
 from tests.storage.conftest import Opener
 
-RELAY_WAIT_S = 60
-PATIENCE_S = 20
+RELAY_WAIT_S = 300
+PATIENCE_S = 60
 ROUTE = RouteSettings("direct", RouteKind.MX, port=25)
 SENDER = SenderSettings("app@example.com", "direct", default=True)
 

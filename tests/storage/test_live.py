@@ -14,7 +14,7 @@ from hepmaild.live import Batch, Feed, LiveHub
 from hepmaild.storage.schema import event
 from tests.storage.conftest import Opener
 
-PATIENCE_S = 10
+PATIENCE_S = 60
 
 
 def happen(conn: Connection, numbers: Iterable[int]) -> None:

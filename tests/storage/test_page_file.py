@@ -19,7 +19,7 @@ import trio
 from hepmaild.storage import page_file
 from hepmaild.storage.page_file import PageFile
 
-DEADLINE_S = 60
+DEADLINE_S = 120
 PARTS = 64
 PART = page_file._LEAST_OCTETS
 SIZE = 2 * PARTS * PART + 4096

@@ -9,6 +9,7 @@ import sqlite3
 import tempfile
 import threading
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ from tests.conftest import LogEvents
 from tests.crash.test_outage import fill as ballast_in
 from tests.crash.test_outage import small_disk
 from tests.peers.processes import no_file_beyond
-from tests.storage.conftest import Journal, Opener, debit, keep, make_opener, words
+from tests.storage.conftest import PATIENCE_S, Journal, Opener, debit, keep, make_opener, until_it_works, words
 from tests.storage.test_kernel_sync import offered
 
-DEADLINE_S = 60
+DEADLINE_S = 120
 
 
 @pytest.fixture
@@ -224,35 +225,45 @@ async def test_what_nobody_waits_for_is_synced_a_moment_later(opener: Opener, mo
 
 async def test_a_unit_that_would_wait_goes_to_the_thread(opener: Opener, tmp_path: Path) -> None:
     """Somebody else's lock, many members, a slow statement: the loop goes on meanwhile."""
-    slow = "with recursive n(x) as (select 1 union all select x + 1 from n where x < 3000000) select max(x) from n"
+    slow = "with recursive n(x) as (select 1 union all select x + 1 from n where x < 50000000) select max(x) from n"
 
     def count_slowly(conn: Connection, members: list[object]) -> list[object]:
-        threads.append(threading.current_thread())
-        conn.exec_driver_sql(slow).fetchall()
+        are_here.append(threading.current_thread() is threading.main_thread())
+        conn.exec_driver_sql(slow if are_here[-1] else "select 1").fetchall()
         return members
 
-    threads: list[threading.Thread] = []
+    def release() -> None:
+        went_on.append(looked.wait(PATIENCE_S / 2))  # shorter than the lock is waited for
+        other.execute("commit")
+
+    are_here: list[bool] = []
+    went_on: list[bool] = []
+    looked = threading.Event()
     with trio.fail_after(DEADLINE_S):
         async with opener(tables=True) as store:
-            with closing(sqlite3.connect(tmp_path / "test.db", isolation_level=None)) as other:
+            with closing(sqlite3.connect(tmp_path / "test.db", isolation_level=None, check_same_thread=False)) as other:
                 other.execute("begin immediate")
+                releasing = threading.Thread(target=release)
+                releasing.start()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(store.submit, "word")
                     for _ in range(20):
                         await trio.sleep(0.005)
                     assert store.members == 0
-                    other.execute("commit")
+                    looked.set()
+                releasing.join()
+            assert went_on == [True]
             assert "word" in await store.read(words)
         async with opener(count_slowly) as store:
             assert await store.submit("slow") == "slow"
-    assert threads[-1] is not threading.main_thread()
+    assert are_here == [True, False]
 
 
 async def test_a_full_disk_is_a_temporary_error(opener: Opener, tmp_path: Path) -> None:
     acknowledged: set[str] = set()
     refused = 0
     with trio.fail_after(DEADLINE_S):
-        async with opener(tables=True, unit_timeout_s=5) as store:
+        async with opener(tables=True) as store:
             await store.write(fill, "before")
             with no_file_beyond((tmp_path / "test.db-wal").stat().st_size + 20_000):
                 for n in range(40):
@@ -279,20 +290,21 @@ async def test_a_full_disk_is_a_temporary_error(opener: Opener, tmp_path: Path) 
 
 async def test_anothers_lock_is_a_temporary_error(opener: Opener, tmp_path: Path) -> None:
     with trio.fail_after(DEADLINE_S):
-        async with opener(tables=True, unit_timeout_s=1) as store:
+        async with opener(tables=True):
+            pass
+        async with opener(unit_timeout_s=1) as store:
             with closing(sqlite3.connect(tmp_path / "test.db", isolation_level=None)) as other:
                 other.execute("begin immediate")
-                began = trio.current_time()
                 async with trio.open_nursery() as nursery:
                     for call in (store.submit, store.write):
                         nursery.start_soon(expect_unavailable, call)
                 with pytest.raises(StoreUnavailable):
                     await store.check()
-                assert trio.current_time() - began < 5
-                assert await store.read(words) == set()
+                assert await until_it_works(partial(store.read, words)) == set()
                 other.execute("commit")
-            assert await store.submit("b") == ("kept", "b")
-            assert await store.read(words) == {"b"}
+            assert await until_it_works(partial(store.submit, "refuse")) == ("refused", "refuse")
+            assert await until_it_works(partial(store.write, debit, 0)) == 100
+            assert await until_it_works(partial(store.read, words)) == set()
 
 
 async def expect_unavailable(call: object) -> None:

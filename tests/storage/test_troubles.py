@@ -17,7 +17,7 @@ from tests.peers.processes import no_file_beyond, no_further_thread
 from tests.storage.conftest import Opener, keep, make_opener, words
 from tests.storage.test_store_sqlite import fill
 
-DEADLINE_S = 60
+DEADLINE_S = 120
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ async def test_a_full_disk_is_in_the_log_and_not_for_every_caller(
     opener: Opener, tmp_path: Path, log_events: LogEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with trio.fail_after(DEADLINE_S):
-        async with opener(tables=True, unit_timeout_s=5) as store:
+        async with opener(tables=True) as store:
             await store.write(fill, "before")
 
             async def ask_in_vain() -> None:
@@ -106,7 +106,7 @@ async def test_the_log_starts_anew_also_behind_a_failure(
             return file.read(24)[16:]
 
     with trio.fail_after(DEADLINE_S):
-        async with opener(tables=True, unit_timeout_s=5) as store:
+        async with opener(tables=True) as store:
             await store.write(change, 100_000)
             with no_file_beyond(1_000_000), pytest.raises(StoreUnavailable):
                 await store.write(fill, "no", 4_000_000)

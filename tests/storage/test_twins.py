@@ -37,7 +37,7 @@ from hepmaild.storage import queue, suppress
 from tests.storage.books import HOUR_US, Books, open_books
 from tests.storage.conftest import Opener
 
-DEADLINE_S = 30
+DEADLINE_S = 120
 SECOND_US = 1_000_000
 REPLIES = {Result.DELIVERED: Reply(250, "2.0.0", "fine"), Result.FAILED: Reply(550, "5.1.1", "no such user")}
 

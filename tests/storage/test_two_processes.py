@@ -59,7 +59,7 @@ async def both(url: str, rows: str, one: Deed, two: Deed) -> list[Any]:
         except ValueError as error:
             results[n] = str(error)
 
-    with trio.fail_after(20):
+    with trio.fail_after(120):
         async with trio.open_nursery() as nursery:
             with postgres.open_transaction(url, rows):
                 nursery.start_soon(run, 0, one)
@@ -210,7 +210,7 @@ async def test_what_somebody_has_is_stepped_over(books: Books, other: Books, dat
     await books.store.write(money.grant, books.account_id, 1, granted_by="a test", note=None, now_us=books.clock.us)
     dead = await accepted(books, owner="dead")
     rows = f"SELECT 1 FROM queue WHERE message_id <> '{late.message_id}' FOR UPDATE"
-    with postgres.open_transaction(database_url, rows), trio.fail_after(20):
+    with postgres.open_transaction(database_url, rows), trio.fail_after(120):
         claimed = await other.store.write(claim.claim, "other", late.at_us, 10, 0)
         assert [job.message_id for job in claimed.jobs] == [late.message_id]
         assert await other.store.write(claim.expire, late.expires_at_us, 0) == 0
@@ -281,7 +281,7 @@ async def test_a_step_goes_on_when_somebody_took_one_of_its_messages(
     for message_id in ids:
         await books.store.write(queue.hold, message_id, books.clock.us)
     steps: list[queue.Step] = []
-    with trio.fail_after(20):
+    with trio.fail_after(120):
         async with trio.open_nursery() as nursery:
 
             async def release() -> None:

@@ -13,7 +13,7 @@ import trio.testing
 
 from hepmaild.threads import BELLS, Worker
 
-DEADLINE_S = 20
+DEADLINE_S = 120
 
 
 @pytest.fixture
