@@ -14,6 +14,7 @@ from hepmaild.mail.address import MAX_NAME_LENGTH, key_of
 from hepmaild.mail.content import HEAD_LIMIT_OCTETS
 from hepmaild.mail.headers import AddressLister, decode_words, format_mailboxes, parse_from, unfold
 from hepmaild.mail.submission import Kind, Mailbox, Origin
+from hepmaild.masking import KEY_PREFIX
 
 MAX_SUBJECT = 500  # as shown in Logs
 MAX_FROM_OCTETS = 64 << 10
@@ -219,10 +220,11 @@ def rewrite(
 def received_field(origin: Origin, hostname: str, message_id: str, date: str, *, with_address: bool = False) -> bytes:
     """The trace field (RFC 5321 §4.4) with CRLF.  with_address: whether the client's IP address is shown.
 
-    The name the client gave in EHLO is hostile, and often its address: then it is only shown with `with_address`.
+    The name the client gave in EHLO is hostile, and often its address: then it is only shown with `with_address`.  With
+    an API key in it, put there by mistake, it is never shown: every recipient could send in its name.
     """
     helo = _HOST_UNSAFE.sub("?", origin.helo)[:100]
-    if not helo or (not with_address and _ADDRESS_LITERAL.fullmatch(helo)):
+    if not helo or KEY_PREFIX in helo or (not with_address and _ADDRESS_LITERAL.fullmatch(helo)):
         helo = "unknown"
     peer = ""
     if with_address:

@@ -62,6 +62,8 @@ def test_by_smtp(served: Service) -> None:
     assert f'"helo": "{MASKED}"' in events
     assert recipients[0]["recipient"] == TO, "where the mail goes is no record of what was said"
     assert KEY not in daemon.log()
+    content = served.sink.content(served.sink.deliveries()[-1])
+    assert content.startswith(b"Received: from unknown\r\n"), "every recipient reads it"
 
 
 def test_by_http(served: Service) -> None:

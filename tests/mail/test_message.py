@@ -250,6 +250,12 @@ def test_received_hides_an_address_given_as_name(helo: str) -> None:
     assert got.startswith(b"Received: from unknown\r\n")
 
 
+@pytest.mark.parametrize("helo", ["hyd-mail-" + "k" * 40, "host-hyd-mail-" + "k" * 90])
+def test_received_tells_nobody_a_key_given_as_name(helo: str) -> None:
+    got = received_field(Origin(Door.SMTP, "192.0.2.7", "s", helo=helo), "h", "a" * 16, "D", with_address=True)
+    assert got.startswith(b"Received: from unknown ([192.0.2.7])\r\n")
+
+
 @given(st.text(max_size=300))
 def test_received_survives_any_name(helo: str) -> None:
     got = received_field(Origin(Door.SMTP, "::1", "s", helo=helo), "h", "a" * 16, "D", with_address=True)
