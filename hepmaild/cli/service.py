@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import trio
 
+from hepmaild import memory
 from hepmaild.cli import backend
 from hepmaild.cli.common import Invocation, json_option, with_settings
 from hepmaild.cli.output import CommandFailed, clean, print_json, print_pairs, print_table
@@ -43,6 +45,7 @@ def run_daemon(
     async def main() -> None:
         await daemon.serve(invocation.settings, reload=invocation.load if reload else None, on_ready=on_ready)
 
+    memory.give_back_large_blocks(os.environ)
     try:
         trio.run(main)
     except (daemon.SchemaDue, SchemaUnfit) as error:
