@@ -65,7 +65,8 @@ async def world(
     is_paused: Callable[[str, str], bool] = lambda *_: False,
     own: OwnWays | None = None,
 ) -> AsyncIterator[World]:
-    """A running pool with a well-behaved peer for each host of a route; ended by its drain."""
+    """A running pool with a well-behaved peer for each host of a route; ended by its drain, after which its books must
+    hold."""
     routes = routes or (smtp("upstream"),)
     peers = {host.name: Peer() for route in routes if route.kind is RouteKind.SMTP for host in route.hosts}
     reported: list[Attempt] = []
@@ -101,6 +102,7 @@ async def world(
         lifecycle.draining.set()
         await done.wait()
         outside.cancel_scope.cancel()
+    queue.check_books(sum(len(peer.received) for peer in network.peers.values()))
 
 
 async def test_offered_mail_is_delivered_without_the_store_being_read(autojump_clock: MockClock) -> None:
@@ -653,6 +655,7 @@ async def test_drain_lets_quick_attempts_finish(autojump_clock: MockClock) -> No
         assert trio.current_time() < 7
         assert w.peer.open_now == 0
         assert not w.pool.offer_nowait(w.queue.add("m2", leased=True))
+        w.queue.elsewhere.add("m2")
         assert w.pool.capacity_hint("upstream") == 0
 
 
