@@ -15,7 +15,7 @@ import trio
 from trio.testing import MockClock, lockstep_stream_pair
 
 from hepmaild.config import DeliverySettings, RouteKind, TlsMode
-from hepmaild.delivery.attempt import LEASE_MARGIN_S
+from hepmaild.delivery.attempt import LEASE_MARGIN_S, LONGEST_RETRY_S
 from hepmaild.delivery.hops import Resolve
 from hepmaild.delivery.job import Attempt, Claim, Job, Result
 from hepmaild.delivery.pool import DeliveryPool
@@ -354,6 +354,7 @@ async def test_store_down_at_the_report(autojump_clock: MockClock) -> None:
         await trio.sleep(100)
         w.queue.is_down = False
         await w.queue.until(lambda: bool(w.reported))
+        assert trio.current_time() < 100 + 1.1 * LONGEST_RETRY_S
         assert w.queue.results("m1") == [Result.DELIVERED]
         assert len(w.peer.received) == 1
 
