@@ -27,12 +27,14 @@ class Waiting:
     marked: bool = False
     done: bool = False
     held: bool = False
+    everybody: frozenset[int] = frozenset()
 
 
 class MemoryQueue:
     """See the module's page.  `attempts` and `outcomes` are the record; `changed` is set at each report and release.
 
-    load_s: how long a content takes to be read, mark_s: a mark to be written.
+    load_s: how long a content takes to be read, mark_s: a mark to be written.  elsewhere: whose leases somebody else
+    than the pool has.
     """
 
     def __init__(self, now_us: Callable[[], int]) -> None:
@@ -44,6 +46,8 @@ class MemoryQueue:
         self.units = 0
         self.put_offs: list[tuple[str, str]] = []
         self.forsaken: list[str] = []
+        self.refused = 0
+        self.elsewhere: set[str] = set()
         self.expired: list[str] = []
         self.most_full = 0
         self.claims = 0
@@ -84,7 +88,9 @@ class MemoryQueue:
             expires_at_us=now + int(life_s * 1_000_000),
             destination=destination,
         )
-        self.messages[message_id] = Waiting(job, body, now if due_us is None else due_us, leased)
+        everybody = frozenset(r.recipient_id for r in job.recipients)
+        due = now if due_us is None else due_us
+        self.messages[message_id] = Waiting(job, body, due, leased, everybody=everybody)
         return replace(job, content=Content(body)) if leased else job
 
     async def _unit(self) -> None:
@@ -153,6 +159,7 @@ class MemoryQueue:
             await trio.sleep(self.mark_s)
         waiting = self._mine(job)
         if waiting is None or self.refuse_mark:
+            self.elsewhere.add(job.message_id)
             return False
         waiting.marked = True
         if self.on_mark is not None:
@@ -163,6 +170,7 @@ class MemoryQueue:
         await self._unit()
         waiting = self._mine(attempt.job)
         if waiting is None:
+            self.refused += 1
             return False
         assert [o.recipient_id for o in attempt.outcomes] == [r.recipient_id for r in attempt.job.recipients]
         self.attempts.append(attempt)
@@ -215,6 +223,27 @@ class MemoryQueue:
         """Wait until `condition` holds after some report or release."""
         while not condition():
             await self.changed.wait()
+
+    def check_books(self, contents: int) -> None:
+        """What must hold once a pool has ended, whatever was tried: nobody keeps a lease; each recipient has one end at
+        most, for which it is paid or refunded; what is sent has left, no more often than was said.  contents: how many
+        of them next hops were given.
+        """
+        leased = {message_id for message_id, waiting in self.messages.items() if waiting.leased}
+        assert leased <= self.elsewhere, "a lease was left"
+        for message_id, waiting in self.messages.items():
+            ends: dict[int, Result] = {}
+            for outcome in self.outcomes.get(message_id, []):
+                assert outcome.recipient_id not in ends, f"{message_id}: an outcome behind the end"
+                if outcome.result in {Result.DELIVERED, Result.FAILED}:
+                    ends[outcome.recipient_id] = outcome.result
+            if waiting.done and message_id not in self.expired:
+                assert set(ends) == waiting.everybody, f"{message_id}: done, but not for all"
+        past = [a for a in self.attempts if a.host]
+        sent = [a for a in past if any(o.result is Result.DELIVERED for o in a.outcomes)]
+        assert len(sent) <= contents, "said to be sent, but never left"
+        unsaid = len(self.forsaken) + self.refused + len(self.elsewhere)
+        assert contents <= len(past) + unsaid, "left more often than attempts say"
 
     def results(self, message_id: str) -> list[Result]:
         return [outcome.result for outcome in self.outcomes.get(message_id, [])]

@@ -66,6 +66,7 @@ async def running(*routes: Route, own: Ways | None = None) -> AsyncIterator[Endi
         ending.scope.cancel()
         await ending.done.wait()
         outside.cancel_scope.cancel()
+    queue.check_books(sum(len(peer.received) for peer in peers.values()))
 
 
 @pytest.mark.parametrize("drained_s", [None, 0.0, 1.0, 25.0], ids=str)
@@ -139,6 +140,7 @@ async def test_what_was_delivered_but_could_not_be_reported_is_not_given_back_as
 
         def forsake(job: Job) -> None:
             forsaken.append(job.message_id)  # as the outbox: only noted, until the store can be told
+            e.queue.elsewhere.add(job.message_id)
             e.queue.is_down = False
 
         e.queue.forsake = forsake  # type: ignore[method-assign]
@@ -179,6 +181,7 @@ async def test_doors_may_ask_while_kept_connections_are_closed(autojump_clock: M
             assert e.pool.capacity_hint(route) == 0
             e.pool.left(route, [""])
             assert not e.pool.offer_nowait(e.queue.add(route, route=route, leased=True))
+            e.queue.elsewhere.add(route)
         await e.done.wait()
         assert trio.current_time() - begun == pytest.approx(1)  # all at once
         assert [peer.lines[-1] for peer in e.peers.values()] == [b"QUIT"] * 2

@@ -19,6 +19,7 @@ GONE = smtp("gone")
 async def test_it_is_put_off_and_says_why(autojump_clock: MockClock) -> None:
     async with world() as w:
         assert not w.pool.offer_nowait(w.queue.add("m0", route="gone", leased=True))
+        w.queue.elsewhere.add("m0")
         w.queue.add("m1", route="gone")
         w.pool.wake()
         await trio.sleep(4 * 3600)

@@ -299,6 +299,25 @@ async def test_mail_accepted_for_another_kind_of_route_goes_to_each_domain(autoj
         assert trio.current_time() < 5
 
 
+@pytest.mark.parametrize("order", [("a", "gone"), ("gone", "a", "later")], ids=str)
+async def test_of_it_only_those_fail_whose_domain_takes_no_mail(
+    order: tuple[str, ...], autojump_clock: MockClock
+) -> None:
+    names = Names()
+    names.known["gone.example"] = NoHops(Reply(556, "5.1.10", "gone.example takes no mail"))
+    names.known["later.example"] = NoHops(Reply(451, "4.4.3", "no answer"))
+    async with direct(names) as w:
+        w.queue.add("m1", [f"x@{where}.example" for where in order], route="direct")
+        w.pool.wake()
+        await trio.sleep(3600)
+        ends: dict[str, list[Result]] = {}
+        for outcome in w.queue.outcomes["m1"]:
+            ends.setdefault(order[outcome.recipient_id - 1], []).append(outcome.result)
+        assert ends["a"][-1] is Result.DELIVERED
+        assert ends["gone"][-1] is Result.FAILED
+        assert set(ends.get("later", [Result.DEFERRED])) == {Result.DEFERRED}
+
+
 async def test_a_dead_domain_does_not_delay_the_others_of_such_mail(autojump_clock: MockClock) -> None:
     """Who could not be reached waits for the schedule; whose servers nobody tried goes next."""
     async with direct(Names(), dead={"10.dead.example"}) as w:

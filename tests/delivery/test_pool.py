@@ -15,7 +15,7 @@ import trio
 from trio.testing import MockClock, lockstep_stream_pair
 
 from hepmaild.config import DeliverySettings, RouteKind, TlsMode
-from hepmaild.delivery.attempt import LEASE_MARGIN_S
+from hepmaild.delivery.attempt import LEASE_MARGIN_S, LONGEST_RETRY_S
 from hepmaild.delivery.hops import Resolve
 from hepmaild.delivery.job import Attempt, Claim, Job, Result
 from hepmaild.delivery.pool import DeliveryPool
@@ -65,7 +65,8 @@ async def world(
     is_paused: Callable[[str, str], bool] = lambda *_: False,
     own: OwnWays | None = None,
 ) -> AsyncIterator[World]:
-    """A running pool with a well-behaved peer for each host of a route; ended by its drain."""
+    """A running pool with a well-behaved peer for each host of a route; ended by its drain, after which its books must
+    hold."""
     routes = routes or (smtp("upstream"),)
     peers = {host.name: Peer() for route in routes if route.kind is RouteKind.SMTP for host in route.hosts}
     reported: list[Attempt] = []
@@ -101,6 +102,7 @@ async def world(
         lifecycle.draining.set()
         await done.wait()
         outside.cancel_scope.cancel()
+    queue.check_books(sum(len(peer.received) for peer in network.peers.values()))
 
 
 async def test_offered_mail_is_delivered_without_the_store_being_read(autojump_clock: MockClock) -> None:
@@ -352,6 +354,7 @@ async def test_store_down_at_the_report(autojump_clock: MockClock) -> None:
         await trio.sleep(100)
         w.queue.is_down = False
         await w.queue.until(lambda: bool(w.reported))
+        assert trio.current_time() < 100 + 1.1 * LONGEST_RETRY_S
         assert w.queue.results("m1") == [Result.DELIVERED]
         assert len(w.peer.received) == 1
 
@@ -653,6 +656,7 @@ async def test_drain_lets_quick_attempts_finish(autojump_clock: MockClock) -> No
         assert trio.current_time() < 7
         assert w.peer.open_now == 0
         assert not w.pool.offer_nowait(w.queue.add("m2", leased=True))
+        w.queue.elsewhere.add("m2")
         assert w.pool.capacity_hint("upstream") == 0
 
 

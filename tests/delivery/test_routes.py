@@ -163,6 +163,24 @@ def test_in_no_second_more_leave_than_allowed(rate: float, gaps: list[float]) ->
     assert all(sum(at <= t < at + 1 for t in taken[n:]) <= rate + 1 for n, at in enumerate(taken[:50]))
 
 
+@pytest.mark.parametrize("rate", [0.5, 1, 2, 50, 51, 100, 1000])
+def test_who_always_has_more_uses_the_pace_up_and_never_goes_beyond(rate: float) -> None:
+    pace, now, taken = Pace(rate), 0.0, []
+    while now < 5:
+        if wait_s := pace.wait_s(now):
+            assert wait_s > 1e-6
+            now += wait_s
+        else:
+            pace.take()
+            taken.append(now)
+    first = 0
+    for n, at in enumerate(taken):
+        while taken[first] <= at - 1:
+            first += 1
+        assert n - first + 1 <= max(1, rate)
+    assert len(taken) >= int(0.98 * 5 * rate)
+
+
 async def test_a_route_without_a_limit_any_more_goes_on_at_once(autojump_clock: MockClock) -> None:
     async with world(smtp("upstream", messages_per_second=0.01)) as w:
         for n in range(5):
