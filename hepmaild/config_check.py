@@ -13,9 +13,11 @@ from hepmaild.mail.address import key_of
 
 def check(settings: Settings, reader: Reader) -> None:
     """Report every contradiction to the reader."""
+    # A route with a mistake may be missing here: what is said about it is enough.
+    has_all_routes = not any(problem.key.startswith("route.") for problem in reader.problems)
     _check_listeners(settings, reader)
     _check_routes(settings, reader)
-    _check_senders(settings, reader)
+    _check_senders(settings, reader, has_all_routes=has_all_routes)
     if bool(settings.tls.certificate) != bool(settings.tls.private_key):
         missing = "private_key" if settings.tls.certificate else "certificate"
         reader.report(f"tls.{missing}", "is missing: certificate and private_key go together")
@@ -57,7 +59,7 @@ def _check_routes(settings: Settings, reader: Reader) -> None:
         if names[route.name] > 1:
             reader.report(f"{key}.name", f"{names[route.name]} routes are called {route.name!r}: names must differ")
             names[route.name] = 0
-        if route.kind is RouteKind.SMTP and not route.host:
+        if route.kind is RouteKind.SMTP and not route.host and not reader.is_wrong(f"{key}.host"):
             reader.report(f"{key}.host", f'is missing: route {route.name!r} of kind "smtp" needs its next hop')
         is_told = reader.is_wrong(f"{key}.username", f"{key}.password", f"{key}.password_file")
         if bool(route.username) != bool(route.password) and not is_told:
@@ -67,12 +69,12 @@ def _check_routes(settings: Settings, reader: Reader) -> None:
             reader.report(f"{key}.tls", f'would send the password of route {route.name!r} in clear: use "starttls"')
 
 
-def _check_senders(settings: Settings, reader: Reader) -> None:
+def _check_senders(settings: Settings, reader: Reader, *, has_all_routes: bool) -> None:
     routes = {route.name for route in settings.route}
     seen: set[str] = set()
     for index, sender in enumerate(settings.sender):
         key = f"sender.{index}"
-        if sender.route not in routes:
+        if sender.route not in routes and has_all_routes:
             known = ", ".join(sorted(routes)) or "none"
             reader.report(f"{key}.route", f"there is no route {sender.route!r}; there are: {known}")
         if key_of(sender.address) in seen:

@@ -56,7 +56,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     try:
         with path.open("rb") as file:
             octets = file.read(_MAX_FILE_OCTETS + 1)
-        text = octets.decode()
+        text = octets.decode("utf-8-sig")  # some editors begin a file with a mark of its encoding
     except OSError as error:
         raise SettingsError((Problem(str(path), "", f"cannot be read: {error.strerror}"),)) from None
     except UnicodeDecodeError as error:
@@ -95,7 +95,9 @@ def _build(tables: dict[str, Any], reader: Reader) -> Settings:
     known = {f.name: f for f in dataclasses.fields(Settings)}
     for name in tables:
         if name not in known:
-            reader.report(name, config_read.unknown("section", name, known))
+            of_it = (variable for key, variable in reader.variables.items() if key.startswith(f"{name}."))
+            where = next(of_it, reader.source)
+            reader.problems.append(Problem(where, name, config_read.unknown("section", name, known)))
     for name, cls in _LISTS.items():
         values[name] = _build_list(name, cls, tables.get(name, []), reader)
     values["plans"] = _build_plans(tables.get("plans", {}), reader)

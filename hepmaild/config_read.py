@@ -94,7 +94,8 @@ class Reader:
         """
         where = _show_path(path)
         if not isinstance(table, dict):
-            self.report(where, f"must be a table: write [{path[0]}] before its keys")
+            heading = f"[{where}]" if base is not None else f"[[{path[0]}]]"  # of a list's members
+            self.report(where, f"must be a table: write {heading} before its keys")
             return base
         hints = typing.get_type_hints(cls)
         fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -288,6 +289,13 @@ def check_host(text: str) -> None:
             raise ValueError("a host name or an IP address") from None
 
 
+def _check_email(text: str) -> None:
+    try:
+        check_address(text)
+    except ValueError as error:
+        raise ValueError(f'an address such as "noreply@example.com" ({str(error).removesuffix(".")})') from None
+
+
 def _check_listen(text: str) -> None:
     host, _port = parse_address(text)
     try:
@@ -398,7 +406,7 @@ def parse_next_hop(text: str) -> tuple[str, int]:
 FORMS: dict[str, Callable[[str], object]] = {
     "address": _check_listen,
     "database": _check_database,
-    "email": check_address,
+    "email": _check_email,
     "host": check_host,
     "hostname": _check_hostname,
     "name": _check_name,

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from hepmaild.cli.output import CommandFailed
+from hepmaild.cli.output import CommandFailed, print_hint
 from hepmaild.config import Settings
 from hepmaild.mail.address import check_address
 from hepmaild.mail.ids import is_message_id
@@ -75,6 +75,7 @@ def with_settings(fn: F) -> F:
     def run(ctx: click.Context, *args: Any, **kwargs: Any) -> Any:
         _check_text(ctx)
         invocation: Invocation = ctx.find_object(Invocation)  # type: ignore[assignment]  # set by the top command
+        _tell_of_defaults(invocation)
         try:
             return fn(invocation.settings, *args, **kwargs)
         except OSError as error:
@@ -87,6 +88,18 @@ def with_settings(fn: F) -> F:
             raise
 
     return run  # type: ignore[return-value]  # a decorator of click's
+
+
+def _tell_of_defaults(invocation: Invocation) -> None:
+    """Say that nobody chose these settings: a command that was meant for another database finds an empty one."""
+    from hepmaild.config_load import DEFAULT_FILES
+
+    if invocation.preset is not None or any(n.startswith("HEPMAILD_") and "__" in n for n in os.environ):
+        return
+    state_dir = invocation.settings.server.state_dir
+    if invocation.config is None:
+        sought = ", ".join(map(str, DEFAULT_FILES))
+        print_hint(f"hepmaild: there is no settings file ({sought}): this is about {state_dir}; -c FILE names another")
 
 
 def _symptoms() -> tuple[type[Exception], ...]:

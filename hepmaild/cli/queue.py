@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -385,16 +385,21 @@ def log_show(settings: Settings, message_id: str, as_json: bool) -> None:
         print_json(shown)
         return
     _print_head(shown)
+    addresses = [row["recipient"] for row in shown["recipients"]]
     for event in shown["events"]:
-        _print_event(event)
+        _print_event(event, addresses)
     click.echo("\nledger")
     print_table(shown["ledger"], ("at", "amount", "balance_after", "reason"), empty="nothing was booked")
 
 
-def _print_event(event: Mapping[str, Any]) -> None:
-    """An event: its facts, then its steps with the milliseconds since the step before."""
+def _print_event(event: Mapping[str, Any], addresses: Sequence[str]) -> None:
+    """An event: its facts, its steps with the milliseconds since the step before, what an attempt came to.
+
+    addresses: of the recipients, by their number.
+    """
     data = event["data"]
-    facts = {name: value for name, value in data.items() if name != "steps" and value not in (None, "", [], {})}
+    below = {"steps", "outcomes"}
+    facts = {name: value for name, value in data.items() if name not in below and value not in (None, "", [], {})}
     described = "  ".join(f"{name}={_fact(name, value)}" for name, value in facts.items())
     click.echo(f"\n{instant(event['at'])}  {event['kind']}  {described}".rstrip())
     before = None
@@ -403,6 +408,10 @@ def _print_event(event: Mapping[str, Any]) -> None:
         before = at_us
         arrow = {"peer": "<", "us": ">"}.get(who, "·")
         click.echo(f"  {waited_ms:>9.1f} ms  {arrow} {clean(text)}")
+    for outcome in data.get("outcomes", []):
+        reply = f" {clean(outcome['reply'])}" if outcome["reply"] else ""
+        again = f", next attempt at {instant(outcome['retry_at'])}" if outcome["retry_at"] else ""
+        click.echo(f"                = {clean(addresses[outcome['recipient']])}: {outcome['result']}{reply}{again}")
 
 
 def _fact(name: str, value: Any) -> str:

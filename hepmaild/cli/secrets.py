@@ -45,6 +45,13 @@ def _used(settings: Settings) -> dict[bytes, int]:
     return {head[len(VERSION) :]: count for head, count in heads.items()}
 
 
+def _read(vault: Vault, used: dict[bytes, int]) -> tuple[SealingKey, ...]:
+    """The keys in the file.  Raises CommandFailed where nothing was sealed yet: no backup has what never was."""
+    if not used and not vault.path.exists():
+        raise CommandFailed(f"no secret was sealed yet: {vault.path} is made with the first, such as a DKIM key")
+    return vault.read()
+
+
 @secrets.command("list")
 @json_option
 @with_settings
@@ -77,7 +84,7 @@ def secrets_stage(settings: Settings, as_json: bool) -> None:
 
     vault = _vault(settings)
     with vault.holding(alone=True):
-        keys = vault.read()
+        keys = _read(vault, _used(settings))
         staged = next((key for key in keys if key.staged), None)
         if staged is None:
             staged = new_key(staged=True)
@@ -106,7 +113,7 @@ def secrets_rotate(settings: Settings, keep_old: bool, as_json: bool) -> None:
     vault = _vault(settings)
     with vault.holding(alone=True):
         used = _used(settings)
-        keys = vault.read()
+        keys = _read(vault, used)
         vault.check([VERSION + id_ for id_ in used])
         staged = next((key for key in keys if key.staged), None) or new_key()
         newest = SealingKey(staged.id, staged.made_at, staged.secret)

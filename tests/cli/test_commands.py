@@ -241,6 +241,25 @@ def test_a_database_of_another_program_is_refused(cli: Any, tmp_path: Path, comm
         assert db.execute("select name from sqlite_schema").fetchall() == [("account",)]
 
 
+@pytest.mark.skipif(Path("/etc/hepmaild.toml").exists(), reason="this machine has settings")
+def test_settings_that_nobody_chose_are_told(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the demo's database, asked for without `-c`: an empty answer would be believed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HEPMAILD_CONFIG", raising=False)
+    cli.config.rename(tmp_path / "elsewhere.toml")
+    done = cli("route", "list", "--json", config=False)
+    assert (done.status, done.out) == (0, "[]\n")
+    assert done.err == (
+        "hepmaild: there is no settings file (hepmaild.toml, /etc/hepmaild.toml): "
+        "this is about /var/lib/hepmaild; -c FILE names another\n"
+    )
+    monkeypatch.setenv("HEPMAILD_SERVER__STATE_DIR", "/srv/mail")
+    assert cli("route", "list", config=False).err == ""
+    monkeypatch.delenv("HEPMAILD_SERVER__STATE_DIR")
+    (tmp_path / "elsewhere.toml").rename(tmp_path / "hepmaild.toml")
+    assert cli("route", "list", config=False).err == ""
+
+
 def test_a_backup_is_a_database(cli: Any, account: str, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     assert cli.json("db", "backup", str(copy)) == {"file": str(copy), "octets": copy.stat().st_size}

@@ -75,6 +75,8 @@ def test_the_printed_lines_work_and_the_key_stays(tmp_path: Path) -> None:
         tail = run(line_of(printed, ".* -m hepmaild -c") + " --json")
         assert tail.returncode == 0, tail.stderr
         assert [json.loads(line)["message_id"] for line in tail.stdout.splitlines()] == [first["messageId"], second]
+        shown = run(line_of(printed, ".* -m hepmaild -c").replace("log tail", f"log show {second}"))
+        assert f"\n                = you@example.net: delivered 250 2.0.0 kept as {second}.eml\n" in shown.stdout
         process.send_signal(signal.SIGINT)
         assert process.wait(DEADLINE_S) == 0
     log = folder.with_suffix(".log").read_text()

@@ -167,7 +167,9 @@ def test_no_private_key_is_kept_in_clear(cli: Any, tmp_path: Path) -> None:
 
 def test_sealing_keys_are_rotated(cli: Any, tmp_path: Path) -> None:
     assert cli.json("secrets", "list") == []
-    assert "secrets.key is missing" in cli.refused("secrets", "rotate")
+    for command in ("rotate", "stage"):
+        assert "no secret was sealed yet" in cli.refused("secrets", command)
+    assert not (tmp_path / "state" / "secrets.key").exists()
     for selector in ("a", "b"):
         cli.ok("dkim", "add", DOMAIN, "--algorithm", "ed25519", "--selector", selector)
     before = sealed_keys(tmp_path)
@@ -193,6 +195,7 @@ def test_a_wrong_or_missing_file_is_told(cli: Any, tmp_path: Path) -> None:
     path.unlink()
     said = cli.refused("dkim", "add", DOMAIN, "--algorithm", "ed25519", "--selector", "b")
     assert "secrets.key is missing: copy it" in said
+    assert "secrets.key is missing: copy it" in cli.refused("secrets", "stage")
     assert not path.exists(), "no new one, which would open nothing"
     from hepmaild.vault import Vault
 

@@ -102,10 +102,15 @@ def test_the_page_of_settings_is_current() -> None:
         (ROUTE + 'username = "me"\npassword = "x"\ntls = "none"\n', "would send the password of route 'up' in clear"),
         (ROUTE + 'username = "me"\npassword_file = "/none"\n', "route.0.password_file: /none cannot be read"),
         ('[[sender]]\naddress = "a@b.c"\nroute = "x"\n', "sender.0.route: there is no route 'x'; there are: none"),
-        (ROUTE + '[[sender]]\naddress = "ab"\nroute = "up"\n', "sender.0.address: must be"),
+        (
+            ROUTE + '[[sender]]\naddress = "ab"\nroute = "up"\n',
+            'sender.0.address: must be an address such as "noreply@example.com" (An email',
+        ),
         (ROUTE + '[[sender]]\naddress = "a@b.c"\nroute = "up"\n' * 2, "a@b.c is there twice"),
         ("[plans.x]\ncalls = 1\n", "plans.x.calls: there is no such key"),
         ('[plans."a b"]\n', "a plan's name must be"),
+        ("[plans]\nx = 1\n", "plans.x: must be a table: write [plans.x] before its keys"),
+        ("route = [1]\n", "route.0: must be a table: write [[route]] before its keys"),
         ("[smtp\n", "test.toml: is not TOML"),
         (f"[limits]\nbacklog = {'9' * 5000}\n", "test.toml: has a number that is far too long"),
         (f"[limits]\nbacklog = {'9' * 400}\n", "limits.backlog: must be a whole number of at least 1, not a number so"),
@@ -117,6 +122,25 @@ def test_a_mistake_names_file_key_and_what_is_allowed(text: str, said: str) -> N
     found = problems(text)
     assert any(said in line for line in found), found
     assert all(line.startswith("test.toml: ") for line in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('[[route]]\nname = "up"\nkind = "smtp"\nhost = "a:25"\n', "route.0.host"),
+        ('[[route]]\nname = "up"\nkind = "lmtp"\n[[sender]]\naddress = "a@b.c"\nroute = "up"\n', "route.0.kind"),
+    ],
+)
+def test_a_mistake_is_told_once(text: str, key: str) -> None:
+    """What is missing on its account is there for whoever wrote it."""
+    (found,) = problems(text)
+    assert found.startswith(f"test.toml: {key}: must be")
+
+
+def test_a_mark_at_the_beginning_of_the_file_is_none_of_its_words(tmp_path: Path) -> None:
+    file = tmp_path / "hepmaild.toml"
+    file.write_text('[server]\nhostname = "a.example"\n', encoding="utf-8-sig")
+    assert load(file, {}).server.hostname == "a.example"
 
 
 @pytest.mark.parametrize("spelling", ["info@bücher.example", "info@BÜCHER.example", "info@XN--BCHER-KVA.example"])
@@ -187,7 +211,7 @@ def test_the_environment_wins_and_takes_the_type_of_the_key() -> None:
     ("name", "value", "said"),
     [
         ("HEPMAILD_SMTP__REPLAY_WINDOW_S", "x", "HEPMAILD_SMTP__REPLAY_WINDOW_S: smtp.replay_window_s: must be"),
-        ("HEPMAILD_SMPT__REPLY", "x", "smpt: there is no such section"),
+        ("HEPMAILD_SMPT__REPLY", "x", "HEPMAILD_SMPT__REPLY: smpt: there is no such section; did you mean smtp?"),
         ("HEPMAILD_ROUTE__OTHER__HOST", "x", "HEPMAILD_ROUTE__OTHER__HOST: names nothing in the settings"),
         ("HEPMAILD_SENDER__ADDRESS", "a@b.c", "ADDRESS: does not say which [[sender]] it means, by its number"),
         ("HEPMAILD_ROUTE__PASSWORD", "x", "by its number, or the name of a route: HEPMAILD_ROUTE__0__<KEY>"),
