@@ -46,6 +46,23 @@ def shape(part: Any) -> Any:
     return (kind, [shape(child) for child in part.iter_parts()]) if part.is_multipart() else kind
 
 
+@pytest.mark.parametrize(
+    ("from_name", "of_the_sender", "in_from", "shown"),
+    [
+        ("A", "B", "C", "A"),
+        (None, "B", "C", "B"),
+        (None, "", "C", "C"),
+        (None, "", None, ""),
+    ],
+)
+def test_whose_name_is_shown(from_name: str | None, of_the_sender: str, in_from: str | None, shown: str) -> None:
+    """`fromName` wins over the name in `from` (send-api.md)."""
+    asked = None if in_from is None else Mailbox("noreply@hep.gg", in_from)
+    draft = Draft(sender=asked, to=TO, text="x", from_name=from_name)
+    written = read(draft, Mailbox("noreply@hep.gg", of_the_sender))["From"]
+    assert written.addresses[0].display_name == shown
+
+
 def test_the_smallest_message_word_for_word() -> None:
     assert octets(Draft(None, TO, subject="Hello", text="Hi there")) == (
         b"From: noreply@hep.gg\r\nTo: joe@example.com\r\nSubject: Hello\r\n"

@@ -149,6 +149,12 @@ def test_problems(fields: bytes) -> None:
     assert inspect(fields + b"\r\nbody").problem
 
 
+@pytest.mark.parametrize("length", [1, 256])
+def test_the_shortest_and_the_longest_word(length: int) -> None:
+    seen = inspect(b"X-Idempotency-Key: " + b"k" * length + b"\r\n\r\n")
+    assert (seen.problem, seen.idempotency_word) == (None, "k" * length)
+
+
 def test_a_header_section_without_end() -> None:
     assert inspect((b"X: y\r\n" * (HEAD_LIMIT_OCTETS // 6 + 1))[:HEAD_LIMIT_OCTETS]).problem
 

@@ -19,6 +19,7 @@ from hepmaild.storage import accounts, keys
 from hepmaild.storage.schema import process
 from hepmaild.storage.store import Store
 from hepmaild.storage.unit import Accept, Call, Report, UnitRunner
+from tests.storage.check_books import check_books
 from tests.storage.conftest import Opener
 
 START_US = 1_800_000_000_000_000
@@ -42,11 +43,12 @@ def age_leases(conn: Connection, us: int) -> None:
 
 @dataclass
 class Books:
-    """A store with one account and one key."""
+    """A store with one account and one key.  are_falsified: a test did that, so they cannot hold at its end."""
 
     store: Store
     clock: Clock
     secret: str = ""
+    are_falsified: bool = False
     account_id: str = "account-1"
     identity: KeyIdentity = field(
         default_factory=lambda: KeyIdentity("key-1", "app", "", "account-1", "", "standard", 120)
@@ -141,7 +143,7 @@ def add_account(conn: Connection, number: int, credits_granted: int, now_us: int
 
 @asynccontextmanager
 async def open_books(opener: Opener, *, credits_granted: int = 100, clock: Clock | None = None) -> AsyncIterator[Books]:
-    """A migrated store with an account of `credits_granted` credits and one key."""
+    """A migrated store with an account of `credits_granted` credits and one key.  At the end its books must hold."""
     clock = clock or Clock()
     secret = keys.new_secret()
     async with opener(UnitRunner(clock.now_us)) as store:
@@ -150,3 +152,5 @@ async def open_books(opener: Opener, *, credits_granted: int = 100, clock: Clock
         await store.write(add_account, 1, credits_granted, clock.us)
         await store.write(mint_key, books, books.identity.key_id, secret)
         yield books
+        if not books.are_falsified:
+            await store.read(check_books)

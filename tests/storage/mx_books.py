@@ -13,6 +13,7 @@ from hepmaild.storage import claim, schema
 from hepmaild.storage.accept import Accept
 from hepmaild.storage.unit import Report
 from tests.storage.books import HOUR_US, Books
+from tests.storage.check_books import FILLED
 
 WAITS = (Result.DEFERRED, Result.IN_DOUBT)
 
@@ -90,7 +91,7 @@ def fill(conn: Connection, route: str, waiting: dict[str, int], now_us: int, due
                     "route": route,
                     "reverse_path": "app@example.com",
                     "subject": "",
-                    "header_message_id": "<1@example.com>",
+                    "header_message_id": FILLED,
                     "size": 5,
                     "smtputf8": False,
                     "recipients": 1,

@@ -14,6 +14,7 @@ from hepmaild.config import InDoubt
 from hepmaild.delivery.job import Result
 from hepmaild.storage import claim, leases, log, queue, schema
 from hepmaild.storage import credits as money
+from hepmaild.storage.ring import VISITS
 from hepmaild.storage.schema import NEVER_US
 from hepmaild.storage.unit import Mark, UnitRunner
 from tests.storage.books import HOUR_US, Books, age_leases, open_books
@@ -110,6 +111,15 @@ async def test_the_next_due_time_stands_behind_a_backlog_that_is_shut(books: Boo
     assert await claimed(books, full=full) == []
     books.clock.us = soon
     assert [job.destination for job in await claimed(books, full=full)] == ["first.example"]
+
+
+async def test_the_next_due_time_may_be_that_of_the_last_of_many_destinations(books: Books) -> None:
+    """Those before it are more than are stepped over at once."""
+    now_us, soon = books.clock.us, books.clock.us + 5_000_000
+    await books.store.write(fill, "mx", {"dead.example": 100}, now_us)
+    await books.store.write(fill, "mx", {f"d{n}.example": 1 for n in range(VISITS + 30)}, now_us, soon + 1000)
+    await books.store.write(fill, "mx", {"z.example": 1}, now_us, soon)
+    assert await books.store.read(claim.next_due_at_us, now_us, full={("mx", "dead.example")}) == soon
 
 
 # Cost, counted and not timed
@@ -409,3 +419,26 @@ async def test_much_that_expires_at_once_goes_in_steps(books: Books) -> None:
     ended = [await books.store.write(claim.expire, books.clock.us, 0, 4) for _ in range(4)]
     assert ended == [4, 4, 1, 0]
     assert await balance(books) == 100
+
+
+async def test_what_expired_does_not_leave_though_it_is_not_ended_yet(books: Books) -> None:
+    await books.store.write(fill, "mx", {"x.example": claim.EXPIRE_AT_ONCE, "y.example": 9}, books.clock.us)
+    books.clock.us += 96 * HOUR_US
+    found = await books.store.write(claim.claim, "me", books.clock.us, 100, 0)
+    assert (found.jobs, found.expired) == ([], claim.EXPIRE_AT_ONCE)
+    assert await books.store.read(queue.count_waiting) == 9
+    found = await books.store.write(claim.claim, "me", books.clock.us, 100, 0)
+    assert (found.jobs, found.expired) == ([], 9)
+
+
+async def test_a_row_that_is_due_before_its_recipients_is_put_back(books: Books) -> None:
+    """Leased for nothing it would stay with a living process for ever."""
+    member = mx_accept(books, "a@x.example")
+    await books.store.submit(member)
+    due_us = books.clock.us + HOUR_US
+    await books.store.submit(report_on(job_of(member, "x.example"), books.clock.us, Result.DEFERRED, due_us=due_us))
+    await books.store.write(lambda conn: conn.execute(update(schema.queue).values(due_at_us=books.clock.us)) and None)
+    assert await claimed(books) == []
+    assert await books.store.read(claim.next_due_at_us, books.clock.us) == due_us
+    books.clock.us = due_us
+    assert [job.message_id for job in await claimed(books)] == [member.message_id]

@@ -13,6 +13,7 @@ from hepmaild.storage import credits as money
 from hepmaild.storage import schema
 from hepmaild.storage.credits import GENESIS, MAX_AMOUNT, Checked, Fault
 from tests.storage.books import START_US, Books, add_account, open_books
+from tests.storage.check_books import check_books
 from tests.storage.conftest import Opener
 
 
@@ -28,6 +29,7 @@ async def books(opener: Opener) -> AsyncIterator[Books]:
 
 
 async def change(books: Books, statement: str) -> None:
+    books.are_falsified = True
     await books.store.write(lambda conn: conn.execute(text(statement)) and None)
 
 
@@ -95,6 +97,7 @@ async def test_a_row_before_the_first_one_is_found(books: Books, seq: int) -> No
         names = (*money._COLUMNS, "hash")
         conn.execute(schema.ledger.insert(), dict(zip(names, values, strict=True)))
 
+    books.are_falsified = True
     await books.store.write(slip)
     assert await in_pieces(books, 100) == Fault(books.account_id, 1, "row 1 is missing")
 
@@ -126,3 +129,23 @@ async def test_paging_back(books: Books, reason: str) -> None:
         assert len(found) <= 2
         seen += found
     assert seen == wanted
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        ("UPDATE account SET balance = balance + 1", "the ledger of account-1 does not hold"),
+        ("UPDATE recipient SET state = 'sent' WHERE state = 'failed'", "1 refunded for 0 that were not delivered"),
+        ("UPDATE recipient SET state = 'failed' WHERE state = 'sent'", "1 refunded for 2 that were not delivered"),
+        ("UPDATE message SET account_id = 'account-2'", "booked on account-1 and account-1"),
+        ("UPDATE message SET waiting = 0 WHERE waiting = 2", "say"),
+        ("DELETE FROM recipient WHERE n = 1", "1 debits of 2 for 1 recipients"),
+        ("DELETE FROM queue", "waits, but nothing will look at it"),
+        ("UPDATE recipient SET state = 'sent', due_at_us = NULL", "nobody waits in this queue row"),
+    ],
+)
+async def test_what_every_test_checks_at_its_end_is_seen(books: Books, damage: str, why: str) -> None:
+    await books.store.read(check_books)
+    await change(books, damage)
+    with pytest.raises(AssertionError, match=why):
+        await books.store.read(check_books)

@@ -405,6 +405,7 @@ async def test_a_damaged_ledger_is_found(books: Books, damage: str, why: str) ->
     await books.store.submit(books.accept())
     await books.store.submit(books.accept())
     assert await books.store.read(money.verify, books.account_id) is None
+    books.are_falsified = True
     await books.store.write(lambda conn: conn.execute(text(damage)) and None)
     fault = await books.store.read(money.verify, books.account_id)
     assert fault is not None
