@@ -21,6 +21,7 @@ from quart.wrappers import Response, Websocket
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 from werkzeug.exceptions import NotFound as NoSuchPage
+from werkzeug.routing import WebsocketMismatch
 
 from hepmaild.counted import counted
 from hepmaild.errors import ErrorKind, Refusal, RefusedError, StoreUnavailable
@@ -259,7 +260,7 @@ def _http_error(error: HTTPException, call: Call, max_request: int) -> Any:
         response = refuse(Refusal(ErrorKind.METHOD_NOT_ALLOWED, f"Use {allowed} here."), call)
         response.headers["Allow"] = allowed
         return response
-    if not isinstance(error, NoSuchPage):  # a Host that can be nobody's
+    if not isinstance(error, NoSuchPage | WebsocketMismatch):  # a Host that can be nobody's
         text = "This is not a proper HTTP request; its Host can be the name of no server."
         return refuse(Refusal(ErrorKind.MALFORMED_REQUEST, text), call)
     if call.is_api:
