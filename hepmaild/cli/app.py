@@ -109,8 +109,9 @@ def run(arguments: list[str]) -> int:
         if problem is None:
             raise
         status, lines = problem
+        notes = getattr(error, "__notes__", []) if status == FAILED else []
         for line in lines:
-            _say(line)
+            _say("; ".join([line, *notes]))
     return status if isinstance(status, int) else OK
 
 

@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,12 +31,14 @@ class Invocation:
 
     preset: settings that do not come from a file (the demo's), or what was read.
     has_changed: the command's change is durable; what fails from then on only fails to say so.
+    is_default: nobody chose the settings, by a file or in the environment.
     """
 
     config: str | None = None
     log_level: str | None = None
     preset: Settings | None = None
     has_changed: bool = False
+    is_default: bool = False
 
     def load(self) -> Settings:
         """Read the settings anew.  Raises SettingsError.
@@ -52,6 +55,7 @@ class Invocation:
             raise SettingsError((Problem(str(file), "", text),))
         settings = load(file, os.environ)
         self.config = self.config if file is None else str(file)
+        self.is_default = file is None and not any(n.startswith("HEPMAILD_") and "__" in n for n in os.environ)
         return settings
 
     @property
@@ -75,31 +79,41 @@ def with_settings(fn: F) -> F:
     def run(ctx: click.Context, *args: Any, **kwargs: Any) -> Any:
         _check_text(ctx)
         invocation: Invocation = ctx.find_object(Invocation)  # type: ignore[assignment]  # set by the top command
-        _tell_of_defaults(invocation)
+        settings, is_daemon = invocation.settings, ctx.info_name in DAEMONS
         try:
-            return fn(invocation.settings, *args, **kwargs)
+            with _DefaultsTold(settings) if invocation.is_default and not is_daemon else nullcontext():
+                return fn(settings, *args, **kwargs)
         except OSError as error:
             if not invocation.has_changed:
                 raise
             raise CommandFailed(f"done, but it could not be printed: {error.strerror or error}") from None
         except _symptoms() as error:
-            if ctx.info_name not in DAEMONS:
-                _tell_of_damage(invocation.settings, error)
+            if not is_daemon:
+                _tell_of_damage(settings, error)
             raise
 
     return run  # type: ignore[return-value]  # a decorator of click's
 
 
-def _tell_of_defaults(invocation: Invocation) -> None:
-    """Say that nobody chose these settings: a command that was meant for another database finds an empty one."""
-    from hepmaild.config_load import DEFAULT_FILES
+class _DefaultsTold:
+    """Says behind a command whose database it was about: one that was meant for another's finds an empty one.
 
-    if invocation.preset is not None or any(n.startswith("HEPMAILD_") and "__" in n for n in os.environ):
-        return
-    state_dir = invocation.settings.server.state_dir
-    if invocation.config is None:
-        sought = ", ".join(map(str, DEFAULT_FILES))
-        print_hint(f"hepmaild: there is no settings file ({sought}): this is about {state_dir}; -c FILE names another")
+    Where it fails, that is a note of the error: a reason is one line.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        from hepmaild.config_load import DEFAULT_FILES
+
+        sought, place = ", ".join(map(str, DEFAULT_FILES)), settings.server.state_dir
+        self._hint = f"there is no settings file ({sought}): this is about {place}; -c FILE names another"
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if error is None:
+            print_hint(f"hepmaild: {self._hint}")
+        else:
+            error.add_note(self._hint)
 
 
 def _symptoms() -> tuple[type[Exception], ...]:

@@ -253,6 +253,13 @@ def test_settings_that_nobody_chose_are_told(cli: Any, tmp_path: Path, monkeypat
         "hepmaild: there is no settings file (hepmaild.toml, /etc/hepmaild.toml): "
         "this is about /var/lib/hepmaild; -c FILE names another\n"
     )
+    failed = cli("route", "test", "up", config=False)
+    assert failed.status == 1
+    assert failed.err.count("\n") == 1, "a reason is one line"
+    assert failed.err.endswith("; " + done.err.removeprefix("hepmaild: "))
+    assert "settings file" not in cli("log", "tail", "--limit", "x", config=False).err, (
+        "what is typed wrong is wrong for all"
+    )
     monkeypatch.setenv("HEPMAILD_SERVER__STATE_DIR", "/srv/mail")
     assert cli("route", "list", config=False).err == ""
     monkeypatch.delenv("HEPMAILD_SERVER__STATE_DIR")
