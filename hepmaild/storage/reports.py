@@ -167,6 +167,8 @@ def run(
     marks: list[Row] = []
     paused: list[Row] = []
     ends: dict[str, _End] = {}
+    is_any_paused = any(rest[-1] for rest in held.values())
+    pauses = {(p.route, p.destination) for p in _PAUSES.ask(conn)} if is_any_paused else set()
     for m in members:
         key = (m.message_id, m.destination)
         row = held.get(key)
@@ -174,10 +176,10 @@ def run(
         if row is None:
             results.append(False)
             continue
-        its_token, owner, route, waiting, cap_key, counts_refusals, is_any_paused = row
+        its_token, owner, route, waiting, cap_key, counts_refusals, _ = row
         holds = its_token == token and owner is not None
         if isinstance(m, Mark):
-            may_leave = holds and not (is_any_paused and _is_paused(conn, route, m.destination))
+            may_leave = holds and pauses.isdisjoint(((route, ""), (route, m.destination)))
             results.append(may_leave)
             if holds:
                 (marks if may_leave else paused).append(key)
@@ -195,10 +197,6 @@ def run(
     if ends:
         _write_reports(conn, ends.values(), purses, ledger_rows)
     return results
-
-
-def _is_paused(conn: Connection, route: str, destination: str) -> bool:
-    return any(p.route == route and p.destination in ("", destination) for p in _PAUSES.ask(conn))
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hepmaild import __version__
+from hepmaild import __version__, config_load
 from hepmaild.cli import app
 
 ME = "me@example.com"
@@ -241,16 +241,16 @@ def test_a_database_of_another_program_is_refused(cli: Any, tmp_path: Path, comm
         assert db.execute("select name from sqlite_schema").fetchall() == [("account",)]
 
 
-@pytest.mark.skipif(Path("/etc/hepmaild.toml").exists(), reason="this machine has settings")
 def test_settings_that_nobody_chose_are_told(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as the demo's database, asked for without `-c`: an empty answer would be believed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HEPMAILD_CONFIG", raising=False)
+    monkeypatch.setattr(config_load, "DEFAULT_FILES", (Path("hepmaild.toml"), Path("etc.toml")))
     cli.config.rename(tmp_path / "elsewhere.toml")
     done = cli("route", "list", "--json", config=False)
     assert (done.status, done.out) == (0, "[]\n")
     assert done.err == (
-        "hepmaild: there is no settings file (hepmaild.toml, /etc/hepmaild.toml): "
+        "hepmaild: there is no settings file (hepmaild.toml, etc.toml): "
         "this is about /var/lib/hepmaild; -c FILE names another\n"
     )
     failed = cli("route", "test", "up", config=False)

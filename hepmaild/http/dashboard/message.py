@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 import trio
 from quart.wrappers import Response
@@ -17,7 +17,7 @@ from hepmaild.config import DAY_US
 from hepmaild.http.compat import Stream
 from hepmaild.http.dashboard import logs, timeline
 from hepmaild.http.dashboard.forms import Form
-from hepmaild.http.dashboard.frame import HEADERS, Dashboard, Pages, Visit, framed
+from hepmaild.http.dashboard.frame import HEADERS, Dashboard, Pages, Visit, framed, with_query
 from hepmaild.http.dashboard.parts import Parts, disposition, take_apart
 from hepmaild.http.dashboard.snippets import curl, place_of
 from hepmaild.http.dashboard.words import sentence
@@ -220,5 +220,4 @@ async def _do(visit: Visit, form: Form, message_id: str, notice: str, deed: Any,
         if outbox is not None:
             await outbox.tell_callers()
         await visit.store.announce("queue")
-    view = urlencode({"view": form.get("view", "")}) if form.get("view") else ""
-    return visit.redirect(f"/logs/{message_id}{'?' if view else ''}{view}", notice)
+    return visit.redirect(with_query(f"/logs/{message_id}", view=form.get("view", "")), notice)
