@@ -123,6 +123,7 @@ class Connection(TCPServer):
         self._max_request = max_request
         self._reader = trio.CancelScope()
         self._held: list[bytes] = []
+        self._is_reading = False  # from the end of the hello to that of the connection
         self._is_tls = isinstance(stream, TlsStream)
         self._facts: ConnectionFacts
 
@@ -174,6 +175,8 @@ class Connection(TCPServer):
         self._facts = facts
         self.state = {STATE_KEY: facts}
         self._peers.add(self)
+        if self.context.terminated.is_set():  # it was accepted, but not begun
+            self.end_soon()
         try:
             await super().run()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):  # the other side is gone
@@ -192,16 +195,16 @@ class Connection(TCPServer):
             vars(wrapper.protocol).clear()
         self._facts.stream = self.stream = None  # type: ignore[assignment]
 
-    async def end_soon(self) -> None:
+    def end_soon(self) -> None:
         """We are stopping: an idle connection ends now, any other behind its answer; who shakes hands has a moment."""
         handshake = getattr(self.stream, "handshake", None)
         if handshake is not None:  # or it is over, and this changes nothing
             handshake.deadline = trio.current_time() + LAST_HANDSHAKE_S
         if self._reader.deadline < inf:
             self._be_idle()
-        wrapper = getattr(self, "_protocol", None)  # None: during the handshake
-        if wrapper is not None and isinstance(wrapper.protocol, Http2):
-            await wrapper.protocol.maybe_say_goodbye()
+        if self._is_reading and isinstance(self.protocol.protocol, Http2):
+            # Among the connection's own tasks: it may end at any moment, and what fails there costs nobody else.
+            self._task_group.spawn(self.protocol.protocol.maybe_say_goodbye)
 
     def _be_idle(self) -> None:
         left_s = LAST_WORDS_S if self.context.terminated.is_set() else self._timeouts.idle_s
@@ -243,6 +246,13 @@ class Connection(TCPServer):
         await self.protocol.handle(Closed())
 
     async def _read_data(self) -> None:
+        self._is_reading = True
+        try:
+            await self._read_until_the_end()
+        finally:
+            self._is_reading = False
+
+    async def _read_until_the_end(self) -> None:
         self._be_idle()
         with self._reader:
             while True:

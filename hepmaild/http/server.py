@@ -192,7 +192,7 @@ class HttpDoor:
             finally:
                 await context.terminated.set()
                 for connection in peers:
-                    connections.start_soon(connection.end_soon)
+                    connection.end_soon()
                 connections.cancel_scope.deadline = trio.current_time() + self._timeouts.grace_s
 
 

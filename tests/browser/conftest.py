@@ -13,6 +13,7 @@ from playwright.sync_api import Browser
 
 from tests.browser.guard import Person, open_browser, open_person
 from tests.browser.house import KEPT_OUT, House, open_house
+from tests.peers.processes import assert_no_traceback
 
 SignIn = Callable[..., AbstractContextManager[Person]]
 
@@ -23,7 +24,7 @@ def house() -> Iterator[House]:
     with open_house() as house:
         yield house
         log = house.daemon.log()
-        assert "Traceback" not in log, log[log.index("Traceback") :][:4000].replace("\\n", "\n")
+        assert_no_traceback(log)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.peers.daemon import ROOT
-from tests.peers.processes import Child, free_port, open_folder
+from tests.peers.processes import Child, assert_no_traceback, free_port, open_folder
 
 
 @dataclass
@@ -41,7 +41,7 @@ def open_demo() -> Iterator[Demo]:
             assert found is not None
             yield Demo(folder, found[1])
             assert child.terminate() == 0
-            assert "Traceback" not in child.output()
+            assert_no_traceback(child.err_path.read_text())
         finally:
             child.close()
 

@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from tests.peers.daemon import ACCOUNT, CommandFailed, Daemon, open_daemon, open_smtp, untrusting_context
+from tests.peers.processes import assert_no_traceback
 from tests.peers.programs import require
 from tests.peers.sink import CaptureSink, capture_sink
 
@@ -70,7 +71,7 @@ def site() -> Iterator[Site]:
         server = daemon.json("smtp-server", "add", ACCOUNT, "--name", "mine", *options)
         daemon.start()
         yield Site(daemon, sink, key, server["id"])
-        assert "Traceback" not in daemon.log()
+        assert_no_traceback(daemon.log())
 
 
 def told(octets: bytes) -> Any:

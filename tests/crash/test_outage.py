@@ -19,7 +19,7 @@ from tests.crash.conftest import GRANT, OUTAGE_S, open_service
 from tests.crash.load import MAILS, Load, check_promises, running_load
 from tests.peers import postgres
 from tests.peers.daemon import SENDER
-from tests.peers.processes import open_folder, wait_until
+from tests.peers.processes import assert_no_traceback, open_folder, wait_until
 from tests.peers.programs import missing
 
 # 450: a client that never saw our answer sends again while the first call is still undecided.
@@ -128,7 +128,7 @@ def test_the_disk_is_full_and_has_room_again() -> None:
             ballast.unlink()
             load.wait_for(30)
         check_refusals(load)
-        assert "Traceback" not in service.daemon.log()
+        assert_no_traceback(service.daemon.log())
         print(check_promises(service.daemon, service.sink, load.promises, grant=GRANT))
 
 

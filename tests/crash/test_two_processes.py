@@ -19,7 +19,7 @@ from tests.crash.conftest import GRANT, KILLS, QUICK
 from tests.crash.load import Load, Mail, check_promises, daemons_die, running_load
 from tests.peers import postgres
 from tests.peers.daemon import SENDER, Daemon, open_daemon
-from tests.peers.processes import wait_until
+from tests.peers.processes import assert_no_traceback, wait_until
 from tests.peers.sink import CaptureSink, capture_sink
 from tests.peers.small_dns import small_dns
 
@@ -91,7 +91,7 @@ def pair() -> Iterator[Pair]:
             daemon.start()
         yield Pair(daemons, sink, key, url)
         for daemon in daemons:
-            assert "Traceback" not in daemon.log()
+            assert_no_traceback(daemon.log())
 
 
 def kill_and_look(pair: Pair, load: Load, victims: list[Daemon], *, leave_dead: bool) -> float:

@@ -12,6 +12,7 @@ import pytest
 from tests.dashboard.visitor import Visitor, link_of, sign_in
 from tests.peers import postgres
 from tests.peers.daemon import ACCOUNT, Daemon, open_daemon
+from tests.peers.processes import assert_no_traceback
 from tests.peers.sink import CaptureSink, capture_sink
 
 OTHER = "other@elsewhere.example"
@@ -50,4 +51,4 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         reader = stack.enter_context(sign_in(daemon, link_of(made)))
         yield Site(daemon, sink, key, people[ACCOUNT], reader, people[OTHER])
         log = daemon.log()
-        assert "Traceback" not in log, log[log.index("Traceback") :][:4000].replace("\\n", "\n")
+        assert_no_traceback(log)

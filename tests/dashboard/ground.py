@@ -18,6 +18,7 @@ from hepmaild.storage.schema_people import user
 from hepmaild.storage.store import Store
 from tests.dashboard.visitor import Visitor, link_of, open_client, sign_in
 from tests.peers.daemon import ACCOUNT, SENDER, Daemon, open_daemon, open_smtp
+from tests.peers.processes import assert_no_traceback
 
 OTHER = "other@elsewhere.example"
 OPERATOR = "operator@service.example"
@@ -134,7 +135,7 @@ def open_ground(database_url: str) -> Iterator[Ground]:
         values = _things(daemon, key, victim)
         yield Ground(daemon, key["key"], victim, reader, other, operator, nobody, values)
         log = daemon.log()
-        assert "Traceback" not in log, log[log.index("Traceback") :][:4000].replace("\\n", "\n")
+        assert_no_traceback(log)
 
 
 def _things(daemon: Daemon, key: dict[str, str], victim: Visitor) -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import Any
 from tests.dashboard.visitor import PASSWORD, Visitor, csrf_of, hidden_of, link_of, open_client, sign_in, words
 from tests.peers.daemon import ACCOUNT, SENDER, Daemon, open_daemon, open_smtp, post
 from tests.peers.hostile_hop import hostile_hop
-from tests.peers.processes import wait_until
+from tests.peers.processes import assert_no_traceback, wait_until
 
 OPERATOR = "operator@service.example"
 # Out of an attribute and out of a text, a script at once and one behind a picture that cannot be loaded.
@@ -106,7 +106,7 @@ def open_hostile_site(canary: str = "http://127.0.0.1:9") -> Iterator[HostileSit
         operator = stack.enter_context(sign_in(daemon, link_of(daemon.json("account", "link", OPERATOR))))
         yield _fill(daemon, key, owner, operator, canary)
         log = daemon.log()
-        assert "Traceback" not in log, log[log.index("Traceback") :][:4000].replace("\\n", "\n")
+        assert_no_traceback(log)
 
 
 def _fill(daemon: Daemon, key: str, owner: Visitor, operator: Visitor, canary: str) -> HostileSite:

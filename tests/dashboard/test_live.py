@@ -26,6 +26,7 @@ from tests.dashboard.conftest import OTHER, Site
 from tests.dashboard.visitor import Visitor, link_of, sign_in
 from tests.peers import postgres
 from tests.peers.daemon import ACCOUNT, ROOT, Daemon, open_daemon, post, untrusting_context
+from tests.peers.processes import assert_no_traceback
 from tests.peers.sink import capture_sink
 
 PATIENCE_S = 60.0  # for a machine that is busy; what is promised is a second
@@ -317,7 +318,7 @@ async def test_the_end_of_the_daemon_is_said() -> None:
                 daemon.signal(signal.SIGTERM)
                 assert await code_of_the_end(socket) == 1001
         assert await trio.to_thread.run_sync(daemon.terminate) == 0
-        assert "Traceback" not in daemon.log()
+        assert_no_traceback(daemon.log())
 
 
 async def test_the_command_line_follows_over_a_restart() -> None:

@@ -18,7 +18,7 @@ import pytest
 from tests.dashboard.conftest import OTHER, Site
 from tests.dashboard.visitor import Visitor, link_of, sign_in, words
 from tests.peers.daemon import ACCOUNT, Daemon, open_daemon, open_smtp, post
-from tests.peers.processes import wait_until
+from tests.peers.processes import assert_no_traceback, wait_until
 
 HOSTILE = "<script>alert('x')</script>\"onmouseover=\"y"
 PDF = b"%PDF-1.4 not really"
@@ -174,7 +174,7 @@ def keeper() -> Iterator[tuple[Daemon, str, Visitor, Visitor]]:
             sign_in(daemon, link_of(made)) as reader,
         ):
             yield daemon, key, owner, reader
-        assert "Traceback" not in daemon.log()
+        assert_no_traceback(daemon.log())
 
 
 Keeper = tuple[Daemon, str, Visitor, Visitor]

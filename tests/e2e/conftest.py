@@ -10,6 +10,7 @@ import pytest
 
 from tests.peers import postgres
 from tests.peers.daemon import Daemon, open_daemon
+from tests.peers.processes import assert_no_traceback
 from tests.peers.sink import CaptureSink, capture_sink
 
 UNLIMITED = "bench"
@@ -38,7 +39,7 @@ def service(sink: CaptureSink) -> Iterator[Service]:
         key = daemon.setup(plan=UNLIMITED)
         daemon.start()
         yield Service(daemon, sink, key)
-        assert "Traceback" not in daemon.log()
+        assert_no_traceback(daemon.log())
 
 
 @pytest.fixture

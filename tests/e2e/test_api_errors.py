@@ -18,7 +18,7 @@ import pytest
 
 from hepmaild.storage import announce
 from tests.peers.daemon import Daemon, open_daemon, open_smtp, post, untrusting_context
-from tests.peers.processes import free_port
+from tests.peers.processes import assert_no_traceback, free_port
 from tests.peers.sink import CaptureSink, capture_sink
 
 GOOD = {"to": "someone@example.net", "subject": "hello", "text": "hello"}
@@ -70,7 +70,7 @@ def daemon(sink: CaptureSink) -> Iterator[Daemon]:
         found.setup(plan="bench")
         found.start()
         yield found
-        assert "Traceback" not in found.log()
+        assert_no_traceback(found.log())
 
 
 @pytest.fixture(scope="module")

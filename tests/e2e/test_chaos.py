@@ -12,6 +12,7 @@ import pytest
 from tests.e2e.conftest import UNLIMITED, Service
 from tests.peers.daemon import ACCOUNT, SENDER, CommandFailed, open_daemon, open_smtp, post
 from tests.peers.messages import new_id, plain_message
+from tests.peers.processes import assert_no_traceback
 from tests.peers.sink import CaptureSink
 
 TO = "someone@example.net"
@@ -34,7 +35,7 @@ def service(sink: CaptureSink) -> Iterator[Service]:
         daemon.start()
         assert post(daemon, {"to": TO, "text": "x"}, key)[0] == 200
         yield Service(daemon, sink, key)
-        assert "Traceback" not in daemon.log()
+        assert_no_traceback(daemon.log())
 
 
 def send_by_smtp(service: Service, key: str) -> tuple[int, str]:

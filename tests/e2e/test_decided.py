@@ -15,7 +15,7 @@ import pytest
 from tests.dashboard.visitor import Visitor, link_of, sign_in
 from tests.e2e.conftest import UNLIMITED
 from tests.peers.daemon import ACCOUNT, Daemon, open_daemon, post
-from tests.peers.processes import wait_until
+from tests.peers.processes import assert_no_traceback, wait_until
 
 PATIENCE = {"delivery": {"relay_wait_s": 300}}  # more than any test may last
 
@@ -40,7 +40,7 @@ def service(database_url: str) -> Iterator[tuple[Daemon, str, Visitor]]:
         daemon.start()
         visitor = stack.enter_context(sign_in(daemon, link_of(daemon.json("account", "link", ACCOUNT))))
         yield daemon, key, visitor
-        assert "Traceback" not in daemon.log()
+        assert_no_traceback(daemon.log())
 
 
 def cancel_on_its_page(visitor: Visitor, message_id: str) -> None:

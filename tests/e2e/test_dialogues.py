@@ -22,7 +22,7 @@ import trio
 
 from tests.peers import postgres
 from tests.peers.daemon import SENDER, Daemon, open_daemon, open_smtp, post, untrusting_context
-from tests.peers.processes import wait_until
+from tests.peers.processes import assert_no_traceback, wait_until
 from tests.peers.sink import CaptureSink, capture_sink
 from tests.smtp.transcript import Dialogue, Player, Step, Values, load_all
 
@@ -119,7 +119,7 @@ def daemon_for(sink: CaptureSink) -> Iterator[Shared]:
 
         yield find
         for daemon in running.values():
-            assert "Traceback" not in daemon.log()
+            assert_no_traceback(daemon.log())
 
 
 def make_key(daemon: Daemon, dialogue: Dialogue) -> dict[str, str]:
@@ -189,7 +189,7 @@ async def test_dialogue_with_a_daemon_of_its_own(dialogue: Dialogue, sink: Captu
             assert post(daemon, {**MESSAGE, "to": "defer-a@b.test"}, key)[0] == 202
         async with connect(daemon, dialogue) as peer:
             await Player(dialogue, peer, Values(key, SENDER, "a@b.test")).play()
-        assert "Traceback" not in daemon.log()
+        assert_no_traceback(daemon.log())
 
 
 # A store that goes away
@@ -210,7 +210,7 @@ def on_postgres(cluster: postgres.Cluster, sink: CaptureSink) -> Iterator[tuple[
             key = daemon.setup(plan="bench")
             daemon.start()
             yield daemon, key
-            assert "Traceback" not in daemon.log()
+            assert_no_traceback(daemon.log())
 
 
 def wait_until_ready(daemon: Daemon) -> None:

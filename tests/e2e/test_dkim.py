@@ -16,7 +16,7 @@ from tests.e2e.conftest import UNLIMITED
 from tests.peers.daemon import SENDER, CommandFailed, Daemon, open_daemon, open_smtp, post
 from tests.peers.messages import differences, new_id, plain_message, tricky_message
 from tests.peers.opendkim import opendkim_says, require_opendkim
-from tests.peers.processes import wait_until
+from tests.peers.processes import assert_no_traceback, wait_until
 from tests.peers.sink import CaptureSink, capture_sink
 from tests.peers.small_dns import SmallDns, small_dns
 
@@ -91,7 +91,7 @@ def signing() -> Iterator[Signing]:
         assert signatures(found.arrived(pending)) == 0, "nor with a pending one"
         assert {row["state"] for row in daemon.json("dkim", "check")} == {"active"}
         yield found
-        assert "Traceback" not in daemon.log()
+        assert_no_traceback(daemon.log())
 
 
 def test_smtp(signing: Signing) -> None:

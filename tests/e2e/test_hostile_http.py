@@ -13,6 +13,7 @@ import pytest
 from tests.e2e.conftest import UNLIMITED, Service
 from tests.e2e.hygiene import MEBI, assert_secret_is_nowhere, leaves_nothing, still_works
 from tests.peers.daemon import open_daemon
+from tests.peers.processes import assert_no_traceback
 from tests.peers.raw import Raw, raw
 from tests.peers.sink import CaptureSink
 
@@ -28,7 +29,7 @@ def service(sink: CaptureSink) -> Iterator[Service]:
         daemon.start()
         still_works(daemon, key)
         yield Service(daemon, sink, key)
-        assert "Traceback" not in daemon.log()
+        assert_no_traceback(daemon.log())
         assert_secret_is_nowhere(daemon, key)
 
 

@@ -15,6 +15,7 @@ from tests.e2e.conftest import UNLIMITED, Service
 from tests.e2e.hygiene import MEBI, assert_secret_is_nowhere, leaves_nothing, still_works
 from tests.peers.daemon import SENDER, open_daemon
 from tests.peers.messages import new_id, plain_message
+from tests.peers.processes import assert_no_traceback
 from tests.peers.raw import Raw, raw, raw_smtp
 from tests.peers.sink import CaptureSink
 
@@ -29,7 +30,7 @@ def served(sink: CaptureSink, idle_timeout_s: int) -> Iterator[Service]:
         daemon.start()
         still_works(daemon, key)  # whatever is opened once and kept is open now
         yield Service(daemon, sink, key)
-        assert "Traceback" not in daemon.log()
+        assert_no_traceback(daemon.log())
         assert_secret_is_nowhere(daemon, key, base64.b64encode(f"\0api\0{key}".encode()).decode())
 
 

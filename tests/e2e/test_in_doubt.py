@@ -18,7 +18,7 @@ import pytest
 
 from tests.peers.daemon import ACCOUNT, Daemon, open_daemon, post
 from tests.peers.messages import new_id
-from tests.peers.processes import wait_until
+from tests.peers.processes import assert_no_traceback, wait_until
 from tests.peers.programs import require
 from tests.peers.sink import SmtpSink, capture_sink, smtp_sink
 
@@ -81,7 +81,7 @@ def open_service(sink_port: int, in_doubt: str) -> Iterator[Service]:
         daemon.start()
         yield Service(daemon, key)
         daemon.cli("credits", "verify")
-        assert "Traceback" not in daemon.log()
+        assert_no_traceback(daemon.log())
 
 
 MANNERS = {"drops after the dot": ["-q", "."], "answers too late": ["-W", f".:{LATE_S}"]}

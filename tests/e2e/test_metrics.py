@@ -22,7 +22,7 @@ from tests.e2e.hygiene import assert_secret_is_nowhere, leaves_nothing, still_wo
 from tests.peers import postgres
 from tests.peers.daemon import ACCOUNT, ROOT, SENDER, Daemon, merge, open_daemon, open_smtp, post
 from tests.peers.messages import new_id, plain_message
-from tests.peers.processes import wait_until
+from tests.peers.processes import assert_no_traceback, wait_until
 from tests.peers.sink import CaptureSink
 
 LISTEN = {"metrics": {"listen": ["127.0.0.1:0"]}}
@@ -78,7 +78,7 @@ def daemon(sink: CaptureSink) -> Iterator[Daemon]:
     """One with a listener, for what needs no counters of its own."""
     with open_daemon(sink_port=sink.port, changes=LISTEN) as daemon:
         yield daemon
-        assert "Traceback" not in daemon.log()
+        assert_no_traceback(daemon.log())
 
 
 def send_smtp(daemon: Daemon, key: str, *recipients: str) -> None:
@@ -356,7 +356,7 @@ def test_a_port_that_is_taken_is_named(sink: CaptureSink) -> None:
             )
     assert done.returncode != 0
     assert f"cannot listen on {address}" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert_no_traceback(done.stderr)
 
 
 def test_the_store_goes_away_and_the_page_stays(sink: CaptureSink) -> None:

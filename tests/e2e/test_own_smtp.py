@@ -17,7 +17,7 @@ from tests.peers.certificates import make_certificate
 from tests.peers.daemon import ACCOUNT, CommandFailed, Daemon, open_daemon, open_smtp, post
 from tests.peers.messages import new_id, plain_message
 from tests.peers.postfix import Postfix, submission_server
-from tests.peers.processes import free_port, open_folder, wait_until
+from tests.peers.processes import assert_no_traceback, free_port, open_folder, wait_until
 from tests.peers.sink import CaptureSink, capture_sink
 
 USER = "shop@postfix.test"
@@ -103,7 +103,7 @@ def world() -> Iterator[World]:
         daemon.start()
         yield World(daemon, servers[0], servers[1], sink, key)
         log = daemon.log()
-        assert "Traceback" not in log
+        assert_no_traceback(log)
         for secret in (PASSWORD, WRONG):
             assert secret not in log
             assert secret not in str(daemon.json("audit", "list", ACCOUNT))

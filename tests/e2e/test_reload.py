@@ -14,7 +14,7 @@ import pytest
 
 from tests.dashboard.visitor import csrf_of, open_client, words
 from tests.peers.daemon import SENDER, Daemon, merge, open_daemon, open_smtp, post
-from tests.peers.processes import wait_until
+from tests.peers.processes import assert_no_traceback, wait_until
 from tests.peers.sink import CaptureSink
 
 ANY = "127.0.0.1:0"
@@ -25,7 +25,7 @@ UNKNOWN = "hyd-mail-" + "x" * 40
 def daemon(sink: CaptureSink) -> Iterator[Daemon]:
     with open_daemon(sink_port=sink.port, changes={"limits": {"unknown_keys_per_minute": 50}}) as found:
         yield found
-        assert "Traceback" not in found.log()
+        assert_no_traceback(found.log())
 
 
 def reload(daemon: Daemon, changes: dict[str, Any]) -> str:

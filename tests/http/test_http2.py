@@ -311,6 +311,37 @@ async def test_when_we_stop_nothing_is_lost(door: Running, client: Client) -> No
     await trio.aclose_forcefully(idle.stream)
 
 
+@pytest.mark.parametrize("turns", range(-3, 6))
+async def test_who_leaves_while_we_stop_takes_nobody_along(turns: int, tmp_path: Path, log_events: LogEvents) -> None:
+    """The goodbye to a connection that had just ended crashed the door, and whoever was being answered lost it.
+
+    turns: of the loop, between our stop and their leaving; negative: they leave first.
+    """
+    async with open_door(tmp_path) as door:
+        held = Held(door)
+        client = Client(await door.connect("h2"))
+        client.post(1)
+        await client.flush()
+        await until(lambda: held.inside == 1)
+        leaving = [Client(await door.connect("h2")) for _ in range(5)]
+        for each in leaving:
+            each.ask(1)
+            await each.hear(lambda each=each: 1 in each.ended())  # type: ignore[misc]
+        for turn in range(-3, 6):
+            if turn == 0:
+                door.lifecycle.draining.set()
+            if turn == turns:
+                for each in leaving:
+                    each.stream.transport_stream.socket.close()
+            await trio.lowlevel.checkpoint()
+        await until(lambda: door.door.connections == 1)
+        held.leave.set()
+        await client.hear(lambda: bool(client.of(h2.events.ConnectionTerminated)))
+        assert client.statuses() == ["200"]
+        await trio.aclose_forcefully(client.stream)
+    assert not log_events.named("http_connection_broken")
+
+
 async def test_fields_of_answers_are_remembered_as_far_as_we_like(client: Client) -> None:
     """Each answer looked through all that had gone before."""
     await client.hear_all()

@@ -91,6 +91,12 @@ def greets(port: int, *, host: str = "127.0.0.1") -> bool:
         return False
 
 
+def assert_no_traceback(text: str) -> None:
+    """Of what a program printed; fails with the first one, as it reads."""
+    at = text.find("Traceback")
+    assert at < 0, text[max(0, text.rfind("\n", 0, at)) :][:4000].replace("\\n", "\n")
+
+
 @contextlib.contextmanager
 def open_folder(prefix: str) -> Iterator[Path]:
     """A temporary folder that other users may enter (pytest's own may not be: Postfix drops its privileges)."""
