@@ -137,21 +137,20 @@ class People:
         """Drop what is cached if anything has changed anywhere, by a read that begins now."""
         generation = await self._store.glance(sessions.GENERATION)
         if generation != self._generation:
-            self._known.clear()
+            self._known = OrderedDict()  # not cleared: who reads just now puts what was so before into the old one
             await self._tokens.load()
             self._generation = generation
 
     async def _viewer(self, session_id: str) -> Viewer | None:
-        known = self._known.get(session_id)
+        cache = self._known
+        known = cache.get(session_id)
         if known is None:
-            generation = self._generation
             known = await self._store.read(read_viewer, session_id, self._now_us())
             if known is None:
                 return None
-            if generation == self._generation:
-                self._known[session_id] = known
-                if len(self._known) > MAX_CACHED:
-                    self._known.popitem(last=False)
+            cache[session_id] = known
+            if len(cache) > MAX_CACHED:
+                cache.popitem(last=False)
         viewer, ends_at_us = known
         return viewer if ends_at_us > self._now_us() else None
 

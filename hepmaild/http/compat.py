@@ -26,6 +26,7 @@ from quart_trio.wrappers import TrioRequest
 from quart_trio.wrappers.request import TrioBody
 
 from hepmaild.http.call import STATE_KEY, ConnectionFacts
+from hepmaild.http.limits import Timeouts
 
 BODY_HIGH_WATER = 256 << 10
 LARGE_OCTETS = 64 << 10  # an answer up to here has one deadline, a larger one a deadline for each such piece
@@ -136,7 +137,7 @@ class HttpConnection(TrioASGIHTTPConnection):
         if pieces is not None:
             if not body.is_complete:
                 await body.drop(timeouts.linger_s)
-            await self._send_stream(send, response, pieces, timeouts.send_s)
+            await self._send_stream(send, response, pieces, timeouts)
             nursery.cancel_scope.cancel()
             return
         with trio.move_on_after(timeouts.send_s + timeouts.linger_s, shield=True):
@@ -149,16 +150,21 @@ class HttpConnection(TrioASGIHTTPConnection):
         nursery.cancel_scope.cancel()
 
     async def _send_stream(
-        self, send: ASGISendCallable, response: Any, pieces: AsyncGenerator[bytes, None], send_s: float
+        self, send: ASGISendCallable, response: Any, pieces: AsyncGenerator[bytes, None], timeouts: Timeouts
     ) -> None:
         """Piece by piece, as fast as the client takes them; one that takes none for `send_s` is left."""
+        send_s = timeouts.send_s
         start: Any = {
             "type": "http.response.start",
             "status": response.status_code,
             "headers": encode_headers(response.headers),
         }
         async with aclosing(pieces):
-            await send(start)
+            # With HTTP/2 it goes out at once, in a TLS record that others stand behind: half of it would end them all.
+            with trio.move_on_after(send_s + timeouts.linger_s, shield=True) as beginning:
+                await send(start)
+            if beginning.cancelled_caught:
+                return
             async for piece in pieces:
                 more: Any = {"type": "http.response.body", "body": piece, "more_body": True}
                 with trio.move_on_after(send_s) as sending:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
+from socket import SO_RCVBUF, SO_SNDBUF, SOL_SOCKET
 from typing import Any
 
 import h2.config
@@ -14,12 +15,14 @@ import h2.events
 import h2.settings
 import pytest
 import trio
+import trio.testing
 import wsproto
 import wsproto.events
 from hyperframe.frame import GoAwayFrame, PriorityFrame
-from quart import Response, websocket
+from quart import Response, request, websocket
 
 from hepmaild.http.app import App
+from hepmaild.http.call import STATE_KEY
 from hepmaild.http.compat import Stream
 from hepmaild.http.limits import Timeouts
 from hepmaild.http.server import MAX_STREAMS, HttpDoor
@@ -30,6 +33,7 @@ from tests.http.door import KEY, PATIENCE_S, RECEIPT, Running, open_door, until
 BODY = b'{"to":"a@b.c","text":"x"}'
 PIECE = b"x" * (64 << 10)
 PIECES = 40
+FIELDS = [(f"X-{n}", "x" * 1000) for n in range(300)]
 
 
 class TestDoor(HttpDoor):
@@ -48,6 +52,13 @@ class TestDoor(HttpDoor):
         @app.get("/download")
         async def download() -> Response:
             return Stream(pieces())
+
+        @app.get("/many-fields")
+        async def many_fields() -> Response:
+            """More than the kernel takes while nobody reads."""
+            facts: Any = request.scope["state"][STATE_KEY]  # type: ignore[typeddict-item]
+            facts.stream.transport_stream.socket.setsockopt(SOL_SOCKET, SO_SNDBUF, 4096)
+            return Stream(pieces(), headers=FIELDS)
 
         @app.get("/page")
         async def page() -> Response:
@@ -229,6 +240,26 @@ async def test_who_waits_to_be_asked_for_a_body_is_asked(client: Client, more: d
         client.h2.send_data(1, BODY, end_stream=True)
         await client.hear(lambda: 1 in client.ended())
         assert client.statuses() == ["200"]
+
+
+async def test_who_takes_a_request_back_while_its_answer_begins_costs_its_stream(door: Running) -> None:
+    """What had been sent of a TLS record was left at that, and no other answer on the connection could be read."""
+    raw = trio.socket.socket()
+    raw.setsockopt(SOL_SOCKET, SO_RCVBUF, 4096)
+    await raw.connect(("127.0.0.1", door.port))
+    client = Client(await door.secure(trio.SocketStream(raw), "h2"))
+    client.ask(1, "/many-fields")
+    await client.flush()
+    await trio.testing.wait_all_tasks_blocked(0.1)  # the kernel takes no more
+    assert not door.door.made
+    client.h2.reset_stream(1)
+    client.ask(3)
+    await client.flush()
+    await trio.testing.wait_all_tasks_blocked(0.1)
+    client.h2.decoder.max_header_list_size = 2 << 20
+    await client.hear(lambda: 3 in client.ended())
+    assert client.statuses() == ["200"]
+    await trio.aclose_forcefully(client.stream)
 
 
 @pytest.mark.parametrize("more", [{"expect": "100-continue"}, {":path": "/ü"}])
