@@ -267,6 +267,24 @@ async def test_a_kept_connection_that_died_costs_nothing(autojump_clock: MockClo
         assert any("connection was lost" in step.text for step in w.reported[1].steps)
 
 
+async def test_a_kept_connection_that_is_not_wanted_any_more_is_closed(autojump_clock: MockClock) -> None:
+    """The next hop says so and leaves the closing to us."""
+    async with world() as w:
+        await trio.sleep(1)
+        for n in range(5):
+            w.pool.offer_nowait(w.queue.add(f"m{n}", leased=True))
+            await w.queue.until(lambda n=n: len(w.reported) == n + 1)  # type: ignore[misc]
+            assert w.queue.results(f"m{n}") == [Result.DELIVERED]
+
+            async def busy_once(peer: Peer, line: bytes) -> bytes:
+                del peer.reactions["MAIL"]
+                return b"421 4.3.2 too long\r\n"
+
+            w.peer.reactions["MAIL"] = busy_once
+            assert w.peer.open_now == 1
+        assert w.peer.connections == 5
+
+
 @pytest.mark.parametrize(("seconds", "result"), [(599, Result.DELIVERED), (601, Result.IN_DOUBT)])
 async def test_the_answer_to_the_dot_may_take_ten_minutes(
     autojump_clock: MockClock, seconds: int, result: Result
