@@ -102,6 +102,25 @@ async def test_a_drain_ends_in_its_time_however_short(autojump_clock: MockClock,
         assert e.queue.results("hung") == [Result.IN_DOUBT]
 
 
+@pytest.mark.parametrize("is_hurried", [False, True])
+async def test_what_is_before_its_dot_is_forsaken_when_the_store_is_down(
+    autojump_clock: MockClock, is_hurried: bool
+) -> None:
+    async with running() as e:
+        e.peers["upstream"].reactions["MAIL"] = hang
+        e.pool.offer_nowait(e.queue.add("m1", leased=True))
+        await trio.sleep(1)
+        e.queue.is_down = True
+        begun = trio.current_time()
+        if is_hurried:
+            e.scope.cancel()
+        else:
+            e.lifecycle.draining.set()
+        await e.done.wait()
+        assert trio.current_time() - begun <= (LATEST_S if is_hurried else 30)
+        assert e.queue.forsaken == ["m1"]
+
+
 async def test_an_answer_that_comes_in_that_moment_is_still_heard(autojump_clock: MockClock) -> None:
     async with running() as e:
         e.peers["upstream"].reactions["DOT"] = after(1 + CUT_S / 2, b"250 2.0.0 ok\r\n")

@@ -645,6 +645,29 @@ async def test_a_crash_in_an_attempt_is_a_deferral(autojump_clock: MockClock, lo
         assert w.queue.results("m1")[-1] is Result.DELIVERED
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_content_that_is_gone_is_a_deferral_unless_the_message_was_cancelled(
+    autojump_clock: MockClock, log_events: LogEvents, is_cancelled: bool
+) -> None:
+    if not is_cancelled:
+        log_events.expect_error("content_gone")
+    async with world() as w:
+
+        async def gone(job: Job) -> Content:
+            if is_cancelled:
+                w.queue.messages[job.message_id].leased = False
+                w.queue.messages[job.message_id].held = True
+            raise LookupError("the store has no content of m1")
+
+        w.queue.load = gone  # type: ignore[method-assign]
+        w.queue.add("m1")
+        w.pool.wake()
+        await trio.sleep(5)
+        assert w.queue.results("m1") == ([] if is_cancelled else [Result.DEFERRED])
+        assert w.queue.refused == is_cancelled
+        assert len(log_events.named("content_gone")) == (not is_cancelled)
+
+
 async def test_content_that_finds_no_room_here_is_tried_again_and_says_why(autojump_clock: MockClock) -> None:
     """Large content is spooled on its way out, and the disk may be full."""
     async with world() as w:
