@@ -269,6 +269,20 @@ async def test_workers_that_wait_for_a_slow_dot_are_replaced_and_go_again(autoju
         assert w.pool.figures()["slow"][:2] == (0, 0)
 
 
+async def test_attempts_that_stalled_and_ended_leave_room_for_others_to_stall(autojump_clock: MockClock) -> None:
+    """A slow route keeps the only worker from nobody, however often it was slow before."""
+    async with world(smtp("slow"), smtp("other"), settings=DeliverySettings(workers=1)) as w:
+        w.peers["slow"].reactions["MAIL"] = after(10, b"250 ok\r\n")
+        for n in range(10):
+            begun = trio.current_time()
+            w.pool.offer_nowait(w.queue.add(f"slow{n}", route="slow", leased=True))
+            await trio.sleep(0.5)
+            w.pool.offer_nowait(w.queue.add(f"other{n}", route="other", leased=True))
+            await w.queue.until(lambda n=n: f"other{n}" in w.queue.outcomes)  # type: ignore[misc]
+            assert trio.current_time() - begun < 4
+            await w.queue.until(lambda n=n: f"slow{n}" in w.queue.outcomes)  # type: ignore[misc]
+
+
 async def test_what_ended_quickly_never_counts_as_stalled(autojump_clock: MockClock) -> None:
     async with world() as w:
         for n in range(20):
