@@ -68,8 +68,6 @@ class Flights(Generic[K, V]):
             landed.set()
 
     def _keep(self, key: K, value: V, until: float) -> None:
-        if key in self._kept:
-            self._drop(key)
         octets = self._octets_of(value)
         while self._kept and (len(self._kept) >= self._size or self._octets + octets > self._most_octets):
             self._drop(next(iter(self._kept)))

@@ -161,7 +161,6 @@ class DeliveryPool:
         """Use these routes from now on.  Attempts under way end on the old ones."""
         self._tracks.replace_routes(routes)
         if self._running:
-            self._kept_something.set()  # what no longer fits is closed
             for track in self._tracks.values():
                 for place in list(track.places.values()):
                     self._list_place(place)
@@ -219,7 +218,6 @@ class DeliveryPool:
                 nursery.cancel_scope.cancel()
         finally:
             self._running = False
-            self._stopping = True
             with trio.CancelScope(shield=True, deadline=self._time() + 5):
                 await self._release_ready()
                 await close_all(self._tracks.take_all(), self._now_us)
@@ -484,7 +482,6 @@ class DeliveryPool:
     async def _release_ready(self) -> None:
         """Give back what nobody works on, many in each unit of the store."""
         jobs = [job for track in self._tracks.values() for job in track.give_up()]
-        self._ready_octets = 0
         for start in range(0, len(jobs), RELEASE_AT_ONCE):
             await self._release(*jobs[start : start + RELEASE_AT_ONCE])
 

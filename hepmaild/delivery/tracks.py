@@ -177,9 +177,7 @@ class Tracks:
     def may_stall(self, track: Track, most: int) -> bool:
         """Whether one more attempt of the track may stall; most: how many there may be in all."""
         if is_own(track.route.name):
-            return self._own_stalled < most // 2 and track.stalled < most // 8
-        if is_chaos(track.route.name):
-            return track.stalled < most // CHAOS_SHARE
+            return self._own_stalled < most // 2  # and no more of one than its track may hold
         is_alone = sum(not is_chaos(name) for name in self._by_name) == 1
         return track.stalled < (most if is_alone else most // 2)
 

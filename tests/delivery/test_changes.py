@@ -14,7 +14,8 @@ import trio
 import trustme
 from trio.testing import MockClock
 
-from hepmaild.config import TlsMode
+from hepmaild.config import DeliverySettings, RouteKind, TlsMode
+from hepmaild.delivery.attempt import LEASE_MARGIN_S
 from hepmaild.delivery.client import Credentials
 from hepmaild.delivery.job import Result
 from hepmaild.delivery.route import Route
@@ -157,6 +158,16 @@ async def test_a_connection_made_for_the_old_route_is_not_kept_for_the_new_one(a
         assert w.peer.open_now == 0
 
 
+async def test_what_was_kept_for_a_route_of_another_kind_is_closed_at_the_end(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        w.pool.offer_nowait(w.queue.add("m1", leased=True))
+        await w.queue.until(lambda: len(w.reported) == 1)
+        w.pool.replace_routes([Route("upstream", RouteKind.MX)])
+        w.lifecycle.draining.set()
+        await w.done.wait()
+        assert w.peer.lines[-1] == b"QUIT"
+
+
 @pytest.mark.parametrize("kind", ["route", "own"])
 async def test_trouble_at_the_old_host_is_none_of_the_new_ones(autojump_clock: MockClock, kind: str) -> None:
     """Who mends a route while attempts hang at the old host is not to wait for each of them."""
@@ -179,6 +190,34 @@ async def test_trouble_at_the_old_host_is_none_of_the_new_ones(autojump_clock: M
         await w.queue.until(lambda: all(f"n{n}" in w.queue.outcomes for n in range(8)))
         assert trio.current_time() == begun
         assert all(w.queue.results(f"n{n}") == [Result.DELIVERED] for n in range(8))
+
+
+async def test_who_mends_a_route_does_not_wait_for_the_end_of_its_pause(autojump_clock: MockClock) -> None:
+    """Nor does what was left in the store, which nobody looks for while the route pauses."""
+    async with world() as w:
+        del w.peers["upstream"]
+        for n in range(3):
+            w.pool.offer_nowait(w.queue.add(f"m{n}", leased=True))
+        await w.queue.until(lambda: len(w.reported) == 3)
+        await trio.sleep(0.1)
+        w.queue.add("left")
+        w.pool.left("upstream", [""])
+        await trio.sleep(0.1)
+        assert w.pool.figures()["upstream"][3] == 1
+        w.peers["new"] = Peer()
+        begun = trio.current_time()
+        w.pool.replace_routes([replace(smtp("upstream"), host="new")])
+        await w.queue.until(lambda: "left" in w.queue.outcomes)
+        assert trio.current_time() == begun
+
+
+async def test_attempts_that_begin_later_have_the_new_time(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        w.peer.reactions["RCPT"] = after(299, b"250 2.1.5 ok\r\n")
+        w.pool.take_settings(DeliverySettings(attempt_timeout_s=700))
+        w.pool.offer_nowait(w.queue.add("m1", [f"u{n}@example.net" for n in range(100)], leased=True))
+        await w.queue.until(lambda: bool(w.reported))
+        assert trio.current_time() == pytest.approx(700 - LEASE_MARGIN_S, abs=1)
 
 
 def gone_after(seconds: float) -> Callable[[Peer, bytes], Awaitable[bytes | None]]:

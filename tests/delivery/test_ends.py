@@ -43,7 +43,7 @@ class Ending:
 
 
 @asynccontextmanager
-async def running(*routes: Route, own: Ways | None = None) -> AsyncIterator[Ending]:
+async def running(*routes: Route, own: Ways | None = None, drain_timeout_s: float = 30.0) -> AsyncIterator[Ending]:
     routes = routes or (smtp("upstream"),)
     async with trio.open_nursery() as outside:
         peers = {route.host: Peer() for route in routes if route.host}
@@ -59,6 +59,7 @@ async def running(*routes: Route, own: Ways | None = None) -> AsyncIterator[Endi
             random=lambda: 0.5,
             connect=Network(outside, peers).connect,
             own=own,
+            drain_timeout_s=drain_timeout_s,
         )
         ending = Ending(pool, queue, peers, lifecycle)
         await outside.start(ending.run)
@@ -86,6 +87,38 @@ async def test_when_it_is_cancelled_an_attempt_past_its_dot_is_in_doubt_and_soon
         await e.done.wait()
         assert trio.current_time() - begun <= LATEST_S
         assert e.queue.results("m1") == [Result.IN_DOUBT]
+
+
+@pytest.mark.parametrize("drain_timeout_s", [1.0, 6.0, 30.0, 300.0])
+async def test_a_drain_ends_in_its_time_however_short(autojump_clock: MockClock, drain_timeout_s: float) -> None:
+    async with running(drain_timeout_s=drain_timeout_s) as e:
+        e.peers["upstream"].reactions["DOT"] = hang
+        e.pool.offer_nowait(e.queue.add("hung", leased=True))
+        await trio.sleep(1)
+        begun = trio.current_time()
+        e.lifecycle.draining.set()
+        await e.done.wait()
+        assert drain_timeout_s / 2 < trio.current_time() - begun <= drain_timeout_s
+        assert e.queue.results("hung") == [Result.IN_DOUBT]
+
+
+@pytest.mark.parametrize("is_hurried", [False, True])
+async def test_what_is_before_its_dot_is_forsaken_when_the_store_is_down(
+    autojump_clock: MockClock, is_hurried: bool
+) -> None:
+    async with running() as e:
+        e.peers["upstream"].reactions["MAIL"] = hang
+        e.pool.offer_nowait(e.queue.add("m1", leased=True))
+        await trio.sleep(1)
+        e.queue.is_down = True
+        begun = trio.current_time()
+        if is_hurried:
+            e.scope.cancel()
+        else:
+            e.lifecycle.draining.set()
+        await e.done.wait()
+        assert trio.current_time() - begun <= (LATEST_S if is_hurried else 30)
+        assert e.queue.forsaken == ["m1"]
 
 
 async def test_an_answer_that_comes_in_that_moment_is_still_heard(autojump_clock: MockClock) -> None:
@@ -166,7 +199,8 @@ async def test_a_sandbox_that_says_nothing_keeps_nobody(autojump_clock: MockCloc
         assert trio.current_time() - begun <= LATEST_S
 
 
-async def test_doors_may_ask_while_kept_connections_are_closed(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("is_hurried", [False, True])
+async def test_doors_may_ask_while_kept_connections_are_closed(autojump_clock: MockClock, is_hurried: bool) -> None:
     """The last transactions of a drain ask for room by servers that nobody used yet, which have no track."""
     async with running(smtp("upstream"), smtp("second"), own=Ways()) as e:
         for name in ("upstream", "second"):
@@ -175,13 +209,16 @@ async def test_doors_may_ask_while_kept_connections_are_closed(autojump_clock: M
         await e.queue.until(lambda: len(e.queue.outcomes) == 2)
         await trio.sleep(1)
         begun = trio.current_time()
-        e.lifecycle.draining.set()
+        if is_hurried:
+            e.scope.cancel()
+        else:
+            e.lifecycle.draining.set()
         await trio.sleep(0.5)
-        for route in ("own:2", "chaos:slow-dot"):
+        for route in ("upstream", "own:2", "chaos:slow-dot"):
             assert e.pool.capacity_hint(route) == 0
             e.pool.left(route, [""])
-            assert not e.pool.offer_nowait(e.queue.add(route, route=route, leased=True))
-            e.queue.elsewhere.add(route)
+            assert not e.pool.offer_nowait(e.queue.add(f"late {route}", route=route, leased=True))
+            e.queue.elsewhere.add(f"late {route}")
         await e.done.wait()
         assert trio.current_time() - begun == pytest.approx(1)  # all at once
         assert [peer.lines[-1] for peer in e.peers.values()] == [b"QUIT"] * 2

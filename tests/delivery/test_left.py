@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -30,7 +31,7 @@ async def test_a_dead_route_costs_no_claims(autojump_clock: MockClock) -> None:
         assert w.queue.claims == claims
         w.network.peers["dead"] = dead
         await w.queue.until(lambda: len(w.queue.outcomes) == 103)
-        assert trio.current_time() < 120
+        assert trio.current_time() < 5  # when the pause is over, not when the pool looks by itself
 
 
 async def test_a_next_hop_that_was_away_for_long_is_told_until_it_is_back(autojump_clock: MockClock) -> None:
@@ -65,8 +66,13 @@ async def test_nothing_is_forgotten_when_the_lane_was_full(autojump_clock: MockC
         assert all(w.queue.results(f"left{n}") == [Result.DELIVERED] for n in range(20))
 
 
-async def test_what_is_committed_while_a_claim_looks_is_looked_for_again(autojump_clock: MockClock) -> None:
-    async with world() as w:
+@pytest.mark.parametrize("ready", [0, 5])
+async def test_what_is_committed_while_a_claim_looks_is_looked_for_again(autojump_clock: MockClock, ready: int) -> None:
+    """Behind what stands ready, too: the claim would say that the store has no more."""
+    async with world(smtp("upstream", connections=1)) as w:
+        w.peer.reactions["DOT"] = after(1, b"250 2.0.0 ok\r\n")
+        for n in range(ready):
+            w.pool.offer_nowait(w.queue.add(f"m{n}", leased=True))
         claim = w.queue.claim
 
         async def slow(limit: int, **kinds: Any) -> Any:
@@ -79,8 +85,8 @@ async def test_what_is_committed_while_a_claim_looks_is_looked_for_again(autojum
         await trio.sleep(0.5)
         w.queue.add("late")
         w.pool.left("upstream", [""])
-        await w.queue.until(lambda: bool(w.reported))
-        assert trio.current_time() < 5
+        await w.queue.until(lambda: "late" in w.queue.outcomes)
+        assert trio.current_time() < ready + 5
 
 
 async def test_retries_are_not_lost_when_the_time_of_their_look_ends(autojump_clock: MockClock) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
@@ -15,8 +16,9 @@ from hepmaild.config import DeliverySettings, RouteKind
 from hepmaild.delivery.connections import connect_first
 from hepmaild.delivery.hops import Hop, Hops, NoHops, TlsLevel, TlsPolicy
 from hepmaild.delivery.job import Result
+from hepmaild.delivery.pool import READY_OCTETS
 from hepmaild.delivery.route import Route
-from hepmaild.delivery.track import READY_LANE, Track
+from hepmaild.delivery.track import READY_LANE, STUCK_MX, Track
 from hepmaild.mail.reply import Reply
 from tests.delivery.peer import Peer, after, hang, hang_up
 from tests.delivery.test_pool import World, world
@@ -328,6 +330,49 @@ async def test_a_dead_domain_does_not_delay_the_others_of_such_mail(autojump_clo
         waits_s = [round(((o.retry_at_us or 0) - first.ended_at_us) / 1e6) for o in first.outcomes]
         assert waits_s == [60, 1, 60]
         assert ["refused" in str(o.reply) for o in first.outcomes] == [True, False, True]
+
+
+async def test_no_more_than_so_many_stand_ready_for_hosts_that_are_dead(autojump_clock: MockClock) -> None:
+    """Many destinations turn out to share them: what finds no room is deferred untried, and says why."""
+    shared, count = hops(("mx", ("10.g",)), group="g"), STUCK_MX + 100
+    async with direct(Names({f"d{n}.example": shared for n in range(count)}), dead={"10.g"}) as w:
+
+        def offer(n: int) -> None:
+            where = f"d{n}.example"
+            w.pool.offer_nowait(w.queue.add(f"m{n}", [f"x@{where}"], route="direct", destination=where, leased=True))
+
+        for n in range(3):
+            offer(n)
+        await w.queue.until(lambda: len(w.reported) == 3)
+        for n in range(3, count):
+            offer(n)
+        await trio.sleep(0.5)
+        assert w.network.dials == 3
+        assert w.pool.figures()["direct"][1] == STUCK_MX
+        replies = [str(attempt.outcomes[0].reply) for attempt in w.reported[3:]]
+        assert len(replies) == 97
+        assert all("the hosts of d" in reply and "many messages wait for them" in reply for reply in replies)
+        w.network.peers.dead.clear()  # type: ignore[attr-defined]
+        await w.queue.until(lambda: all(w.queue.messages[f"m{n}"].done for n in range(count)))
+        assert {w.queue.results(f"m{n}")[-1] for n in range(count)} == {Result.DELIVERED}
+
+
+async def test_contents_that_wait_for_dead_hosts_count_among_those_in_memory(autojump_clock: MockClock) -> None:
+    """Also once it turned out where they go, and they were put back."""
+    shared = hops(("mx", ("10.g",)), group="g")
+    async with direct(Names({f"d{n}.example": shared for n in range(4)}), dead={"10.g"}) as w:
+        for n in range(4):
+            where = f"d{n}.example"
+            job = w.queue.add(f"m{n}", [f"x@{where}"], route="direct", destination=where, leased=True)
+            w.pool.offer_nowait(replace(job, size=READY_OCTETS + 1) if n == 3 else job)
+            if n < 3:
+                await w.queue.until(lambda n=n: len(w.reported) == n + 1)  # type: ignore[misc]
+        await trio.sleep(0.5)
+        assert w.network.dials == 3
+        assert w.pool.capacity_hint("direct", ["another.example"]) == 0
+        w.network.peers.dead.clear()  # type: ignore[attr-defined]
+        await w.queue.until(lambda: Result.DELIVERED in w.queue.results("m3"))
+        assert w.pool.capacity_hint("direct", ["another.example"]) > 0
 
 
 async def test_a_route_changes_its_kind_and_goes(autojump_clock: MockClock) -> None:

@@ -15,13 +15,13 @@ from trio.testing import MockClock
 
 from hepmaild.config import DeliverySettings, RouteKind, TlsMode
 from hepmaild.delivery.client import Credentials
-from hepmaild.delivery.job import Result
+from hepmaild.delivery.job import Job, JobRecipient, Result
 from hepmaild.delivery.public import connect_public, is_public
 from hepmaild.delivery.route import Away, Route
 from hepmaild.delivery.tracks import MAX_OWN, Tracks
 from hepmaild.errors import SecretsUnavailable
 from tests.conftest import LogEvents
-from tests.delivery.peer import EHLO, Peer, hang
+from tests.delivery.peer import EHLO, Peer, after, hang
 from tests.delivery.test_pool import smtp, world
 
 OWN = "own:1"
@@ -185,12 +185,40 @@ async def test_servers_that_hang_leave_workers_for_everybody_else(autojump_clock
         assert trio.current_time() - begun < 1
 
 
+async def test_servers_that_work_again_have_their_share_again(autojump_clock: MockClock) -> None:
+    """More than they may hold at once, twice, of which the first hung for a minute."""
+    names = [f"own:{n}" for n in range(10)]
+    ways = Ways({name: server(name, host=name) for name in names})
+    async with world(smtp("upstream"), own=ways, settings=DeliverySettings(workers=2)) as w:
+        for name in names:
+            w.peers[name] = Peer()
+        for once_more in ("a", "b"):
+            for name in names:
+                w.peers[name].reactions["MAIL"] = after(60, b"250 2.1.0 ok\r\n")
+                for n in range(3):
+                    w.queue.add(f"{name}-{n}{once_more}", route=name)
+            w.pool.wake()
+            await trio.sleep(30)
+            assert (w.pool.stalled, w.pool.active) == (2 * 8 // 2, 2 * 8 // 2 + 1)  # half of what may; and the share
+            for name in names:
+                w.peers[name].reactions.clear()
+            sent = [f"{name}-{n}{once_more}" for name in names for n in range(3)]
+            with trio.fail_after(600):
+                await w.queue.until(lambda sent=sent: all(m in w.queue.outcomes for m in sent))  # type: ignore[misc]
+        assert {outcome.result for outcomes in w.queue.outcomes.values() for outcome in outcomes} == {Result.DELIVERED}
+
+
 async def test_tracks_of_servers_that_do_nothing_are_forgotten(autojump_clock: MockClock) -> None:
     tracks = Tracks(8, None, None, Ways())
     tracks.replace_routes([smtp("upstream")])
+    at_work = tracks.get("own:at-work")
+    assert at_work is not None
+    who = (JobRecipient(1, "a@x.example"),)
+    at_work.push(Job("m1", "acc", "own:at-work", "s@x.example", who, 1, 5, False, 0, 1), 0.0)
     for n in range(3 * MAX_OWN):
         assert tracks.get(f"own:{n}") is not None
         assert len(tracks) <= MAX_OWN + 1
+    assert tracks.get("own:at-work") is at_work
     assert tracks.get("upstream") is not None
     assert tracks.get("nobody's") is None
     tracks.replace_routes([smtp("upstream")])

@@ -20,6 +20,7 @@ from hepmaild.delivery.hops import Resolve
 from hepmaild.delivery.job import Attempt, Claim, Job, Result
 from hepmaild.delivery.pool import DeliveryPool
 from hepmaild.delivery.route import OwnWays, Route
+from hepmaild.delivery.scheduler import LONGEST_BACKOFF_S
 from hepmaild.errors import SpoolUnavailable
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.mail.content import Content, ContentBuilder
@@ -266,6 +267,24 @@ async def test_a_kept_connection_that_died_costs_nothing(autojump_clock: MockClo
         assert any("connection was lost" in step.text for step in w.reported[1].steps)
 
 
+async def test_a_kept_connection_that_is_not_wanted_any_more_is_closed(autojump_clock: MockClock) -> None:
+    """The next hop says so and leaves the closing to us."""
+    async with world() as w:
+        await trio.sleep(1)
+        for n in range(5):
+            w.pool.offer_nowait(w.queue.add(f"m{n}", leased=True))
+            await w.queue.until(lambda n=n: len(w.reported) == n + 1)  # type: ignore[misc]
+            assert w.queue.results(f"m{n}") == [Result.DELIVERED]
+
+            async def busy_once(peer: Peer, line: bytes) -> bytes:
+                del peer.reactions["MAIL"]
+                return b"421 4.3.2 too long\r\n"
+
+            w.peer.reactions["MAIL"] = busy_once
+            assert w.peer.open_now == 1
+        assert w.peer.connections == 5
+
+
 @pytest.mark.parametrize(("seconds", "result"), [(599, Result.DELIVERED), (601, Result.IN_DOUBT)])
 async def test_the_answer_to_the_dot_may_take_ten_minutes(
     autojump_clock: MockClock, seconds: int, result: Result
@@ -337,6 +356,7 @@ async def test_store_down_at_the_mark(autojump_clock: MockClock, size: int) -> N
         w.peer.reactions.clear()
         w.queue.is_down = False
         await w.queue.until(lambda: bool(w.reported))
+        assert trio.current_time() < 20 + 1.1 * (LONGEST_RETRY_S + LONGEST_BACKOFF_S)
         assert w.queue.released == ["m1"]
         assert w.queue.results("m1") == [Result.DELIVERED]
         assert len(w.peer.received) == 1
@@ -366,6 +386,13 @@ async def test_store_down_for_the_claims(autojump_clock: MockClock) -> None:
         w.queue.is_down = False
         await w.queue.until(lambda: bool(w.reported))
         assert trio.current_time() < 45
+        for name in ("m2", "m3"):  # all is as before
+            await trio.sleep(60)
+            begun = trio.current_time()
+            w.queue.add(name)
+            w.pool.wake()
+            await w.queue.until(lambda name=name: name in w.queue.outcomes)  # type: ignore[misc]
+            assert trio.current_time() == begun
 
 
 async def test_a_dead_route_does_not_delay_the_others(autojump_clock: MockClock) -> None:
@@ -565,6 +592,28 @@ async def test_spooled_content_arrives_whole_and_is_closed() -> None:
             content.head(1)
 
 
+async def test_spooled_content_that_is_given_back_is_closed(autojump_clock: MockClock) -> None:
+    async with world(smtp("upstream", connections=1)) as w:
+        w.peer.ehlo = b"250 peer\r\n"
+        w.peer.reactions["MAIL"] = hang
+        contents = []
+        for n in range(2):
+            builder = ContentBuilder()
+            for _ in range(30):
+                builder.write((b"x" * 70 + b"\r\n") * 1000)
+            contents.append(builder.finish())
+            job = w.queue.add(f"m{n}", leased=True)
+            w.pool.offer_nowait(replace(job, content=contents[n], size=contents[n].size))
+        await trio.sleep(1)
+        w.lifecycle.draining.set()
+        await w.done.wait()
+        assert sorted(w.queue.released) == ["m0", "m1"]  # the one under way, and the one that stood ready
+        for content in contents:
+            assert content.is_spooled
+            with pytest.raises(ValueError, match="closed"):
+                content.head(1)
+
+
 async def test_a_refusal_in_the_middle_of_large_content(autojump_clock: MockClock) -> None:
     async with world() as w:
         w.peer.ehlo = b"250 peer\r\n"
@@ -594,6 +643,29 @@ async def test_a_crash_in_an_attempt_is_a_deferral(autojump_clock: MockClock, lo
         assert w.peer.received == []
         await w.queue.until(lambda: len(w.reported) == 2)
         assert w.queue.results("m1")[-1] is Result.DELIVERED
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_content_that_is_gone_is_a_deferral_unless_the_message_was_cancelled(
+    autojump_clock: MockClock, log_events: LogEvents, is_cancelled: bool
+) -> None:
+    if not is_cancelled:
+        log_events.expect_error("content_gone")
+    async with world() as w:
+
+        async def gone(job: Job) -> Content:
+            if is_cancelled:
+                w.queue.messages[job.message_id].leased = False
+                w.queue.messages[job.message_id].held = True
+            raise LookupError("the store has no content of m1")
+
+        w.queue.load = gone  # type: ignore[method-assign]
+        w.queue.add("m1")
+        w.pool.wake()
+        await trio.sleep(5)
+        assert w.queue.results("m1") == ([] if is_cancelled else [Result.DEFERRED])
+        assert w.queue.refused == is_cancelled
+        assert len(log_events.named("content_gone")) == (not is_cancelled)
 
 
 async def test_content_that_finds_no_room_here_is_tried_again_and_says_why(autojump_clock: MockClock) -> None:
@@ -651,7 +723,15 @@ async def test_drain_lets_quick_attempts_finish(autojump_clock: MockClock) -> No
         w.pool.offer_nowait(w.queue.add("m1", leased=True))
         await trio.sleep(1)
         w.lifecycle.draining.set()
+        await trio.sleep(1)
+        assert w.pool.capacity_hint("upstream") == 0
+        assert not w.pool.offer_nowait(w.queue.add("early", leased=True))
+        w.queue.elsewhere.add("early")
+        w.queue.add("due")
+        claims = w.queue.claims
+        w.pool.wake()
         await w.done.wait()
+        assert w.queue.claims == claims
         assert w.queue.results("m1") == [Result.DELIVERED]
         assert trio.current_time() < 7
         assert w.peer.open_now == 0
@@ -670,6 +750,7 @@ async def test_drain_gives_back_what_nobody_works_on_in_few_units(autojump_clock
         before = w.queue.units
         await w.queue.until(lambda: len(w.queue.released) >= 30)
         assert w.queue.units - before <= 2
+        assert trio.current_time() == 1  # at once: others may have it
         await w.done.wait()
         assert len(set(w.queue.released)) == 40
 
@@ -708,6 +789,22 @@ async def test_drain_with_the_store_down_ends_in_time(autojump_clock: MockClock)
         w.lifecycle.draining.set()
         await w.done.wait()
         assert trio.current_time() < 32
+
+
+async def test_a_drain_waits_no_longer_for_a_store_that_was_down_before_it(autojump_clock: MockClock) -> None:
+    async with world() as w:
+
+        async def break_store(peer: Peer, line: bytes) -> bytes:
+            w.queue.is_down = True
+            return b"250 2.0.0 ok\r\n"
+
+        w.peer.reactions["DOT"] = break_store
+        w.pool.offer_nowait(w.queue.add("m1", leased=True))
+        await trio.sleep(60)
+        w.lifecycle.draining.set()
+        await w.done.wait()
+        assert trio.current_time() < 60 + 31
+        assert w.queue.forsaken == ["m1"]
 
 
 async def test_sandbox_keeps_the_octets(tmp_path: Path) -> None:

@@ -102,6 +102,14 @@ async def test_a_silent_first_host_leaves_time_for_the_second(autojump_clock: Mo
         assert trio.current_time() == pytest.approx(60, abs=1)
 
 
+async def test_a_host_that_gave_a_session_has_all_the_time_for_its_answers(autojump_clock: MockClock) -> None:
+    async with world(TWO) as w:
+        w.peers["first"].reactions["RCPT"] = after(250, b"250 2.1.5 ok\r\n")
+        await send(w, "m1")
+        assert w.queue.results("m1") == [Result.DELIVERED]
+        assert w.reported[0].host == "first:25"
+
+
 def test_routes_from_settings() -> None:
     made = from_settings(
         RouteSettings("r", RouteKind.SMTP, host="a", fallback_hosts=("b", "c:26", "[::1]:27"), tls=TlsMode.NONE)
@@ -259,6 +267,31 @@ async def test_workers_that_wait_for_a_slow_dot_are_replaced_and_go_again(autoju
         assert w.pool.active == w.pool.stalled == 0
         assert w.pool._parked.statistics().tasks_waiting == 4
         assert w.pool.figures()["slow"][:2] == (0, 0)
+
+
+async def test_attempts_that_stalled_and_ended_leave_room_for_others_to_stall(autojump_clock: MockClock) -> None:
+    """A slow route keeps the only worker from nobody, however often it was slow before."""
+    async with world(smtp("slow"), smtp("other"), settings=DeliverySettings(workers=1)) as w:
+        w.peers["slow"].reactions["MAIL"] = after(10, b"250 ok\r\n")
+        for n in range(10):
+            begun = trio.current_time()
+            w.pool.offer_nowait(w.queue.add(f"slow{n}", route="slow", leased=True))
+            await trio.sleep(0.5)
+            w.pool.offer_nowait(w.queue.add(f"other{n}", route="other", leased=True))
+            await w.queue.until(lambda n=n: f"other{n}" in w.queue.outcomes)  # type: ignore[misc]
+            assert trio.current_time() - begun < 4
+            await w.queue.until(lambda n=n: f"slow{n}" in w.queue.outcomes)  # type: ignore[misc]
+
+
+async def test_what_ended_quickly_never_counts_as_stalled(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        for n in range(20):
+            await send(w, f"m{n}")
+        await trio.sleep(10)
+        assert (w.pool.active, w.pool.stalled) == (0, 0)
+        w.peer.reactions["MAIL"] = after(1, b"250 ok\r\n")
+        await send(w, "last")
+        assert w.pool.stalled == 0
 
 
 async def test_an_idle_pool_sleeps(autojump_clock: MockClock) -> None:
