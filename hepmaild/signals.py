@@ -23,6 +23,7 @@ class Signals:
     def __init__(self, *numbers: signal.Signals) -> None:
         self._token = trio.lowlevel.current_trio_token()
         self._waiting: dict[int, None] = {}
+        self._caught: set[int] = set()  # on their way into the loop
         self._came = trio.Event()
         self.hear(*numbers)
 
@@ -46,10 +47,14 @@ class Signals:
             await self._came.wait()
 
     def _catch(self, number: int, _frame: FrameType | None) -> None:
+        if number in self._caught:  # a flood would run this inside itself, until there is no stack left
+            return
+        self._caught.add(number)
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._note, number, idempotent=True)
 
     def _note(self, number: int) -> None:
+        self._caught.discard(number)
         self._waiting[number] = None
         self._came.set()
         self._came = trio.Event()

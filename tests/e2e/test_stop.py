@@ -6,12 +6,13 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
 from tests.peers import postgres
 from tests.peers.daemon import Daemon, open_daemon
-from tests.peers.processes import assert_no_traceback, wait_until
+from tests.peers.processes import PeerFailed, assert_no_traceback, wait_until
 
 NOBODY = 9  # the port of a next hop that no mail of these tests goes to
 
@@ -36,6 +37,8 @@ def test_signals_up_to_the_last_moment_change_nothing(daemon: Daemon, late: sign
     wait_for(daemon, "event=draining")
     while child.is_alive():
         child.signal(late)
+        with suppress(PeerFailed):
+            child.wait(timeout_s=0.001)
     assert daemon.terminate() == 0
     assert "event=stopped" in daemon.log().splitlines()[-1], "the store was closed"
 
