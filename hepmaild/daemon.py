@@ -41,6 +41,7 @@ from hepmaild.dkim_watch import DkimWatch
 from hepmaild.doctor.ports import bound_ports
 from hepmaild.errors import StoreUnavailable
 from hepmaild.http.dashboard.frame import Dashboard
+from hepmaild.http.limits import Timeouts
 from hepmaild.http.server import BoundHttp, HttpDoor
 from hepmaild.intake import Intake, IntakeSettings
 from hepmaild.lifecycle import HARD_STOP_MARGIN_S, Lifecycle, longest_stop_s
@@ -215,6 +216,7 @@ class _Daemon:
             lambda: tls.http,
             readiness=self.problems,
             spool_dir=spool_dir,
+            timeouts=Timeouts(grace_s=settings.server.drain_timeout_s),
             meter=meter,
             people=self.people,
             dashboard=self._make_dashboard(limiters),
@@ -338,8 +340,7 @@ class _Daemon:
                 await self._serve_doors(metrics, on_ready)
                 log.info("doors_closed")
             log.info("deliveries_ended")
-            deadline = trio.current_time() + HARD_STOP_MARGIN_S
-            with trio.CancelScope(shield=True, deadline=deadline), suppress(StoreUnavailable):
+            with trio.move_on_after(HARD_STOP_MARGIN_S, shield=True), suppress(StoreUnavailable):
                 await self.outbox.say_goodbye()
             root.cancel_scope.cancel()
 
@@ -364,8 +365,7 @@ class _Daemon:
         page = Page(counted, sources, census)
         root.start_soon(census.run)
         root.start_soon(watch_loop, counted)
-        bound: list[str] = await root.start(MetricsListener(self._settings.metrics.listen, page.text).run)
-        return tuple(bound)
+        return tuple(await root.start(MetricsListener(self._settings.metrics.listen, page.text).run))
 
     async def _serve_doors(
         self, metrics: tuple[str, ...], on_ready: Callable[[Bound, Store], Awaitable[None]] | None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,7 +12,7 @@ from contextlib import suppress
 import pytest
 
 from tests.peers import postgres
-from tests.peers.daemon import Daemon, open_daemon
+from tests.peers.daemon import Daemon, open_daemon, untrusting_context
 from tests.peers.processes import PeerFailed, assert_no_traceback, wait_until
 
 NOBODY = 9  # the port of a next hop that no mail of these tests goes to
@@ -75,3 +76,19 @@ def test_a_reload_that_waits_for_the_store_does_not_keep_the_end_waiting() -> No
             assert "event=settings_reloaded" not in daemon.log()
         assert daemon.terminate() == 0
         assert_no_traceback(daemon.log())
+
+
+def test_a_running_request_has_as_long_as_the_drain(daemon: Daemon) -> None:
+    """It had 25 seconds, whatever the settings said: less than its message's attempt, or more than the whole stop."""
+    daemon.settings["server"]["drain_timeout_s"] = 1
+    key = daemon.setup()
+    daemon.start()
+    with (
+        socket.create_connection(("127.0.0.1", daemon.ports["https"])) as connection,
+        untrusting_context().wrap_socket(connection) as caller,
+    ):
+        head = f"POST /api/v1/email/send HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nExpect: 100-continue\r\n"
+        caller.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n".encode())
+        assert caller.recv(100).startswith(b"HTTP/1.1 100 "), "it is under way"
+        assert daemon.terminate() == 0
+    assert "event=stopping_now" not in daemon.log(), "the door ended it, not the hard stop behind the drain"
