@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import random
 import secrets
-import signal
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -42,6 +41,7 @@ from hepmaild.dkim_watch import DkimWatch
 from hepmaild.doctor.ports import bound_ports
 from hepmaild.errors import StoreUnavailable
 from hepmaild.http.dashboard.frame import Dashboard
+from hepmaild.http.limits import Timeouts
 from hepmaild.http.server import BoundHttp, HttpDoor
 from hepmaild.intake import Intake, IntakeSettings
 from hepmaild.lifecycle import HARD_STOP_MARGIN_S, Lifecycle, longest_stop_s
@@ -55,6 +55,7 @@ from hepmaild.people import People
 from hepmaild.prepare import Preparer
 from hepmaild.reaper import Reaper
 from hepmaild.sdnotify import Notifier
+from hepmaild.signals import END, RELOAD, Signals
 from hepmaild.signing import SigningKeys
 from hepmaild.smtp.listener import SmtpDoor
 from hepmaild.storage.messages import make_spool
@@ -111,8 +112,8 @@ async def serve(
     reload: reads the settings again (SIGHUP).  on_ready: awaited once the ports are bound.  Raises OSError (a port or a
     file), `StoreUnavailable`, `SecretsUnavailable`, `SchemaDue`; a crash of a component as an ExceptionGroup.
     """
-    clock = Clock()
-    notifier = Notifier(os.environ)
+    clock, notifier = Clock(), Notifier(os.environ)
+    signals = Signals(*RELOAD)  # one may come before there is anything to reload
     settings.server.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     tls = ServerTls(settings.tls, state_dir=settings.server.state_dir, hostname=settings.server.hostname)
     runner = UnitRunner(clock.now_us)
@@ -122,8 +123,9 @@ async def serve(
         ) as store:
             await _bring_up_to_date(store, settings)
             daemon = _Daemon(settings, store, tls, notifier, clock, reload)
-            await daemon.run(on_ready)
+            await daemon.run(signals, on_ready)
     finally:
+        signals.ignore_all()  # a late one must not change the exit status
         notifier.close()
     log.info("stopped")
 
@@ -214,6 +216,7 @@ class _Daemon:
             lambda: tls.http,
             readiness=self.problems,
             spool_dir=spool_dir,
+            timeouts=Timeouts(grace_s=settings.server.drain_timeout_s),
             meter=meter,
             people=self.people,
             dashboard=self._make_dashboard(limiters),
@@ -304,7 +307,7 @@ class _Daemon:
             found.append("the store cannot be written")
         return found
 
-    async def run(self, on_ready: Callable[[Bound, Store], Awaitable[None]] | None) -> None:
+    async def run(self, signals: Signals, on_ready: Callable[[Bound, Store], Awaitable[None]] | None) -> None:
         await self.signing.check()
         await self.people.start()
         taken = await self.outbox.take_back()
@@ -314,7 +317,8 @@ class _Daemon:
         await self.own_servers.learn()
         await self.reaper.take_caps()
         async with trio.open_nursery() as root:
-            await root.start(self._obey_signals, root)
+            signals.hear(*END)
+            root.start_soon(self._obey_ends, signals, root)
             for task in (
                 self.directory.run,
                 self.people.run,
@@ -326,6 +330,7 @@ class _Daemon:
                 self.dkim_watch.run,
                 self.operations.run,
                 self._hear_announcements,
+                partial(self._obey_reloads, signals),
                 self._feed_watchdog,
             ):
                 root.start_soon(task)
@@ -335,8 +340,7 @@ class _Daemon:
                 await self._serve_doors(metrics, on_ready)
                 log.info("doors_closed")
             log.info("deliveries_ended")
-            deadline = trio.current_time() + HARD_STOP_MARGIN_S
-            with trio.CancelScope(shield=True, deadline=deadline), suppress(StoreUnavailable):
+            with trio.move_on_after(HARD_STOP_MARGIN_S, shield=True), suppress(StoreUnavailable):
                 await self.outbox.say_goodbye()
             root.cancel_scope.cancel()
 
@@ -361,8 +365,7 @@ class _Daemon:
         page = Page(counted, sources, census)
         root.start_soon(census.run)
         root.start_soon(watch_loop, counted)
-        bound: list[str] = await root.start(MetricsListener(self._settings.metrics.listen, page.text).run)
-        return tuple(bound)
+        return tuple(await root.start(MetricsListener(self._settings.metrics.listen, page.text).run))
 
     async def _serve_doors(
         self, metrics: tuple[str, ...], on_ready: Callable[[Bound, Store], Awaitable[None]] | None
@@ -406,31 +409,27 @@ class _Daemon:
             else:
                 return
 
-    async def _obey_signals(self, root: trio.Nursery, *, task_status: trio.TaskStatus[None]) -> None:
-        try:
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
-                task_status.started()
-                async for number in received:
-                    if number == signal.SIGHUP:
-                        await self._reload_settings()
-                    elif self.lifecycle.is_draining:
-                        log.warning("stopping_now", reason="a second signal")
-                        root.cancel_scope.cancel()
-                    else:
-                        log.info("draining", signal=signal.Signals(number).name)
-                        self._notifier.stopping("draining", within_s=longest_stop_s(self._settings))
-                        self.lifecycle.draining.set()
-                        root.start_soon(self._stop_hard, root)
-        finally:
-            if self.lifecycle.is_draining:
-                # All that is left is to close the store: a late signal must not end the process before that is done.
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    signal.signal(number, signal.SIG_IGN)
+    async def _obey_ends(self, signals: Signals, root: trio.Nursery) -> None:
+        log.info("draining", signal=(await signals.take(*END)).name)
+        self._notifier.stopping("draining", within_s=longest_stop_s(self._settings))
+        self.lifecycle.draining.set()
+        root.start_soon(self._stop_hard, root)
+        await signals.take(*END)
+        log.warning("stopping_now", reason="a second signal")
+        root.cancel_scope.cancel()
 
     async def _stop_hard(self, root: trio.Nursery) -> None:
         await trio.sleep(self._settings.server.drain_timeout_s + HARD_STOP_MARGIN_S)
         log.warning("stopping_now", reason="drain_timeout_s is over")
         root.cancel_scope.cancel()
+
+    async def _obey_reloads(self, signals: Signals) -> None:
+        """A task of its own: a reload that waits for the store keeps no SIGTERM waiting."""
+        await self.lifecycle.ready.wait()  # each ends with telling systemd so
+        while True:
+            await signals.take(*RELOAD)
+            if not self.lifecycle.is_draining:
+                await self._reload_settings()
 
     async def _reload_settings(self) -> None:
         """SIGHUP: certificate and settings (`config_reload` has those that need a restart); DNS is asked anew."""
@@ -447,7 +446,8 @@ class _Daemon:
                 with suppress(StoreUnavailable):  # the reaper tries again
                     await self.reaper.take_caps()
                 log.info("settings_reloaded")
-        self._notifier.ready("serving")
+        if not self.lifecycle.is_draining:
+            self._notifier.ready("serving")
 
     def _take_settings(self, settings: Settings) -> None:
         if left := needs_restart(self._settings, settings):

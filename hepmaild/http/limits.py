@@ -40,7 +40,7 @@ class Timeouts:
     handshake: TLS.  idle: until the header of the next request has come completely.  body: for a whole request body;
     body_idle: between two pieces of it.  send: until a client has taken what it is sent; below
     `server.drain_timeout_s`.  linger: for what a client still sends when its answer is ready.  close: for TLS to end.
-    gate: for room in memory.  grace: for running requests when we stop.
+    gate: for room in memory.  grace: for running requests when we stop; the daemon's is `server.drain_timeout_s`.
     """
 
     handshake_s: float = 20

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -174,8 +174,8 @@ class HttpDoor:
             quickly=partial(built.handle_quickly, desk=self._desk),
             max_request=self._settings.max_request_bytes,
         )
-        listeners: list[Any] = [_TlsListener(each, self._ssl_context) for each in secure]
-        listeners += [trio.SocketListener(trio.socket.from_stdlib_socket(each)) for each in plain]
+        listeners = [_Listener(each, "https", self._wrap) for each in secure]
+        listeners += [_Listener(each, "http", _plain) for each in plain]
         async with trio.open_nursery() as connections:
             try:
                 async with trio.open_nursery() as accepting:
@@ -188,12 +188,18 @@ class HttpDoor:
                             log.info("listening", door=door, address=address)
                     task_status.started(self._bound)
                     await self._lifecycle.draining.wait()
+                    for listener in listeners:
+                        for stream in listener.take_waiting():  # to the client it is connected: no reset
+                            connections.start_soon(_serve_last, handler, stream)
                     accepting.cancel_scope.cancel()
             finally:
                 await context.terminated.set()
                 for connection in peers:
                     connection.end_soon()
                 connections.cancel_scope.deadline = trio.current_time() + self._timeouts.grace_s
+
+    def _wrap(self, connected: socket.socket) -> _TlsStream:
+        return _TlsStream(SocketTransport(connected), self._ssl_context())
 
 
 class _Sockets:
@@ -256,15 +262,28 @@ class _TlsStream(TlsStream):
         return self.transport
 
 
-class _TlsListener(trio.abc.Listener[_TlsStream]):
-    """Owns a listening socket; the handshake is the connection's."""
+def _plain(connected: socket.socket) -> trio.SocketStream:
+    return trio.SocketStream(trio.socket.from_stdlib_socket(connected))
 
-    def __init__(self, listening: socket.socket, context: Callable[[], ssl.SSLContext]) -> None:
+
+async def _serve_last(handler: Callable[[trio.abc.Stream], Awaitable[None]], stream: trio.abc.Stream) -> None:
+    """As `trio.serve_listeners` does."""
+    try:
+        await handler(stream)
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+class _Listener(trio.abc.Listener[trio.abc.Stream]):
+    """Owns a listening socket.  wrap: makes a stream of a connection, which does its TLS handshake itself."""
+
+    def __init__(self, listening: socket.socket, door: str, wrap: Callable[[socket.socket], trio.abc.Stream]) -> None:
         self._listening = listening
-        self._context = context
+        self._door = door
+        self._wrap = wrap
         self._shortage = Shortage()
 
-    async def accept(self) -> _TlsStream:
+    async def accept(self) -> trio.abc.Stream:
         """The next connection, as soon as there is room for one."""
         while True:
             await trio.lowlevel.wait_readable(self._listening.fileno())
@@ -274,9 +293,22 @@ class _TlsListener(trio.abc.Listener[_TlsStream]):
                 continue
             except OSError as problem:
                 if problem.errno in OUT_OF:
-                    await self._shortage.wait("https", str(problem))
+                    await self._shortage.wait(self._door, str(problem))
                 continue
-            return _TlsStream(SocketTransport(connected), self._context())
+            return self._wrap(connected)
+
+    def take_waiting(self) -> Iterator[trio.abc.Stream]:
+        """The connections that wait to be accepted, as far as there is room."""
+        for _ in range(BACKLOG):
+            try:
+                connected, _ = self._listening.accept()
+            except BlockingIOError:
+                return
+            except OSError as problem:
+                if problem.errno in OUT_OF:
+                    return
+                continue  # that client is gone already
+            yield self._wrap(connected)
 
     async def aclose(self) -> None:
         """Close the socket."""

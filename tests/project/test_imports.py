@@ -104,6 +104,7 @@ LEVELS: list[tuple[str, int]] = [
             "private_files",
             "sdnotify",
             "seldom",
+            "signals",
             "threads",
             "timers",
             "tls",
