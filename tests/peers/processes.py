@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -71,6 +71,33 @@ def free_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+class HeldPorts:
+    """Ports of a server that is down, kept for it: a program that asks the system for a port does not get one of them.
+
+    Nothing listens there, so connections are refused; a server with SO_REUSEADDR, as ours all have, comes back there.
+    """
+
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+
+    def hold(self, ports: Iterable[int]) -> None:
+        """From now on; once the server's process is gone."""
+        for port in ports:
+            holder = socket.socket()
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                holder.bind(("127.0.0.1", port))
+            except OSError:  # it is taken already: the server will say so
+                holder.close()
+            else:
+                self._sockets.append(holder)
+
+    def release(self) -> None:
+        """The server is back, or will not come back."""
+        while self._sockets:
+            self._sockets.pop().close()
 
 
 def port_answers(port: int, *, host: str = "127.0.0.1") -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 
 from tests.peers.certificates import make_certificate
 from tests.peers.clients import SMTP_CLIENTS, ClientFailed, dot_stuffed, send_smtplib
-from tests.peers.daemon import to_toml
+from tests.peers.daemon import open_daemon, to_toml
 from tests.peers.messages import differences, new_id, tricky_message
 from tests.peers.postfix import mail_server
+from tests.peers.processes import port_answers
 from tests.peers.programs import require_postfix
 from tests.peers.sink import CaptureSink, capture_sink
 
@@ -58,6 +60,23 @@ def test_a_client_reports_a_refusal(stand_in: StandIn) -> None:
     message = tricky_message(new_id(), sender=SENDER, to="reject-me@example.net")
     with pytest.raises(ClientFailed):
         send_smtplib(stand_in, KEY, message, SENDER, ["reject-me@example.net"])  # type: ignore[arg-type]
+
+
+def test_the_port_of_a_server_that_is_down_is_nobody_elses() -> None:
+    """The tests of other processes open many, wherever the system likes."""
+    with capture_sink() as sink, open_daemon(sink_port=sink.port) as daemon:
+        sink.stop()
+        daemon.kill()
+        for port in (sink.port, *daemon.ports.values()):
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", port))
+            assert not port_answers(port)
+        sink.start()
+        before = dict(daemon.ports)
+        daemon.start()
+        assert daemon.ports == before
+        daemon.terminate()
+        assert not port_answers(before["https"])
 
 
 def test_postfix_as_a_next_hop_keeps_what_it_gets() -> None:
