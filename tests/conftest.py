@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from hepmaild import logs
 from hepmaild.config import DatabaseSettings
 from tests.peers import postgres
+from tests.peers.processes import last_words
 
 # How fast a machine makes examples says nothing about what is tested with them.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -47,6 +48,15 @@ def log_events() -> Iterator[LogEvents]:
     logs.configure(level="debug", extra=lambda event: events.append(dict(event)))
     yield events
     assert not events.unexpected_errors(), "logged at ERROR; call log_events.expect_error(...) if that is meant"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure shows the ends of what the daemons and peers of fixtures printed."""
+    report = yield
+    if report.failed:
+        report.sections += last_words()
+    return report
 
 
 @pytest.fixture(scope="session")

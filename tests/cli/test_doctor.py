@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import pytest
 
 from hepmaild.tls import make_self_signed
 from tests.cli.conftest import Cli, Done
+from tests.peers.processes import free_port
 from tests.peers.programs import missing
 from tests.peers.sink import capture_sink
 from tests.peers.small_dns import SmallDns, small_dns
@@ -52,12 +52,6 @@ def by_name(done: Done) -> dict[str, dict[str, str]]:
 
 def state_of(cli: Cli, name: str) -> str:
     return by_name(cli("doctor", "--json"))[name]["state"]
-
-
-def free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return int(trial.getsockname()[1])
 
 
 def test_a_new_machine_has_warnings_and_no_failure(cli: Cli) -> None:

@@ -17,7 +17,6 @@ from hepmaild.storage.store import open_store
 from hepmaild.storage.unit import UnitRunner
 from tests.storage.mx_books import fill
 
-NOW_US = time.time_ns() // 1000
 HOUR_US = 3_600_000_000
 FIRST, SECOND, THIRD = (f"{n:016x}" for n in (1, 2, 3))
 
@@ -26,9 +25,10 @@ FIRST, SECOND, THIRD = (f"{n:016x}" for n in (1, 2, 3))
 def filled(cli: Any, tmp_path: Path) -> Any:
     """Two messages on a route of kind mx, deferred for an hour, and one on the sandbox."""
     cli.config.write_text(cli.config.read_text() + '[[route]]\nname = "direct"\nkind = "mx"\n')
+    now_us = time.time_ns() // 1000  # not when the file was read: on a slow machine the whole run lasts over an hour
 
     async def main() -> None:
-        runner = UnitRunner(lambda: NOW_US)
+        runner = UnitRunner(lambda: now_us)
         async with open_store(DatabaseSettings(), tmp_path / "state", runner, exclusive=False) as store:
             await store.upgrade()
             await store.write(
@@ -41,10 +41,10 @@ def filled(cli: Any, tmp_path: Path) -> Any:
                 is_operator=False,
                 credits_granted=10,
                 granted_by="a test",
-                now_us=NOW_US,
+                now_us=now_us,
             )
-            await store.write(fill, "direct", {"a.example": 1, "b.example": 1}, NOW_US, NOW_US + HOUR_US)
-            await store.write(fill, "box", {"": 1}, NOW_US)
+            await store.write(fill, "direct", {"a.example": 1, "b.example": 1}, now_us, now_us + HOUR_US)
+            await store.write(fill, "box", {"": 1}, now_us)
 
     trio.run(main)
     return cli

@@ -19,7 +19,7 @@ import pytest
 
 from tests.peers.daemon import ACCOUNT, SENDER, Daemon, open_smtp, post
 from tests.peers.messages import new_id, plain_message
-from tests.peers.processes import wait_until
+from tests.peers.processes import PeerFailed, wait_until
 from tests.peers.sink import CaptureSink
 
 TO = "someone@example.net"
@@ -83,11 +83,14 @@ class Load:
     def wait_for(self, more: int, *, timeout_s: float = 120) -> None:
         """Wait until so many further messages were acknowledged."""
         goal = len(self.promises.acknowledged) + more
-        wait_until(
-            lambda: len(self.promises.acknowledged) >= goal,
-            f"{more} more acknowledged messages ({self.promises.temporary[-3:]}, {self.promises.permanent[-3:]})",
-            timeout_s=timeout_s,
-        )
+        try:
+            wait_until(
+                lambda: len(self.promises.acknowledged) >= goal,
+                f"{more} more acknowledged messages",
+                timeout_s=timeout_s,
+            )
+        except PeerFailed as error:  # with what customers were told meanwhile
+            raise PeerFailed(f"{error} ({self.promises.temporary[-3:]}, {self.promises.permanent[-3:]})") from None
 
     def wait_for_refusals(self, more: int, *, timeout_s: float = 120) -> None:
         """Wait until so many further temporary refusals were given."""

@@ -103,7 +103,7 @@ def kill_and_look(pair: Pair, load: Load, victims: list[Daemon], *, leave_dead: 
     took_s = 0.0
     if leave_dead:
         took_s = pair.wait_for_take_over(pids)
-        wait_until(lambda: promised <= pair.sink.ids().keys(), "what was promised, by the survivor", timeout_s=60)
+        wait_until(lambda: promised <= pair.sink.ids().keys(), "what was promised, by the survivor")
     for victim in victims:
         victim.start()
     pair.wait_for_take_over(pids)

@@ -26,7 +26,7 @@ import structlog
 import trio
 
 from hepmaild.cli.app import run
-from tests.peers.processes import START_TIMEOUT_S, STOP_TIMEOUT_S, Child, PeerFailed, open_folder
+from tests.peers.processes import START_TIMEOUT_S, STOP_TIMEOUT_S, Child, HeldPorts, PeerFailed, open_folder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ACCOUNT = "owner@example.com"
@@ -110,6 +110,7 @@ class Daemon:
     preexec: Callable[[], None] | None = None
     env: dict[str, str] = field(default_factory=dict)
     python_options: tuple[str, ...] = ()
+    held: HeldPorts = field(default_factory=HeldPorts)
 
     @property
     def config_path(self) -> Path:
@@ -166,6 +167,7 @@ class Daemon:
             child.close()
             self.child = None
             raise
+        self.held.release()
         self._learn_ports(self._log_bytes(offset).decode("utf-8", "replace"))
 
     def _log_bytes(self, offset: int = 0) -> bytes:
@@ -210,12 +212,14 @@ class Daemon:
         assert self.child is not None
         self.child.kill()
         self.child = None
+        self.held.hold(self.ports.values())
 
     def terminate(self, *, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """SIGTERM; the exit status."""
         assert self.child is not None
         status = self.child.terminate(timeout_s=timeout_s)
         self.child = None
+        self.held.hold(self.ports.values())
         return status
 
     def signal(self, number: signal.Signals) -> None:
@@ -226,6 +230,7 @@ class Daemon:
         if self.child is not None:
             self.child.close()
             self.child = None
+        self.held.release()
 
     def mint(self, *, email: str = ACCOUNT, name: str = "app", options: tuple[str, ...] = ()) -> dict[str, str]:
         """A new key: {"id", "name", "key"}."""

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ T = TypeVar("T")
 # Generous: these say "it hangs", never "it is slow".  A loaded two-core machine may take a while to start Postfix.
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 60.0
+LAST_WORDS_OCTETS = 6000
 
 
 class PeerFailed(Exception):
@@ -73,6 +74,33 @@ def free_port() -> int:
             return port
 
 
+class HeldPorts:
+    """Ports of a server that is down, kept for it: a program that asks the system for a port does not get one of them.
+
+    Nothing listens there, so connections are refused; a server with SO_REUSEADDR, as ours all have, comes back there.
+    """
+
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+
+    def hold(self, ports: Iterable[int]) -> None:
+        """From now on; once the server's process is gone."""
+        for port in ports:
+            holder = socket.socket()
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                holder.bind(("127.0.0.1", port))
+            except OSError:  # it is taken already: the server will say so
+                holder.close()
+            else:
+                self._sockets.append(holder)
+
+    def release(self) -> None:
+        """The server is back, or will not come back."""
+        while self._sockets:
+            self._sockets.pop().close()
+
+
 def port_answers(port: int, *, host: str = "127.0.0.1") -> bool:
     """Whether something accepts connections there now."""
     try:
@@ -99,13 +127,39 @@ def assert_no_traceback(text: str) -> None:
 
 @contextlib.contextmanager
 def open_folder(prefix: str) -> Iterator[Path]:
-    """A temporary folder that other users may enter (pytest's own may not be: Postfix drops its privileges)."""
+    """A temporary folder that other users may enter (pytest's own may not be: Postfix drops its privileges).
+
+    What fails inside says what the programs in there printed last.
+    """
     path = Path(tempfile.mkdtemp(prefix=f"hepmaild-{prefix}-"))
     path.chmod(0o755)
+    _open_folders.append(path)
     try:
         yield path
+    except BaseException as error:
+        for title, text in _printed_in(path):
+            error.add_note(f"{title}:\n{text}")
+        raise
     finally:
+        _open_folders.remove(path)
         shutil.rmtree(path, ignore_errors=True)
+
+
+_open_folders: list[Path] = []
+
+
+def last_words() -> list[tuple[str, str]]:
+    """Of every program whose folder is open: the ends of what it printed, each with a title.
+
+    For a test that fails beside them; one that fails inside `open_folder` has them as notes of its exception.
+    """
+    return [words for folder in _open_folders for words in _printed_in(folder)]
+
+
+def _printed_in(folder: Path) -> list[tuple[str, str]]:
+    files = sorted([*folder.glob("*.out"), *folder.glob("*.err")])
+    said = [(path, path.read_bytes()[-LAST_WORDS_OCTETS:].decode("utf-8", "replace")) for path in files]
+    return [(f"{path} ends", text) for path, text in said if text]
 
 
 class Child:
@@ -149,7 +203,7 @@ class Child:
     def output(self) -> str:
         """The end of everything it printed."""
         parts = [path.read_text("utf-8", "replace") for path in (self.out_path, self.err_path) if path.exists()]
-        return "\n".join(parts)[-6000:]
+        return "\n".join(parts)[-LAST_WORDS_OCTETS:]
 
     def wait_for(self, condition: Callable[[], T], what: str, *, timeout_s: float = START_TIMEOUT_S) -> T:
         """As wait_until, but ends at once, with its output, when the process dies."""

@@ -10,12 +10,12 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.peers.certificates import Certificate
-from tests.peers.processes import START_TIMEOUT_S, Child, free_port, greets, open_folder, wait_until
+from tests.peers.processes import START_TIMEOUT_S, Child, HeldPorts, free_port, greets, open_folder, wait_until
 from tests.peers.programs import find_program
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -29,6 +29,7 @@ class CaptureSink:
     port: int
     child: Child | None
     command: list[str]
+    held: HeldPorts = field(default_factory=HeldPorts)
 
     def deliveries(self) -> list[dict[str, Any]]:
         """One entry for each message past its dot, in order: id, message_id, recipients, file, reply, …"""
@@ -75,11 +76,13 @@ class CaptureSink:
         if self.child is not None:
             self.child.close()
             self.child = None
+            self.held.hold([self.port])
 
     def start(self) -> None:
         """The next hop comes (back) up, on the same port."""
         if self.child is None:
             self.child = _start_capture(self.command, self.folder, self.port)[0]
+            self.held.release()
 
 
 def _start_capture(command: list[str], folder: Path, port: int) -> tuple[Child, int]:
@@ -126,6 +129,7 @@ def capture_sink(
             yield sink
         finally:
             sink.stop()
+            sink.held.release()
 
 
 @dataclass

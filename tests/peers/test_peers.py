@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +16,10 @@ import pytest
 
 from tests.peers.certificates import make_certificate
 from tests.peers.clients import SMTP_CLIENTS, ClientFailed, dot_stuffed, send_smtplib
-from tests.peers.daemon import to_toml
+from tests.peers.daemon import ROOT, open_daemon, to_toml
 from tests.peers.messages import differences, new_id, tricky_message
 from tests.peers.postfix import mail_server
+from tests.peers.processes import port_answers
 from tests.peers.programs import require_postfix
 from tests.peers.sink import CaptureSink, capture_sink
 
@@ -58,6 +64,53 @@ def test_a_client_reports_a_refusal(stand_in: StandIn) -> None:
     message = tricky_message(new_id(), sender=SENDER, to="reject-me@example.net")
     with pytest.raises(ClientFailed):
         send_smtplib(stand_in, KEY, message, SENDER, ["reject-me@example.net"])  # type: ignore[arg-type]
+
+
+def test_the_port_of_a_server_that_is_down_is_nobody_elses() -> None:
+    """The tests of other processes open many, wherever the system likes."""
+    with capture_sink() as sink, open_daemon(sink_port=sink.port) as daemon:
+        sink.stop()
+        daemon.kill()
+        for port in (sink.port, *daemon.ports.values()):
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", port))
+            assert not port_answers(port)
+        sink.start()
+        before = dict(daemon.ports)
+        daemon.start()
+        assert daemon.ports == before
+        daemon.terminate()
+        assert not port_answers(before["https"])
+
+
+FAILS = """
+import pytest
+from tests.peers.sink import capture_sink
+
+@pytest.fixture(scope="module")
+def beside():
+    with capture_sink() as sink:
+        yield sink
+
+def test_beside(beside):
+    assert False
+
+def test_inside():
+    with capture_sink():
+        assert False
+"""
+
+
+def test_a_failure_shows_what_programs_printed(tmp_path: Path) -> None:
+    """Of a daemon that a fixture runs, and of one that the test itself had and that is gone when it is told."""
+    (tmp_path / "test_it.py").write_text(FAILS)
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", tmp_path]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    beside, inside = (done.stdout.partition(f"_ test_{name} _")[2] for name in ("beside", "inside"))
+    assert re.search(r"sink.out ends.*\nlistening \d+\n", beside.partition("_ test_inside _")[0]), done.stdout
+    assert re.search(r"sink.out ends:\nE? *listening \d+\n", inside), done.stdout
 
 
 def test_postfix_as_a_next_hop_keeps_what_it_gets() -> None:
