@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing
+from math import inf
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -40,6 +41,8 @@ class Body(TrioBody):
         self._room = trio.Event()
         self._is_collected = False
         self._is_dropped = False
+        self._dropping = trio.CancelScope()
+        self._drop_s = self._dropped_at = 0.0
 
     @property
     def is_complete(self) -> bool:
@@ -53,6 +56,8 @@ class Body(TrioBody):
             await self._room.wait()
         if not self._is_dropped:
             self.append(octets)
+        elif octets:
+            self._dropping.deadline = min(trio.current_time() + self._drop_s, self._dropped_at)
         if is_last:
             self.set_complete()
 
@@ -66,12 +71,17 @@ class Body(TrioBody):
         self._room.set()
         return super().__await__()
 
-    async def drop(self, seconds: float) -> bool:
-        """Read what is left and forget it, for at most `seconds`; whether the end was reached."""
+    async def drop(self, idle_s: float, most_s: float) -> bool:
+        """Read what is left and forget it while it comes, with at most `idle_s` between two pieces and `most_s` in all.
+
+        Whether the end was reached.  Once for each body.
+        """
         self._is_dropped = True
         self._data.clear()
         self._room.set()
-        with trio.move_on_after(seconds):
+        self._drop_s, self._dropped_at = idle_s, trio.current_time() + most_s
+        self._dropping.deadline = trio.current_time() + min(idle_s, most_s)
+        with self._dropping:
             await self._complete.wait()
         return self.is_complete
 
@@ -136,13 +146,16 @@ class HttpConnection(TrioASGIHTTPConnection):
         pieces = response.pieces if isinstance(response, Stream) else _pieces_of(response)
         if pieces is not None:
             if not body.is_complete:
-                await body.drop(timeouts.linger_s)
-            await self._send_stream(send, response, pieces, timeouts)
+                await body.drop(timeouts.linger_s, timeouts.linger_s)
+            await self._send_stream(send, response, pieces, timeouts.send_s)
             nursery.cancel_scope.cancel()
             return
-        with trio.move_on_after(timeouts.send_s + timeouts.linger_s, shield=True):
+        with trio.move_on_after(timeouts.send_s, shield=True) as sending:
             if not body.is_complete:
-                await self._send_response(_Lingering(send, body, timeouts.linger_s), response)
+                # Who sends a large request at once reads no answer before it has sent it all.  With HTTP/2 it does.
+                is_alone = self.scope["http_version"].startswith("1")
+                most_s = timeouts.linger_most_s if is_alone else timeouts.linger_s
+                await self._send_response(_Lingering(send, body, timeouts, most_s, sending), response)
             elif isinstance(getattr(response, "response", None), DataBody):
                 await self._send_whole(send, response)
             else:
@@ -150,10 +163,9 @@ class HttpConnection(TrioASGIHTTPConnection):
         nursery.cancel_scope.cancel()
 
     async def _send_stream(
-        self, send: ASGISendCallable, response: Any, pieces: AsyncGenerator[bytes, None], timeouts: Timeouts
+        self, send: ASGISendCallable, response: Any, pieces: AsyncGenerator[bytes, None], send_s: float
     ) -> None:
         """Piece by piece, as fast as the client takes them; one that takes none for `send_s` is left."""
-        send_s = timeouts.send_s
         start: Any = {
             "type": "http.response.start",
             "status": response.status_code,
@@ -161,7 +173,7 @@ class HttpConnection(TrioASGIHTTPConnection):
         }
         async with aclosing(pieces):
             # With HTTP/2 it goes out at once, in a TLS record that others stand behind: half of it would end them all.
-            with trio.move_on_after(send_s + timeouts.linger_s, shield=True) as beginning:
+            with trio.move_on_after(send_s, shield=True) as beginning:
                 await send(start)
             if beginning.cancelled_caught:
                 return
@@ -217,10 +229,17 @@ def _origin_form(path: str) -> str:
 
 
 class _Lingering:
-    """Sends an answer, but its end only when the client has sent all or had its time."""
+    """Sends an answer, but its end only when the client has sent all or had its time.
 
-    def __init__(self, send: ASGISendCallable, body: Body, linger_s: float) -> None:
-        self._linger_s = linger_s
+    scope: that of the sending; while nothing is sent it shields nobody, so that who goes, or a stop, ends it.
+    """
+
+    def __init__(
+        self, send: ASGISendCallable, body: Body, timeouts: Timeouts, most_s: float, scope: trio.CancelScope
+    ) -> None:
+        self._timeouts = timeouts
+        self._most_s = most_s
+        self._scope = scope
         self._send = send
         self._body = body
 
@@ -231,5 +250,7 @@ class _Lingering:
                 more: Any = {**message, "more_body": True}
                 await self._send(more)
                 message = {**message, "body": b""}
-            await self._body.drop(self._linger_s)
+            self._scope.shield, self._scope.deadline = False, inf
+            await self._body.drop(self._timeouts.linger_s, self._most_s)
+            self._scope.shield, self._scope.deadline = True, trio.current_time() + self._timeouts.send_s
         await self._send(message)

@@ -39,8 +39,9 @@ class Timeouts:
 
     handshake: TLS.  idle: until the header of the next request has come completely.  body: for a whole request body;
     body_idle: between two pieces of it.  send: until a client has taken what it is sent; below
-    `server.drain_timeout_s`.  linger: for what a client still sends when its answer is ready.  close: for TLS to end.
-    gate: for room in memory.  grace: for running requests when we stop; the daemon's is `server.drain_timeout_s`.
+    `server.drain_timeout_s`.  linger: between two pieces of what a client still sends when its answer is ready;
+    linger_most: for all of that.  close: for TLS to end.  gate: for room in memory.  grace: for running requests when
+    we stop; the daemon's is `server.drain_timeout_s`.
     """
 
     handshake_s: float = 20
@@ -49,6 +50,7 @@ class Timeouts:
     body_idle_s: float = 30
     send_s: float = 20
     linger_s: float = 5
+    linger_most_s: float = 30
     close_s: float = 5
     gate_s: float = 120
     grace_s: float = 25

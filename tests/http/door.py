@@ -130,16 +130,14 @@ class Running:
 
     async def connect(self, alpn: str | None = None) -> trio.SSLStream[trio.SocketStream]:
         """A raw TLS connection."""
-        return await self.secure(await trio.open_tcp_stream("127.0.0.1", self.port), alpn)
+        return self.secure(await trio.open_tcp_stream("127.0.0.1", self.port), alpn)
 
-    async def secure(self, raw: trio.SocketStream, alpn: str | None) -> trio.SSLStream[trio.SocketStream]:
-        """TLS over a connection to the door, once the hands are shaken."""
+    def secure(self, raw: trio.SocketStream, alpn: str | None) -> trio.SSLStream[trio.SocketStream]:
+        """TLS over a connection to the door."""
         context = ssl.create_default_context(cafile=self.cafile)
         if alpn:
             context.set_alpn_protocols([alpn])
-        stream = trio.SSLStream(raw, context, server_hostname="127.0.0.1", https_compatible=True)
-        await stream.do_handshake()
-        return stream
+        return trio.SSLStream(raw, context, server_hostname="127.0.0.1", https_compatible=True)
 
     cafile: str = ""
 

@@ -242,24 +242,25 @@ async def test_who_waits_to_be_asked_for_a_body_is_asked(client: Client, more: d
         assert client.statuses() == ["200"]
 
 
-async def test_who_takes_a_request_back_while_its_answer_begins_costs_its_stream(door: Running) -> None:
+async def test_who_takes_a_request_back_while_its_answer_begins_costs_its_stream(tmp_path: Path) -> None:
     """What had been sent of a TLS record was left at that, and no other answer on the connection could be read."""
-    raw = trio.socket.socket()
-    raw.setsockopt(SOL_SOCKET, SO_RCVBUF, 4096)
-    await raw.connect(("127.0.0.1", door.port))
-    client = Client(await door.secure(trio.SocketStream(raw), "h2"))
-    client.ask(1, "/many-fields")
-    await client.flush()
-    await trio.testing.wait_all_tasks_blocked(0.1)  # the kernel takes no more
-    assert not door.door.made
-    client.h2.reset_stream(1)
-    client.ask(3)
-    await client.flush()
-    await trio.testing.wait_all_tasks_blocked(0.1)
-    client.h2.decoder.max_header_list_size = 2 << 20
-    await client.hear(lambda: 3 in client.ended())
-    assert client.statuses() == ["200"]
-    await trio.aclose_forcefully(client.stream)
+    async with open_door(tmp_path, make=TestDoor) as door:
+        raw = trio.socket.socket()
+        raw.setsockopt(SOL_SOCKET, SO_RCVBUF, 4096)
+        await raw.connect(("127.0.0.1", door.port))
+        client = Client(door.secure(trio.SocketStream(raw), "h2"))
+        client.ask(1, "/many-fields")
+        await client.flush()
+        await trio.testing.wait_all_tasks_blocked(0.1)  # the kernel takes no more
+        assert not door.door.made  # type: ignore[attr-defined]
+        client.h2.reset_stream(1)
+        client.ask(3)
+        await client.flush()
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        client.h2.decoder.max_header_list_size = 2 << 20
+        await client.hear(lambda: 3 in client.ended())
+        assert client.statuses() == ["200"]
+        await trio.aclose_forcefully(client.stream)
 
 
 @pytest.mark.parametrize("more", [{"expect": "100-continue"}, {":path": "/ü"}])

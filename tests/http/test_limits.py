@@ -152,9 +152,31 @@ async def test_a_body_can_be_awaited_whole_or_dropped(autojump_clock: MockClock)
             nursery.start_soon(feed, body)
             await wait_all_tasks_blocked()
             if drop:
-                assert await body.drop(5)
+                assert await body.drop(5, 5)
             else:
                 assert len(await body) == 30 * 65536
     never = Body(None, None)
-    assert not await never.drop(5)
+    assert not await never.drop(5, 5)
     del autojump_clock
+
+
+@pytest.mark.parametrize(
+    ("pieces", "pause_s", "is_whole", "took_s"),
+    [(6, 4, True, 24), (2, 6, False, 5), (9, 4, False, 30)],
+)
+async def test_a_body_is_dropped_for_as_long_as_it_comes(
+    autojump_clock: MockClock, pieces: int, pause_s: float, is_whole: bool, took_s: float
+) -> None:
+    """Who sent 20 MB by a slow line for more than five seconds was reset, and never read why it was refused."""
+    body = Body(None, None)
+
+    async def feed() -> None:
+        for left in reversed(range(pieces)):
+            await trio.sleep(pause_s)
+            await body.feed(b"x", is_last=not left)
+
+    begun = autojump_clock.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feed)
+        assert await body.drop(5, 30) is is_whole
+        assert autojump_clock.current_time() - begun == pytest.approx(took_s)
