@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pool that is cancelled at any step: nobody keeps a lease, and what left is said to have left."""
+"""Cancelled at any step: nobody keeps a lease, what left is said to have left, and what was learnt is kept."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import trio
 from trio.testing import MockClock
 
 from hepmaild.config import DeliverySettings
+from hepmaild.delivery.answers import Answer as DnsAnswer
 from hepmaild.delivery.job import Result
+from hepmaild.delivery.mta_sts import Kept
 from hepmaild.delivery.pool import DeliveryPool
+from hepmaild.delivery.sts_policies import StsPolicies
 from hepmaild.lifecycle import Lifecycle
 from tests.delivery.memory_queue import MemoryQueue
 from tests.delivery.peer import Answer, Network, Peer, hang
@@ -91,3 +94,43 @@ async def test_what_stands_ready_goes_back_however_often_that_is_cut_short(
         assert not run.queue.attempts
         if not cut.is_reached:
             break
+
+
+class Policies:
+    """Everything that `StsPolicies` asks: DNS, the policy's server and the store, each of which takes a moment."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Kept] = {}
+        self.fetched = 0
+
+    async def txt(self, name: str) -> DnsAnswer[str]:
+        await trio.lowlevel.checkpoint()
+        return DnsAnswer(("v=STSv1; id=1",), True, False, name, trio.current_time() + 60)
+
+    async def fetch(self, _domain: str) -> str:
+        await trio.lowlevel.checkpoint()
+        self.fetched += 1
+        return "version: STSv1\r\nmode: enforce\r\nmx: mx.x.example\r\nmax_age: 604800\r\n"
+
+    async def load(self, domain: str) -> Kept | None:
+        await trio.lowlevel.checkpoint()
+        return self.kept.get(domain)
+
+    async def save(self, kept: Kept) -> None:
+        await trio.lowlevel.checkpoint()
+        self.kept[kept.domain] = kept
+
+
+async def test_a_policy_whose_first_asker_was_cancelled_is_saved_for_the_next() -> None:
+    """It was remembered before: then no one saved it until it changed, and a restart forgot it (RFC 8461 §5.1)."""
+    for number in range(MOST_CUTS):
+        world = Policies()
+        sts = StsPolicies(world, world.fetch, world, now_us)  # type: ignore[arg-type]
+        cut = await cut_at(number, lambda: sts.policy_for("x.example"))  # noqa: B023
+        found = await sts.policy_for("x.example")
+        assert found.policy is not None
+        assert set(world.kept) == {"x.example"}
+        assert world.fetched <= 2
+        if not cut.is_reached:
+            break
+    assert world.fetched == 1
