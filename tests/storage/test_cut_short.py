@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mail whose caller is cancelled meanwhile: accepted as a whole, and told again who asks again, or not at all."""
+"""Cancelled at any step: a message is accepted as a whole, and told again to who asks again, or not at all."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ import pytest
 import trio
 from sqlalchemy import Connection, select
 
+from hepmaild.delivery.job import Job
+from hepmaild.live import LiveHub
 from hepmaild.mail.content import SPOOL_OCTETS, Content
 from hepmaild.mail.submission import Door, Draft, Kind, Mailbox, Origin, Receipt, Recipient, Submission, Verified
+from hepmaild.outbox import CLAIM_UNIT, Outbox
 from hepmaild.storage import credits as money
 from hepmaild.storage import schema
+from hepmaild.storage.schema_templates import upload, upload_piece
+from hepmaild.storage.uploads import Upload
+from hepmaild.uploads import Uploads
 from tests.delivery.peer import Peer
 from tests.peers.cancelling import Cut, at_each_cut
 from tests.storage.books import open_books
@@ -118,3 +124,59 @@ async def test_a_message_is_accepted_as_a_whole_or_not_at_all(opener: Opener, do
         with trio.fail_after(120):
             await at_each_cut(caller.call, caller.check)
         assert 0 < len(caller.accepted) < caller.number
+
+
+async def test_what_a_claim_that_is_cut_short_had_leased_comes_with_the_next(opener: Opener) -> None:
+    async with open_books(opener) as books:
+        outbox = Outbox(books.store, owner="me", now_us=books.clock.now_us, lease_s=60, body_days=0, spool_dir=None)
+        members = [books.accept(owner="", left=frozenset([""])) for _ in range(CLAIM_UNIT + 2)]
+        for member in members:
+            await books.store.submit(member)
+
+        async def check(cut: Cut) -> None:
+            jobs: list[Job] = cut.result.jobs if cut.is_whole else []
+            while len(jobs) < len(members):
+                books.clock.us += SECOND_US
+                jobs += (await outbox.claim(100)).jobs
+            assert {job.message_id for job in jobs} == {member.message_id for member in members}
+            await outbox.release(*jobs)
+            books.clock.us += SECOND_US
+
+        with trio.fail_after(120):
+            await at_each_cut(lambda: outbox.claim(100), check)
+
+
+async def test_an_upload_that_is_cut_short_leaves_nothing(opener: Opener) -> None:
+    async with open_books(opener) as books:
+        uploads = Uploads(books.store, books.clock.now_us, lambda: 1 << 30)
+        whole: set[str] = set()
+
+        async def receive() -> Upload:
+            async with uploads.receive(books.account_id, None) as incoming:
+                for _ in range(3):
+                    await incoming.write(bytes(900_000))
+                return await incoming.finish("a.txt", "text/plain")
+
+        async def check(cut: Cut) -> None:
+            if cut.is_whole:
+                whole.add(cut.result.upload_id)
+            for column in (upload.c.id, upload_piece.c.upload_id):
+                assert set(await books.store.read(lambda conn: conn.execute(select(column)).scalars().all())) == whole  # noqa: B023
+
+        await at_each_cut(receive, check)
+
+
+async def test_a_listener_that_is_cut_short_leaves_the_live_stream_as_it_was(opener: Opener) -> None:
+    async with open_books(opener) as books:
+        hub = LiveHub(books.store)
+
+        async def listen() -> None:
+            async with hub.listen(None, 0):
+                await trio.lowlevel.checkpoint()
+
+        async def check(_cut: Cut) -> None:
+            assert hub.readers == 0
+            with trio.fail_after(60):
+                await listen()
+
+        await at_each_cut(listen, check)
