@@ -90,10 +90,9 @@ async def test_a_send_that_is_cut_short_keeps_nothing(
             call = Call("r", address, True, True, False, SimpleNamespace(tls=lambda: ("", "")))
             await desk.send(Slow(payload), call, SEND_ENDPOINT)
 
-        async def check(cut: Cut) -> None:
+        async def check(_cut: Cut) -> None:
             assert desk.gate.held == desk.beside.held == 0
             assert desk.threads.borrowed_tokens == desk.files.borrowed_tokens == 0
-            assert cut.is_whole or cut.error is None, cut.error
 
         await at_each_cut(send, check)
         assert intake.submissions
