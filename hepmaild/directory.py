@@ -90,7 +90,7 @@ class Directory:
         shared = self._next
         self._wanted.set()
         await shared.done.wait()
-        if shared.failed:
+        if not shared.is_read:
             raise StoreUnavailable("the keys could not be read")
 
     async def run(self) -> None:
@@ -100,11 +100,10 @@ class Directory:
             self._wanted = trio.Event()
             shared, self._next = self._next, _Round()
             try:
-                generation = await self._store.glance(rows.GENERATION)
+                self._note(await self._store.glance(rows.GENERATION))
+                shared.is_read = True
             except StoreUnavailable:
-                shared.failed = True
-            else:
-                self._note(generation)
+                pass  # who waits is told
             finally:
                 shared.done.set()
 
@@ -116,13 +115,13 @@ class Directory:
 
 
 class _Round:
-    """One read of the generation and those who wait for it."""
+    """One read of the generation and those who wait for it.  is_read: it succeeded; not so when it was cancelled."""
 
-    __slots__ = ("done", "failed")
+    __slots__ = ("done", "is_read")
 
     def __init__(self) -> None:
         self.done = trio.Event()
-        self.failed = False
+        self.is_read = False
 
 
 def settings_senders(senders: Sequence[SenderSettings]) -> tuple[SenderRow, ...]:

@@ -238,21 +238,23 @@ class Intake:
         return answer
 
     async def _accept(self, submission: Submission) -> Receipt | Refusal:
-        prepared = await self._prepare(submission)
-        if isinstance(prepared, Prepared) and (full := self.check_backlog()) is not None:
-            prepared = await self._unless_again(submission, prepared, full)
-        call = None if submission.is_counted else self._call(submission.key, word=submission.idempotency_word)
-        if isinstance(prepared, Prepared) and prepared.content.size <= PIECE_OCTETS:
-            return await self._commit(submission, prepared, call)
-        state: RateState | Refusal | None = await self._store.submit(call) if call is not None else None
-        if isinstance(state, Refusal):
-            if isinstance(prepared, Prepared):
-                prepared.content.close()
-            return state
-        if isinstance(prepared, Refusal):
-            return _with_rate(prepared, state)
-        await self._stage(prepared)
-        return _with_rate(await self._commit(submission, prepared, None), state)
+        prepared = made = await self._prepare(submission)
+        try:
+            if isinstance(prepared, Prepared) and (full := self.check_backlog()) is not None:
+                prepared = await self._unless_again(submission, prepared, full)
+            call = None if submission.is_counted else self._call(submission.key, word=submission.idempotency_word)
+            if isinstance(prepared, Prepared) and prepared.content.size <= PIECE_OCTETS:
+                return await self._commit(submission, prepared, call)
+            state: RateState | Refusal | None = await self._store.submit(call) if call is not None else None
+            if isinstance(state, Refusal):
+                return state
+            if isinstance(prepared, Refusal):
+                return _with_rate(prepared, state)
+            await self._stage(prepared)
+            return _with_rate(await self._commit(submission, prepared, None), state)
+        finally:
+            if isinstance(made, Prepared):
+                made.content.close()  # a spool is ours alone: the pool is handed what is in memory
 
     async def _unless_again(self, submission: Submission, prepared: Prepared, full: Refusal) -> Prepared | Refusal:
         """There is no room for one more message; one that was accepted before needs none."""
@@ -260,7 +262,6 @@ class Intake:
         since_us = self._now_us() - life_us
         if word is not None and await self._store.read(words.is_stored, submission.key.key_id, word, since_us):
             return prepared
-        prepared.content.close()
         return full
 
     async def _prepare(self, submission: Submission) -> Prepared | Refusal:

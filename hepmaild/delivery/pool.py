@@ -27,12 +27,12 @@ from hepmaild.delivery.flight import End, Flight, Joined
 from hepmaild.delivery.hops import Resolve
 from hepmaild.delivery.job import Attempt, Job, Queue
 from hepmaild.delivery.lane import Place, Standing
+from hepmaild.delivery.returns import Returns
 from hepmaild.delivery.route import OwnWays, Route
 from hepmaild.delivery.sandbox import Sandbox
 from hepmaild.delivery.scheduler import Scheduler
 from hepmaild.delivery.track import STUCK_MX, Track
 from hepmaild.delivery.tracks import Tracks
-from hepmaild.errors import StoreUnavailable
 from hepmaild.lifecycle import Lifecycle
 from hepmaild.timers import Timers, current_clock
 
@@ -40,7 +40,6 @@ log = structlog.get_logger()
 
 READY_OCTETS = 64 << 20  # contents that stand ready in memory
 KEEP_IDLE_S = 30.0
-RELEASE_AT_ONCE = 64
 STALLED_S = 2.0
 CUT_S = 2.0  # when all is cancelled: for answers to final dots, and then for saying what came of them
 STALLED_FACTOR = 8  # attempts beside the workers, for each worker; one of several tracks may have half of them
@@ -78,7 +77,7 @@ class DeliveryPool:
     ) -> None:
         self._settings = settings
         self._is_paused = is_paused
-        self._queue = queue
+        self._returns = Returns(queue)
         self._lifecycle = lifecycle
         self._drain_timeout_s = drain_timeout_s
         self._on_reported = on_reported
@@ -326,7 +325,7 @@ class DeliveryPool:
 
     async def _do(self, flight: Flight) -> End:
         if self._is_vain(flight):
-            await self._release(flight.job)
+            await self._returns.give_back(flight.job)
             self._scheduler.wake()
             return End.NEITHER
         end = await self._runner.attempt(flight)
@@ -480,18 +479,5 @@ class DeliveryPool:
             self._runner.end_by(self._time() + CUT_S, self._time() + 2 * CUT_S)
 
     async def _release_ready(self) -> None:
-        """Give back what nobody works on, many in each unit of the store."""
-        jobs = [job for track in self._tracks.values() for job in track.give_up()]
-        for start in range(0, len(jobs), RELEASE_AT_ONCE):
-            await self._release(*jobs[start : start + RELEASE_AT_ONCE])
-
-    async def _release(self, *jobs: Job) -> None:
-        for job in jobs:
-            if job.content is not None:
-                job.content.close()
-        try:
-            await self._queue.release(*jobs)
-        except StoreUnavailable:
-            for job in jobs:
-                log.warning("attempt_forsaken", message_id=job.message_id, route=job.route)
-                self._queue.forsake(job)
+        """Give back what nobody works on."""
+        await self._returns.give_back_all([job for track in self._tracks.values() for job in track.give_up()])

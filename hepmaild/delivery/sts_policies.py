@@ -125,12 +125,13 @@ class StsPolicies:
         except ValueError as error:
             self._in_vain(domain, known, str(error))
             return
-        known.kept = mta_sts.keep(domain, policy_id, text, policy, self._now_us())
-        known.policy, known.try_at = policy, 0.0
+        kept = mta_sts.keep(domain, policy_id, text, policy, self._now_us())
         try:
-            await self._store.save(known.kept)
+            await self._store.save(kept)
         except StoreUnavailable as error:
             log.warning("sts_policy_not_saved", domain=domain, error=str(error))
+        # Only now: cancelled before, it is fetched again; remembered, it would not be saved until it changes.
+        known.kept, known.policy, known.try_at = kept, policy, 0.0
         log.info("sts_policy_fetched", domain=domain, mode=str(policy.mode), id=policy_id)
 
     def _in_vain(self, domain: str, known: _Known, why: str) -> None:

@@ -137,8 +137,8 @@ class SmtpSession:
         finally:
             self._setup.timers.close(self._timer)
             self._keeper.discard()
-            await trio.aclose_forcefully(self._stream)
             self._log_end(self._time() - began)
+            await trio.aclose_forcefully(self._stream)  # the last: cancelled, it closes and raises
 
     async def _run_bounded(self) -> None:
         with self._scope:

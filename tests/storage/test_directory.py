@@ -7,13 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
 from hepmaild.directory import SPARED_S, Directory
+from hepmaild.errors import StoreUnavailable
 from hepmaild.storage import keys
 from hepmaild.storage.store import Store
 from hepmaild.storage.unit import UnitRunner
+from tests.peers.cancelling import MOST_CUTS, cut_at
 from tests.storage.books import Books, open_books
 from tests.storage.conftest import Opener, outside
 
@@ -83,3 +86,38 @@ async def test_who_is_no_daemon_reads_at_every_question(opener: Opener) -> None:
         for wanted in ("active", "disabled", "active"):
             await books.store.write(keys.set_status, "key-1", wanted)
             assert await status(directory) == wanted
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_who_waits_for_a_read_that_is_cancelled_is_not_told_what_was_so_before(opener: Opener) -> None:
+    """As when all of the daemon ends at once, and a key was disabled in that moment."""
+    async with open_books(opener) as books:
+        await books.store.write(keys.rotate, "key-1", SECRET)
+        said: list[str] = []
+        for number in range(MOST_CUTS):
+            directory = Directory(books.store, ())
+
+            async def ask(directory: Directory = directory) -> str:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(directory.run)
+                    answer = await status(directory)
+                    nursery.cancel_scope.cancel()
+                return answer
+
+            async def ask_shielded(directory: Directory = directory) -> None:
+                with trio.move_on_after(0.2):  # nobody answers any more
+                    try:
+                        said.append(await status(directory))
+                    except StoreUnavailable:
+                        said.append("unavailable")
+
+            assert await ask() == "active"
+            await books.store.write(keys.set_status, "key-1", "disabled")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask_shielded)
+                await trio.testing.wait_all_tasks_blocked()
+                cut = await cut_at(number, ask)
+            await books.store.write(keys.set_status, "key-1", "active")
+            if not cut.is_reached:
+                break
+        assert set(said) == {"disabled", "unavailable"}

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from hepmaild.errors import StoreUnavailable
 from hepmaild.storage import announce
 from hepmaild.storage.store import Store, StoreLocked, parse_url
+from tests.peers.cancelling import Cut, at_each_cut
 from tests.storage.conftest import Journal, Opener, debit, keep, outside, until_it_works, words
 
 DEADLINE_S = 120
@@ -109,29 +109,30 @@ async def test_a_wrong_number_of_results_commits_nothing(opener: Opener) -> None
         assert await store.read(words) == set()
 
 
-@pytest.mark.parametrize("how", ["submit", "write", "write_soon"])
+@pytest.mark.parametrize("how", ["submit", "write", "write_soon", "write_idly"])
 async def test_cancelled_at_any_moment_python_knows_what_was_committed(store: Store, how: str) -> None:
     """Saw a result <=> committed; no third thing (t6 and t17b showed it without a shield)."""
-    rng = random.Random(3)
     seen: set[str] = set()
+    number = 0
 
-    async def one(word: str, patience_s: float) -> None:
-        with trio.move_on_after(patience_s):
-            if how == "submit":
-                await store.submit(word)
-            elif how == "write":
-                await store.write(keep, word)
-            else:
-                await store.write_soon(keep, word)
-            seen.add(word)
+    async def one() -> None:
+        word = f"{how} {number}"
+        if how == "submit":
+            await store.submit(word)
+        else:
+            await {"write": store.write, "write_soon": store.write_soon, "write_idly": store.write_idly}[how](
+                keep, word
+            )
+        seen.add(word)
 
-    with trio.fail_after(DEADLINE_S):
-        for round_ in range(10):
-            async with trio.open_nursery() as nursery:
-                for n in range(30):
-                    nursery.start_soon(one, f"{round_} {n}", rng.choice([0, rng.random() * 0.02]))
-    assert await store.read(words) == seen
-    assert 0 < len(seen) < 300
+    async def check(cut: Cut) -> None:
+        nonlocal number
+        number += 1
+        assert await store.read(words) == seen
+        assert store.waiting == 0
+
+    await at_each_cut(one, check, everybody=True)
+    assert 0 < len(seen) < number
     assert await store.submit("still works")
 
 
@@ -160,6 +161,17 @@ async def test_a_cancelled_read_leaves_the_store_whole(store: Store) -> None:
                 await store.read(lambda conn: conn.execute(text(slow)).all())
             assert scope.cancelled_caught
         assert await store.read(words) == set()
+
+
+async def test_a_read_that_is_cancelled_at_any_moment_keeps_no_connection(store: Store) -> None:
+    async def check(cut: Cut) -> None:
+        assert cut.result == (set() if cut.is_whole else None)
+
+    with trio.fail_after(DEADLINE_S):
+        await at_each_cut(lambda: store.read(words), check, everybody=True)
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):  # more than there are connections, or threads that read
+                nursery.start_soon(store.read, words)
 
 
 async def test_too_slow_is_unavailable_and_passes(opener: Opener) -> None:
