@@ -133,12 +133,16 @@ class Running:
         return await self.secure(await trio.open_tcp_stream("127.0.0.1", self.port), alpn)
 
     async def secure(self, raw: trio.SocketStream, alpn: str | None) -> trio.SSLStream[trio.SocketStream]:
-        """TLS over a connection to the door, once the hands are shaken."""
+        """TLS over a connection to the door, once the hands are shaken.  Raises BrokenResourceError."""
         context = ssl.create_default_context(cafile=self.cafile)
         if alpn:
             context.set_alpn_protocols([alpn])
         stream = trio.SSLStream(raw, context, server_hostname="127.0.0.1", https_compatible=True)
-        await stream.do_handshake()
+        try:
+            await stream.do_handshake()
+        except trio.BrokenResourceError:
+            await trio.aclose_forcefully(stream)
+            raise
         return stream
 
     cafile: str = ""
