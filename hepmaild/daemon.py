@@ -310,8 +310,7 @@ class _Daemon:
     async def run(self, signals: Signals, on_ready: Callable[[Bound, Store], Awaitable[None]] | None) -> None:
         await self.signing.check()
         await self.people.start()
-        taken = await self.outbox.take_back()
-        if taken:
+        if taken := await self.outbox.take_back():
             log.warning("leases_taken_back", messages=taken)
         await self.outbox.recount()
         await self.own_servers.learn()
@@ -346,8 +345,7 @@ class _Daemon:
 
     async def _serve_metrics(self, root: trio.Nursery) -> tuple[str, ...]:
         """The listener for Prometheus, where the settings want one; its library is loaded only then."""
-        counted = self._metrics
-        if counted is None:
+        if (counted := self._metrics) is None:
             return ()
         from hepmaild.metrics_listener import MetricsListener
         from hepmaild.metrics_page import LaneFigures, Page, Sources
@@ -383,6 +381,8 @@ class _Daemon:
             self.operations.bound = bound_ports(
                 bound.starttls, bound.implicit_tls, bound.https, bound.plain_http, bound.metrics
             )
+            if self.lifecycle.is_draining:
+                return  # the signal came first: whoever waits for us must not hear "ready" after "stopping"
             spare_the_collector()
             self.lifecycle.ready.set()
             self._notifier.ready("serving")

@@ -16,6 +16,7 @@ from math import inf
 from typing import Any
 from urllib.parse import urlsplit
 
+import structlog
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, HTTPScope
 from quart.utils import encode_headers
@@ -26,8 +27,12 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
 from quart_trio.wrappers.request import TrioBody
 
+from hepmaild.errors import StoreUnavailable
 from hepmaild.http.call import STATE_KEY, ConnectionFacts
 from hepmaild.http.limits import Timeouts
+from hepmaild.threads import NoThread
+
+log = structlog.get_logger()
 
 BODY_HIGH_WATER = 256 << 10
 LARGE_OCTETS = 64 << 10  # an answer up to here has one deadline, a larger one a deadline for each such piece
@@ -177,12 +182,17 @@ class HttpConnection(TrioASGIHTTPConnection):
                 await send(start)
             if beginning.cancelled_caught:
                 return
-            async for piece in pieces:
-                more: Any = {"type": "http.response.body", "body": piece, "more_body": True}
-                with trio.move_on_after(send_s) as sending:
-                    await send(more)
-                if sending.cancelled_caught:
-                    return
+            try:
+                async for piece in pieces:
+                    more: Any = {"type": "http.response.body", "body": piece, "more_body": True}
+                    with trio.move_on_after(send_s) as sending:
+                        await send(more)
+                    if sending.cancelled_caught:
+                        return
+            except (StoreUnavailable, NoThread) as error:
+                # Its head has left and says that all is well: that its end is missing tells the client otherwise.
+                log.warning("http_answer_broken_off", reason=str(error))
+                return
         end: Any = {"type": "http.response.body", "body": b"", "more_body": False}
         with trio.move_on_after(send_s, shield=True):
             await send(end)

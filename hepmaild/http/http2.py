@@ -286,12 +286,13 @@ class Http2(H2Protocol):
             self.priority.unblock(stream_id)
             await self.has_data.set()
             return
-        # The answer was broken off, by the client or by us; the sending task finds that out and tidies up.
+        # The answer was broken off, by the client or by us; the sending task finds that out and tidies up, maybe while
+        # the end of the stream is being sent: then it has no turns any more.
         await buffer.close()
         if self.closed:
             return
+        self.priority.unblock(stream_id)
         with suppress(h2.exceptions.ProtocolError):
             self.connection.reset_stream(stream_id, ErrorCodes.INTERNAL_ERROR)
-        await self._flush()
-        self.priority.unblock(stream_id)
         await self.has_data.set()
+        await self._flush()

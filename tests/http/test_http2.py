@@ -21,6 +21,7 @@ import wsproto.events
 from hyperframe.frame import GoAwayFrame, PriorityFrame
 from quart import Response, request, websocket
 
+from hepmaild.errors import StoreUnavailable
 from hepmaild.http.app import App
 from hepmaild.http.call import STATE_KEY
 from hepmaild.http.compat import Stream
@@ -33,6 +34,7 @@ from tests.http.door import KEY, PATIENCE_S, RECEIPT, Running, open_door, until
 BODY = b'{"to":"a@b.c","text":"x"}'
 PIECE = b"x" * (64 << 10)
 PIECES = 40
+FRAME = b"x" * 16_384
 FIELDS = [(f"X-{n}", "x" * 1000) for n in range(300)]
 
 
@@ -41,6 +43,7 @@ class TestDoor(HttpDoor):
 
     __test__ = False
     made = 0
+    outage: trio.Event
 
     def build(self, https_port: int) -> App:
         app = super().build(https_port)
@@ -53,12 +56,26 @@ class TestDoor(HttpDoor):
         async def download() -> Response:
             return Stream(pieces())
 
+        def have_kernel_take_little() -> None:
+            facts: Any = request.scope["state"][STATE_KEY]  # type: ignore[typeddict-item]
+            facts.stream.transport_stream.socket.setsockopt(SOL_SOCKET, SO_SNDBUF, 4096)
+
         @app.get("/many-fields")
         async def many_fields() -> Response:
             """More than the kernel takes while nobody reads."""
-            facts: Any = request.scope["state"][STATE_KEY]  # type: ignore[typeddict-item]
-            facts.stream.transport_stream.socket.setsockopt(SOL_SOCKET, SO_SNDBUF, 4096)
+            have_kernel_take_little()
             return Stream(pieces(), headers=FIELDS)
+
+        async def until_outage() -> AsyncGenerator[bytes, None]:
+            yield FRAME
+            await self.outage.wait()
+            raise StoreUnavailable("away")
+
+        @app.get("/export")
+        async def export() -> Response:
+            """Begins with as much, and breaks off."""
+            have_kernel_take_little()
+            return Stream(until_outage())
 
         @app.get("/page")
         async def page() -> Response:
@@ -76,6 +93,14 @@ class TestDoor(HttpDoor):
 async def door(tmp_path: Path, log_events: LogEvents) -> AsyncIterator[Running]:
     timeouts = Timeouts(send_s=2, linger_s=0.1, idle_s=20, grace_s=3)
     async with open_door(tmp_path, timeouts=timeouts, make=TestDoor) as running:
+        yield running
+        assert not log_events.named("http_connection_broken")
+
+
+@pytest.fixture
+async def patient(tmp_path: Path, log_events: LogEvents) -> AsyncIterator[Running]:
+    """The same, for who takes little at a time."""
+    async with open_door(tmp_path, make=TestDoor) as running:
         yield running
         assert not log_events.named("http_connection_broken")
 
@@ -242,25 +267,46 @@ async def test_who_waits_to_be_asked_for_a_body_is_asked(client: Client, more: d
         assert client.statuses() == ["200"]
 
 
-async def test_who_takes_a_request_back_while_its_answer_begins_costs_its_stream(tmp_path: Path) -> None:
+async def connect_narrow(door: Running) -> Client:
+    """One whose kernel takes little while nobody reads."""
+    raw = trio.socket.socket()
+    raw.setsockopt(SOL_SOCKET, SO_RCVBUF, 4096)
+    await raw.connect(("127.0.0.1", door.port))
+    return Client(door.secure(trio.SocketStream(raw), "h2"))
+
+
+async def test_an_answer_that_breaks_off_while_it_is_sent_costs_its_stream(patient: Running) -> None:
+    """It took every other stream of the connection along."""
+    assert isinstance(patient.door, TestDoor)
+    patient.door.outage = trio.Event()
+    client = await connect_narrow(patient)
+    client.ask(1, "/export")
+    await client.flush()
+    await trio.testing.wait_all_tasks_blocked(0.1)  # the kernel takes no more
+    patient.door.outage.set()
+    await trio.testing.wait_all_tasks_blocked(0.1)
+    client.ask(3)
+    await client.hear(lambda: 3 in client.ended())
+    assert client.resets() == {1: h2.errors.ErrorCodes.INTERNAL_ERROR}
+    assert client.statuses() == ["200", "200"]
+    await trio.aclose_forcefully(client.stream)
+
+
+async def test_who_takes_a_request_back_while_its_answer_begins_costs_its_stream(patient: Running) -> None:
     """What had been sent of a TLS record was left at that, and no other answer on the connection could be read."""
-    async with open_door(tmp_path, make=TestDoor) as door:
-        raw = trio.socket.socket()
-        raw.setsockopt(SOL_SOCKET, SO_RCVBUF, 4096)
-        await raw.connect(("127.0.0.1", door.port))
-        client = Client(door.secure(trio.SocketStream(raw), "h2"))
-        client.ask(1, "/many-fields")
-        await client.flush()
-        await trio.testing.wait_all_tasks_blocked(0.1)  # the kernel takes no more
-        assert not door.door.made  # type: ignore[attr-defined]
-        client.h2.reset_stream(1)
-        client.ask(3)
-        await client.flush()
-        await trio.testing.wait_all_tasks_blocked(0.1)
-        client.h2.decoder.max_header_list_size = 2 << 20
-        await client.hear(lambda: 3 in client.ended())
-        assert client.statuses() == ["200"]
-        await trio.aclose_forcefully(client.stream)
+    client = await connect_narrow(patient)
+    client.ask(1, "/many-fields")
+    await client.flush()
+    await trio.testing.wait_all_tasks_blocked(0.1)  # the kernel takes no more
+    assert not patient.door.made
+    client.h2.reset_stream(1)
+    client.ask(3)
+    await client.flush()
+    await trio.testing.wait_all_tasks_blocked(0.1)
+    client.h2.decoder.max_header_list_size = 2 << 20
+    await client.hear(lambda: 3 in client.ended())
+    assert client.statuses() == ["200"]
+    await trio.aclose_forcefully(client.stream)
 
 
 @pytest.mark.parametrize("more", [{"expect": "100-continue"}, {":path": "/ü"}])
