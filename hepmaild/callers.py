@@ -51,6 +51,7 @@ class Callers:
         self._store = store
         self._owner = owner
         self._is_paused = is_paused
+        self._claims = True
         self._waiting: dict[str, FirstAttempt] = {}
 
     def expect(self, message_id: str, destinations: Collection[str]) -> FirstAttempt:
@@ -83,6 +84,11 @@ class Callers:
         """Somebody changed the queue: tell those whose message is not tried now, or never."""
         await self._look(list(self._waiting))
 
+    async def no_more_claims(self) -> None:
+        """This process begins with nothing any more: who waits for what nobody has is told."""
+        self._claims = False
+        await self.look()
+
     async def _look(self, ids: Sequence[str]) -> None:
         with suppress(StoreUnavailable):  # they wait as long as they would have
             for n in range(0, len(ids), LOOK_AT_ONCE):
@@ -101,5 +107,5 @@ class Callers:
             self.nobody_there(found.message_id, found.destination, Vain.HELD)
         elif found.owner is None and self._is_paused(found.route, found.destination):
             self.nobody_there(found.message_id, found.destination, Vain.PAUSED)
-        elif found.owner not in (None, self._owner):
+        elif found.owner != self._owner and (found.owner is not None or not self._claims):
             self.nobody_there(found.message_id, found.destination)  # another process does it, and is not heard here

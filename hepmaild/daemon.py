@@ -414,6 +414,7 @@ class _Daemon:
         self._notifier.stopping("draining", within_s=longest_stop_s(self._settings))
         self.lifecycle.draining.set()
         root.start_soon(self._stop_hard, root)
+        root.start_soon(self.outbox.no_more_claims)
         await signals.take(*END)
         log.warning("stopping_now", reason="a second signal")
         root.cancel_scope.cancel()
@@ -495,6 +496,3 @@ def _make_resolver(lookups: Lookups, store: Store, clock: Clock) -> Resolver:
 def _rule(settings: Settings) -> Rule:
     """When an address that is refused for good is suppressed, and for how long."""
     return Rule(settings.delivery.suppress_after, int(settings.delivery.suppress_days * DAY_US))
-
-
-__all__ = ["Bound", "Clock", "SchemaDue", "serve"]

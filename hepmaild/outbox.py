@@ -379,6 +379,10 @@ class Outbox:
         """Somebody changed messages: who waits for one that is not tried now, or never will be, is told so."""
         await self._callers.look()
 
+    async def no_more_claims(self) -> None:
+        """The drain has begun: who waits for a message that nobody has is told so."""
+        await self._callers.no_more_claims()
+
     def nobody_there(self, message_id: str, destination: str, vain: Vain | None = None) -> None:
         """Nothing goes to this destination, or not soon: a caller that waits need not wait for it."""
         self._callers.nobody_there(message_id, destination, vain)

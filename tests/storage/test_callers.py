@@ -70,6 +70,13 @@ async def hold_before_its_mark(house: House, message_id: str) -> None:
     assert not await house.outbox.mark_in_doubt(house.hand.jobs[-1])
 
 
+async def drain(house: House, message_id: str) -> None:
+    """Nobody has it, as when the pool had no room for it, and this process takes nothing on any more."""
+    await house.books.store.write(leases.take_over, house.books.clock.us, alone=True)
+    await house.outbox.no_more_claims()
+    del message_id
+
+
 async def begin_elsewhere(house: House, message_id: str) -> None:
     """Another process claims it, and what comes of it is not heard here."""
     await house.books.store.write(leases.take_over, house.books.clock.us, alone=True)
@@ -84,6 +91,7 @@ async def begin_elsewhere(house: House, message_id: str) -> None:
         (no_mark, "no attempt could be made at once"),
         (no_report, "no attempt could be made at once"),
         (begin_elsewhere, "no attempt could be made at once"),
+        (drain, "no attempt could be made at once"),
         (pause, "is paused, and it leaves when that is over"),
         (hold, "is held, and leaves when somebody releases it"),
         (hold_before_its_mark, "is held, and leaves when somebody releases it"),
@@ -130,6 +138,7 @@ async def test_who_waits_for_what_goes_on_is_left_alone(house: House) -> None:
     async def others(house: House, message_id: str) -> None:
         await house.books.store.write(queue.pause_route, "another", "", "", house.books.clock.us)
         await outbox.recount()
+        await outbox.no_more_claims()  # a drain lets it go on
         await house.attempt(Result.DELIVERED)
         del message_id
 
