@@ -108,4 +108,5 @@ class Callers:
         elif found.owner is None and self._is_paused(found.route, found.destination):
             self.nobody_there(found.message_id, found.destination, Vain.PAUSED)
         elif found.owner != self._owner and (found.owner is not None or not self._claims):
-            self.nobody_there(found.message_id, found.destination)  # another process does it, and is not heard here
+            # Another process does it, and is not heard here; or whoever claims it will be another.
+            self.nobody_there(found.message_id, found.destination)

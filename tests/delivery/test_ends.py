@@ -41,6 +41,13 @@ class Ending:
             await self.pool.run(task_status=task_status)
         self.done.set()
 
+    def begin_to_end(self, *, is_hurried: bool) -> None:
+        """Cancel it, or let it drain."""
+        if is_hurried:
+            self.scope.cancel()
+        else:
+            self.lifecycle.draining.set()
+
 
 @asynccontextmanager
 async def running(*routes: Route, own: Ways | None = None, drain_timeout_s: float = 30.0) -> AsyncIterator[Ending]:
@@ -112,10 +119,7 @@ async def test_what_is_before_its_dot_is_forsaken_when_the_store_is_down(
         await trio.sleep(1)
         e.queue.is_down = True
         begun = trio.current_time()
-        if is_hurried:
-            e.scope.cancel()
-        else:
-            e.lifecycle.draining.set()
+        e.begin_to_end(is_hurried=is_hurried)
         await e.done.wait()
         assert trio.current_time() - begun <= (LATEST_S if is_hurried else 30)
         assert e.queue.forsaken == ["m1"]
@@ -142,10 +146,7 @@ async def test_a_dot_that_leaves_after_the_end_began_has_no_more_time(
         e.pool.offer_nowait(e.queue.add("m1", leased=True))
         await trio.sleep(1)
         begun = trio.current_time()
-        if is_hurried:
-            e.scope.cancel()
-        else:
-            e.lifecycle.draining.set()
+        e.begin_to_end(is_hurried=is_hurried)
         await e.done.wait()
         assert trio.current_time() - begun <= (LATEST_S if is_hurried else 30)
         assert e.queue.results("m1") == [Result.IN_DOUBT]
@@ -209,10 +210,7 @@ async def test_doors_may_ask_while_kept_connections_are_closed(autojump_clock: M
         await e.queue.until(lambda: len(e.queue.outcomes) == 2)
         await trio.sleep(1)
         begun = trio.current_time()
-        if is_hurried:
-            e.scope.cancel()
-        else:
-            e.lifecycle.draining.set()
+        e.begin_to_end(is_hurried=is_hurried)
         await trio.sleep(0.5)
         for route in ("upstream", "own:2", "chaos:slow-dot"):
             assert e.pool.capacity_hint(route) == 0

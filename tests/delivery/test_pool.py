@@ -51,6 +51,15 @@ class World:
     def peer(self) -> Peer:
         return self.peers["upstream"]
 
+    def break_store_at(self, step: str, answer: bytes) -> None:
+        """The store goes away while the peer answers so."""
+
+        async def break_store(_peer: Peer, _line: bytes) -> bytes:
+            self.queue.is_down = True
+            return answer
+
+        self.peer.reactions[step] = break_store
+
 
 def smtp(name: str, **more: object) -> Route:
     return Route(name, RouteKind.SMTP, name, 25, TlsMode.NONE, **more)  # type: ignore[arg-type]
@@ -343,12 +352,7 @@ async def test_what_was_paused_is_given_back_untried(autojump_clock: MockClock) 
 @pytest.mark.parametrize("size", [100, 200_000])
 async def test_store_down_at_the_mark(autojump_clock: MockClock, size: int) -> None:
     async with world() as w:
-
-        async def break_store(peer: Peer, line: bytes) -> bytes:
-            w.queue.is_down = True
-            return b"354 go\r\n"
-
-        w.peer.reactions["DATA"] = break_store
+        w.break_store_at("DATA", b"354 go\r\n")
         body = b"Subject: x\r\n\r\n" + b"y" * 60 + b"\r\n" * (size // 2)
         w.pool.offer_nowait(w.queue.add("m1", leased=True, body=body))
         await trio.sleep(20)
@@ -364,12 +368,7 @@ async def test_store_down_at_the_mark(autojump_clock: MockClock, size: int) -> N
 
 async def test_store_down_at_the_report(autojump_clock: MockClock) -> None:
     async with world() as w:
-
-        async def break_store(peer: Peer, line: bytes) -> bytes:
-            w.queue.is_down = True
-            return b"250 2.0.0 ok\r\n"
-
-        w.peer.reactions["DOT"] = break_store
+        w.break_store_at("DOT", b"250 2.0.0 ok\r\n")
         w.pool.offer_nowait(w.queue.add("m1", leased=True))
         await trio.sleep(100)
         w.queue.is_down = False
@@ -793,12 +792,7 @@ async def test_drain_with_the_store_down_ends_in_time(autojump_clock: MockClock)
 
 async def test_a_drain_waits_no_longer_for_a_store_that_was_down_before_it(autojump_clock: MockClock) -> None:
     async with world() as w:
-
-        async def break_store(peer: Peer, line: bytes) -> bytes:
-            w.queue.is_down = True
-            return b"250 2.0.0 ok\r\n"
-
-        w.peer.reactions["DOT"] = break_store
+        w.break_store_at("DOT", b"250 2.0.0 ok\r\n")
         w.pool.offer_nowait(w.queue.add("m1", leased=True))
         await trio.sleep(60)
         w.lifecycle.draining.set()

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import trio
+from sqlalchemy import Connection
 
 from hepmaild.config import HttpSettings, LimitSettings
 from hepmaild.errors import ErrorKind, Refusal
@@ -24,6 +25,7 @@ from hepmaild.mail.submission import Door, KeyIdentity, Permission, RateState, R
 from hepmaild.materials import Materials
 from hepmaild.own_servers import OwnServers
 from hepmaild.people import People
+from hepmaild.storage import accounts
 from hepmaild.tls import new_context
 from tests.peers.certificates import Certificate, make_certificate
 
@@ -83,6 +85,22 @@ class ScriptedIntake(Intake):
         self.submissions.append(submission)
         answer: Receipt | Refusal = _told(self.result) if self.accept_by is None else await self.accept_by(submission)
         return answer if state is None else replace(answer, rate=state)
+
+
+def make_owner(conn: Connection, now_us: int) -> None:
+    """The account of `IDENTITY`, in a store."""
+    accounts.create(
+        conn,
+        account_id=IDENTITY.account_id,
+        user_id="u1",
+        email=IDENTITY.account_email,
+        plan="standard",
+        password_hash=None,
+        is_operator=False,
+        credits_granted=0,
+        granted_by="a test",
+        now_us=now_us,
+    )
 
 
 def _told(value: Any) -> Any:

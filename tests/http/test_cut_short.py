@@ -19,9 +19,8 @@ from hepmaild.http.limits import parse_ip
 from hepmaild.http.quick import Fields
 from hepmaild.http.send import GATE_OCTETS, SEND_ENDPOINT, THREAD_OCTETS, SendDesk
 from hepmaild.materials import Materials
-from hepmaild.storage import accounts
 from hepmaild.storage.unit import UnitRunner
-from tests.http.door import GOOD, IDENTITY, KEY, ScriptedIntake
+from tests.http.door import GOOD, IDENTITY, KEY, ScriptedIntake, make_owner
 from tests.peers.cancelling import Cut, at_each_cut
 from tests.storage.books import Clock
 from tests.storage.conftest import database_url, make_opener
@@ -58,18 +57,7 @@ async def test_a_send_that_is_cut_short_keeps_nothing(
 ) -> None:
     clock = Clock()
     async with make_opener(database_url, tmp_path)(UnitRunner(clock.now_us)) as store, Quart("x").app_context():
-        await store.write(
-            accounts.create,
-            account_id=IDENTITY.account_id,
-            user_id="u1",
-            email="a@example.com",
-            plan="standard",
-            password_hash=None,
-            is_operator=False,
-            credits_granted=0,
-            granted_by="a test",
-            now_us=clock.us,
-        )
+        await store.write(make_owner, clock.us)
         materials = Materials(store, clock.now_us, trio.CapacityLimiter(1), lambda: 1 << 30)
         assert materials.uploads is not None
         payload: dict[str, Any] = dict(GOOD)

@@ -20,11 +20,11 @@ from hepmaild.errors import ErrorKind, Refusal
 from hepmaild.http.limits import Timeouts
 from hepmaild.mail.submission import Draft, Receipt, Submission
 from hepmaild.materials import Materials
-from hepmaild.storage import accounts, uploads
+from hepmaild.storage import uploads
 from hepmaild.storage.schema_templates import upload, upload_piece
 from hepmaild.storage.store import Store, open_store
 from hepmaild.storage.unit import UnitRunner
-from tests.http.door import GOOD, IDENTITY, KEY, PATIENCE_S, RECEIPT, Running, open_door
+from tests.http.door import GOOD, IDENTITY, KEY, PATIENCE_S, RECEIPT, Running, make_owner, open_door
 
 MB = 1 << 20
 PATH = "/api/v1/email/uploads"
@@ -66,18 +66,7 @@ async def open_desk(tmp_path: Path, timeouts: Timeouts) -> AsyncIterator[Desk]:
     settings = DatabaseSettings(url="sqlite:///test.db")
     async with open_store(settings, tmp_path, UnitRunner(lambda: NOW_US), exclusive=True) as store:
         await store.upgrade()
-        await store.write(
-            accounts.create,
-            account_id=IDENTITY.account_id,
-            user_id="u1",
-            email="owner@example.com",
-            plan="standard",
-            password_hash=None,
-            is_operator=False,
-            credits_granted=0,
-            granted_by="a test",
-            now_us=NOW_US,
-        )
+        await store.write(make_owner, NOW_US)
         materials = Materials(store, lambda: NOW_US, trio.CapacityLimiter(1), lambda: QUOTA)
         async with open_door(tmp_path, materials=materials, timeouts=timeouts) as running:
             yield Desk(running, store)
