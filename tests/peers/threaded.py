@@ -10,17 +10,22 @@ from collections.abc import Iterator
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """Each connection has a thread, which nobody waits for."""
+    """Each connection has a thread, which nobody waits for unless `daemon_threads` is taken back."""
 
     allow_reuse_address = True
     daemon_threads = True
 
 
 @contextlib.contextmanager
-def serving(handler: type[socketserver.BaseRequestHandler]) -> Iterator[int]:
-    """The port on 127.0.0.1 where each connection has a thread that runs `handler`."""
-    with Server(("127.0.0.1", 0), handler) as server, running(server):
-        yield server.server_address[1]
+def serving(handler: type[socketserver.BaseRequestHandler], *, to_its_end: bool = False) -> Iterator[int]:
+    """The port on 127.0.0.1 where each connection has a thread that runs `handler`.
+
+    to_its_end: what was connected is waited for at the end; `handler` has to bound it.
+    """
+    with Server(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = not to_its_end
+        with running(server):
+            yield server.server_address[1]
 
 
 @contextlib.contextmanager

@@ -20,10 +20,12 @@ ANSWERS = {
 
 @contextlib.contextmanager
 def without_tls() -> Iterator[tuple[int, list[bytes]]]:
-    """Its port, and the lines that it was told."""
+    """Its port, and the lines that it was told: all of them once this is left."""
     told: list[bytes] = []
 
     class Talk(socketserver.StreamRequestHandler):
+        timeout = 30
+
         def handle(self) -> None:
             with contextlib.suppress(OSError):
                 self.wfile.write(b"220 localhost ESMTP\r\n")
@@ -33,5 +35,5 @@ def without_tls() -> Iterator[tuple[int, list[bytes]]]:
                     if line[:4].upper() == b"QUIT":
                         return
 
-    with serving(Talk) as port:
+    with serving(Talk, to_its_end=True) as port:
         yield port, told
