@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 from sqlalchemy import Connection
+from trio.testing import MockClock
 
 from hepmaild.config import DAY_US, DatabaseSettings, DnsSettings
 from hepmaild.delivery import mta_sts, sts_fetch, sts_policies
@@ -187,11 +188,20 @@ async def test_what_is_no_policy_changes_nothing(
     assert await world.kept(name) is None
 
 
-async def test_a_server_that_hangs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sts_fetch, "FETCH_S", 0.2)
+async def test_a_server_that_hangs(world: World, mock_clock: MockClock) -> None:
+    """Time stands still until it has the request, however long DNS and TLS take here."""
+
+    async def let_time_pass() -> None:
+        await world.server.keeps_somebody_waiting.wait()
+        mock_clock.jump(sts_fetch.FETCH_S)
+
     world.answer("slow", None)
-    assert (await world.policies("slow"))["mx1"] == OPPORTUNISTIC
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(let_time_pass)
+        assert (await world.policies("slow"))["mx1"] == OPPORTUNISTIC
+        nursery.cancel_scope.cancel()
     assert world.fetched("slow") == 1
+    assert trio.current_time() == sts_fetch.FETCH_S
 
 
 async def test_a_fetch_in_vain_is_not_repeated_at_once(world: World) -> None:

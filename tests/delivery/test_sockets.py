@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import socketserver
 import ssl
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -25,6 +25,7 @@ from hepmaild.lifecycle import Lifecycle
 from tests.delivery.memory_queue import MemoryQueue
 from tests.delivery.peer import Answer, Hangup, Peer, hang
 from tests.peers.certificates import Certificate, make_certificate
+from tests.peers.processes import Child, free_port, open_folder, port_answers
 from tests.peers.programs import find_program, require
 from tests.peers.threaded import serving
 
@@ -431,29 +432,17 @@ async def test_an_answer_to_the_dot_that_comes_too_late_is_in_doubt() -> None:
 
 @contextmanager
 def smtp_sink(*options: str) -> Iterator[int]:
-    """A running smtp-sink; its port."""
+    """A running smtp-sink, which may misbehave from its greeting on; its port."""
     require("smtp-sink")
-    program = find_program("smtp-sink")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    user = ["-u", "nobody"]
-    process = subprocess.Popen(
-        [program, *user, *options, f"127.0.0.1:{port}", "100"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    try:
-        deadline = time.monotonic() + DEADLINE_S
-        while time.monotonic() < deadline:
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-        yield port
-    finally:
-        process.kill()
-        process.wait()
-        if process.stderr:
-            process.stderr.close()
+    port = free_port()
+    user = ["-u", "nobody"] if os.geteuid() == 0 else []
+    with open_folder("smtp-sink") as folder:
+        child = Child("smtp-sink", [find_program("smtp-sink"), *user, *options, f"127.0.0.1:{port}", "100"], folder)
+        try:
+            child.wait_for(lambda: port_answers(port), "smtp-sink to listen")
+            yield port
+        finally:
+            child.close()
 
 
 @pytest.mark.parametrize("options", [[], ["-p"], ["-e"], ["-8"]])

@@ -24,7 +24,7 @@ def http(body: str | bytes, status: str = "200 OK", **fields: str) -> bytes:
 class PolicyServer:
     """answers: host to answer, None: none is given and the connection stays open.  requests: how often each was asked.
 
-    certified: hosts that its certificate names.
+    certified: hosts that its certificate names.  keeps_somebody_waiting: set at the first request that gets no answer.
     """
 
     def __init__(self, certified: Iterable[str]) -> None:
@@ -36,6 +36,7 @@ class PolicyServer:
         self.answers: dict[str, bytes | None] = {}
         self.requests: Counter[str] = Counter()
         self.heads: list[str] = []
+        self.keeps_somebody_waiting = trio.Event()
         self.is_up = True
         self.port = 0
 
@@ -56,6 +57,7 @@ class PolicyServer:
             self.heads.append(head.decode())
             answer = self.answers.get(host, http("not here", "404 Not Found"))
             if answer is None:
+                self.keeps_somebody_waiting.set()
                 await trio.sleep_forever()
             else:
                 await secure.send_all(answer)

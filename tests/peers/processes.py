@@ -62,16 +62,37 @@ def wait_until(
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that was free a moment ago (for programs that cannot choose one themselves).
+    """A port on 127.0.0.1 that was free a moment ago, by TCP and UDP (for programs that cannot choose one themselves).
 
     Not one of those that the system gives to outgoing connections: until the program binds it, any other connection of
-    this machine might get it, and the tests of another process have many.
+    this machine might get it, and the tests of another process have many.  Nor one that was given already, here or by
+    another worker of the same run: many programs bind theirs seconds later, and all workers begin at once.
     """
     while True:
-        port = 16_384 + secrets.randbelow(16_384)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+        port = 16_384 + _share.start + secrets.randbelow(len(_share))
+        if port in _given:
+            continue
+        with (
+            socket.socket() as tcp,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+            contextlib.suppress(OSError),
+        ):
+            tcp.bind(("127.0.0.1", port))
+            udp.bind(("127.0.0.1", port))
+            _given.add(port)
             return port
+
+
+def share_of_ports(environment: Mapping[str, str]) -> range:
+    """This worker's part of 16,384; all of it where pytest-xdist started none.  One that died leaves its part over."""
+    workers = int(environment.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    size = 16_384 // workers
+    worker = int(environment.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % workers
+    return range(worker * size, (worker + 1) * size)
+
+
+_share = share_of_ports(os.environ)
+_given: set[int] = set()
 
 
 class HeldPorts:
