@@ -211,7 +211,7 @@ class Play:
 
     def do_mark(self, step: Step) -> bool:
         attempted = self._pick(step)
-        if attempted is None:
+        if attempted is None or attempted.marked:  # nobody marks a lease twice
             return False
         expected = self._holds(attempted) and not self._is_paused(attempted.job)
         mark = Mark(attempted.job.message_id, attempted.job.destination, attempted.job.token)
