@@ -102,6 +102,17 @@ _SLOTS = select(cap_use.c.message_id, cap_use.c.at_us).where(
 _LEFT = exists().where(
     recipient.c.message_id == cap_use.c.message_id, (recipient.c.state == "sent") | (recipient.c.doubts > 0)
 )
+# Some of it, at another destination: it may leave.
+_UNDER_WAY = exists().where(queue.c.message_id == cap_use.c.message_id, queue.c.owner.is_not(None))
+# Not waited for, as whoever ends such a message wants the cap next.
+_YOUNGEST = (
+    select(cap_use.c.message_id)
+    .join(message, message.c.id == cap_use.c.message_id)
+    .where(cap_use.c.cap_key == bindparam("key"), cap_use.c.at_us >= bindparam("since"), ~_LEFT, ~_UNDER_WAY)
+    .order_by(message.c.accepted_at_us.desc(), message.c.id.desc())
+    .limit(bindparam("most"))
+    .with_for_update(of=cap_use, skip_locked=True)
+)
 _FREE = Bulk(
     delete(cap_use).where(cap_use.c.cap_key == bindparam("key"), cap_use.c.message_id == bindparam("m"), ~_LEFT),
     "key",
@@ -315,10 +326,12 @@ def _admit_one(conn: Connection, found: Cap, rows: list[Any], now_us: int) -> se
     ids = sorted({r.message_id for r in rows})
     heads = {r.id: r for r in conn.execute(_HEADS, {"ids": ids})}
     ids.sort(key=lambda i: (heads[i].accepted_at_us, i))
+    count = used(conn, key, now_us)
+    if count > found.daily_cap:
+        count -= _shrink(conn, key, count - found.daily_cap, now_us)
     slots = {r.message_id: r.at_us for r in conn.execute(_SLOTS, {"key": key, "ids": ids})}
     lined = {r.message_id for r in rows if r.line_us is not None}
     anybody = found.next_us is not None and conn.execute(LAST, {"key": key}).scalar_one_or_none() is not None
-    count = used(conn, key, now_us)
     taken: list[str] = []
     refused: list[str] = []
     for i in ids:
@@ -337,9 +350,23 @@ def _admit_one(conn: Connection, found: Cap, rows: list[Any], now_us: int) -> se
     return set(refused)
 
 
+def _shrink(conn: Connection, key: str, most: int, now_us: int) -> int:
+    """The cap was lowered: take their slots from the youngest who only wait, so that the oldest leave first; how many.
+
+    They find out when they are claimed.
+    """
+    values = {"key": key, "since": now_us - DAY_US, "most": most}
+    ids = conn.execute(_YOUNGEST, values).scalars().all()
+    GIVE_BACK.run(conn, [(key, i) for i in ids])
+    if ids:
+        conn.execute(_LOOK, {"keys": [key]})
+    return len(ids)
+
+
 def _give_back(conn: Connection, key: str, message_id: str) -> bool:
-    """Free the slot of a message that never left; whether it had not."""
-    gone = conn.execute(delete(cap_use).where(cap_use.c.cap_key == key, cap_use.c.message_id == message_id, ~_LEFT))
+    """Free the slot of a message that never left, and is not about to; whether it was freed."""
+    never_left = (cap_use.c.cap_key == key, cap_use.c.message_id == message_id, ~_LEFT, ~_UNDER_WAY)
+    gone = conn.execute(delete(cap_use).where(*never_left))
     return bool(gone.rowcount)
 
 

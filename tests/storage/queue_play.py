@@ -201,18 +201,23 @@ class Play:
         ).one_or_none()
         return row is not None and row.token == attempted.job.token and row.owner is not None
 
+    def _is_paused(self, job: Job) -> bool:
+        paused = {(p["route"], p["destination"]) for p in queue.pauses(self.conn)}
+        return not paused.isdisjoint({(job.route, ""), (job.route, job.destination)})
+
     def _gone(self, attempted: Attempted) -> None:
         if attempted in self.attempts:
             self.attempts.remove(attempted)
 
     def do_mark(self, step: Step) -> bool:
         attempted = self._pick(step)
-        if attempted is None:
+        if attempted is None or attempted.marked:  # nobody marks a lease twice
             return False
-        expected = self._holds(attempted)
+        expected = self._holds(attempted) and not self._is_paused(attempted.job)
         mark = Mark(attempted.job.message_id, attempted.job.destination, attempted.job.token)
         assert self.unit(self.conn, [mark]) == [expected]
         attempted.marked = attempted.marked or expected
+        assert self._holds(attempted) is expected, "what is paused is given back"
         return expected
 
     def _report(self, attempted: Attempted, step: Step) -> Report:

@@ -25,6 +25,7 @@ from tests.peers import postgres
 from tests.storage.books import HOUR_US, START_US, Books, Clock, open_books
 from tests.storage.cap_play import CAP_KEY, DAY_US, Play, Step, check_at_the_end, steps_of
 from tests.storage.conftest import Opener
+from tests.storage.mx_books import job_of, report_on
 
 NEXT_DAY_US = DAY_US + 1
 
@@ -209,6 +210,39 @@ async def test_another_cap_is_obeyed_at_once_by_what_waits(books: Books) -> None
     assert "daily cap of 1" in taken.turn.text
     await set_cap(0)
     assert await claimed(books) == [sent[4][0].message_id, sent[5][0].message_id, last.message_id]
+
+
+@pytest.mark.parametrize("most", [1, 3, 100])
+async def test_under_a_lowered_cap_the_oldest_leave_first(books: Books, most: int) -> None:
+    """All of them had slots already, and the youngest ones give theirs up, also when a claim does not see them."""
+    sent = [member for member, _ in await send(books, 5, cap=5, owner=None)]
+    assert await claimed(books, 1) == [sent[0].message_id]
+    await deliver(books, sent[0], token=2)
+    assert await books.store.write(caps.set_cap, CAP_KEY, 3)
+    left = [message_id for _ in range(5) for message_id in await claimed(books, most)]
+    assert left == [member.message_id for member in sent[1:3]]
+    assert (await usage(books)).waiting == 2
+    await deliver(books, *sent[1:3], token=2)
+    assert await books.store.read(cap_line.next_at_us) == START_US + 5000 + DAY_US + 1  # they all left then
+    books.clock.us += DAY_US + 1
+    left = [message_id for _ in range(2) for message_id in await claimed(books, most)]
+    assert left == [member.message_id for member in sent[3:]]
+
+
+async def test_under_a_lowered_cap_who_is_under_way_keeps_his_slot(books: Books) -> None:
+    """Some of it may leave, though what goes to another destination has to wait."""
+    ((first, _),) = await send(books, 1)
+    await deliver(books, first)
+    several = capped(books, "a@x.test", "b@y.test", destinations=("x.test", "y.test"), left=("y.test",))
+    assert isinstance(await books.store.submit(several), Taken)
+    assert await books.store.write(caps.set_cap, CAP_KEY, 1)
+    assert await claimed(books) == []
+    assert [r["state"] for r in (await books.store.read(queue.show, several.message_id))["recipients"]] == [
+        "queued",
+        "capped",
+    ]
+    assert await books.store.submit(report_on(job_of(several, "x.test"), books.clock.us, Result.DELIVERED))
+    assert (await usage(books)).used == 2
 
 
 async def test_caps_of_the_settings_give_way_to_senders_in_the_database(books: Books) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -370,7 +371,7 @@ async def test_a_clock_that_is_set_back_does_not_keep_a_process_from_saying_that
     others_us = books.clock.us
     books.clock.us -= HOUR_US
     await outbox.stay_alive()
-    await books.store.write(age_leases, 59_000_000)
+    await books.store.write(age_leases, 30_000_000)  # the server's clock goes on, and this machine may be busy
     assert await books.store.write(leases.take_over, others_us, alone=False) == 0
 
 
@@ -400,10 +401,9 @@ async def test_the_heartbeat_does_not_rely_on_what_a_mark_said(books: Books, moc
         await outbox.stay_alive()
         before = await books.store.read(alive)
         mock_clock.jump(1)
-        looks = 0
-        while await books.store.read(alive) == before and looks < 100:
-            looks += 1
-        assert looks < 100
+        give_up_at = time.monotonic() + 60  # Trio's clock stands still
+        while await books.store.read(alive) == before:
+            assert time.monotonic() < give_up_at
         nursery.cancel_scope.cancel()
 
 
