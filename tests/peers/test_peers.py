@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import socket
@@ -19,7 +20,7 @@ from tests.peers.clients import SMTP_CLIENTS, ClientFailed, dot_stuffed, send_sm
 from tests.peers.daemon import ROOT, open_daemon, to_toml
 from tests.peers.messages import differences, new_id, tricky_message
 from tests.peers.postfix import mail_server
-from tests.peers.processes import port_answers
+from tests.peers.processes import free_port, port_answers, ports_in_turn
 from tests.peers.programs import require_postfix
 from tests.peers.sink import CaptureSink, capture_sink
 
@@ -81,6 +82,13 @@ def test_the_port_of_a_server_that_is_down_is_nobody_elses() -> None:
         assert daemon.ports == before
         daemon.terminate()
         assert not port_answers(before["https"])
+
+
+def test_a_free_port_is_given_to_one_program_only() -> None:
+    """It is bound a while later; two of 16,384 are the same sooner than one thinks."""
+    assert len({free_port() for _ in range(1000)}) == 1000
+    workers = [set(itertools.islice(ports_in_turn(n, 4), 4096)) for n in range(4)]
+    assert set.union(*workers) == set(range(16_384, 32_768))
 
 
 FAILS = """
