@@ -12,6 +12,7 @@ from tests.browser.conftest import SignIn
 from tests.browser.guard import wait_for_keys
 from tests.browser.house import NEWCOMER, OWNER, House
 from tests.browser.pages import find_overflow
+from tests.browser.test_live_logs import BERLIN
 
 NAME = "W" * 100
 
@@ -55,7 +56,7 @@ def test_a_time_that_is_far_away_says_its_year(signed_in: SignIn, house: House) 
         page = person.page
         person.go(f"/logs?q=id:{house.ids['sent']}")
         cell = page.locator("#log-lines .log-time")
-        at = dt.datetime.fromisoformat(str(cell.locator("time").get_attribute("datetime")))
+        at = dt.datetime.fromisoformat(str(cell.locator("time").get_attribute("datetime"))).astimezone(BERLIN)
         for days, says in ((60, r"^\w+ \d+, \d\d:\d\d [AP]M$"), (200, rf"^\w+ \d+, {at.year}, ")):
             page.clock.install(time=at + dt.timedelta(days=days))
             page.reload()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import resource
 import secrets
@@ -61,17 +62,27 @@ def wait_until(
         pause_s = min(pause_s * 1.5, 0.1)
 
 
+def ports_in_turn(worker: int, workers: int) -> Iterator[int]:
+    """Ports for one of several test processes, from a random one on: none of the others', none twice until all were."""
+    ports = range(16_384 + worker % workers, 32_768, workers)
+    first = secrets.randbelow(len(ports))
+    return itertools.cycle([*ports[first:], *ports[:first]])
+
+
+_ports = ports_in_turn(
+    int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")),
+    int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")),
+)
+
+
 def free_port() -> int:
     """A port on 127.0.0.1 that was free a moment ago, by TCP and UDP (for programs that cannot choose one themselves).
 
     Not one of those that the system gives to outgoing connections: until the program binds it, any other connection of
-    this machine might get it, and the tests of another process have many.  Nor one that was given already, here or by
-    another worker of the same run: many programs bind theirs seconds later, and all workers begin at once.
+    this machine might get it, and the tests of another process have many.  Nor one that was given before, here or in
+    the test process beside this one: who got it may not have bound it yet, which takes a PostgreSQL seconds.
     """
-    while True:
-        port = 16_384 + _share.start + secrets.randbelow(len(_share))
-        if port in _given:
-            continue
+    for port in _ports:
         with (
             socket.socket() as tcp,
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
@@ -79,20 +90,8 @@ def free_port() -> int:
         ):
             tcp.bind(("127.0.0.1", port))
             udp.bind(("127.0.0.1", port))
-            _given.add(port)
             return port
-
-
-def share_of_ports(environment: Mapping[str, str]) -> range:
-    """This worker's part of 16,384; all of it where pytest-xdist started none.  One that died leaves its part over."""
-    workers = int(environment.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    size = 16_384 // workers
-    worker = int(environment.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % workers
-    return range(worker * size, (worker + 1) * size)
-
-
-_share = share_of_ports(os.environ)
-_given: set[int] = set()
+    raise AssertionError  # the ports have no end
 
 
 class HeldPorts:
