@@ -21,8 +21,9 @@ from tests.peers.hostile_hop import hostile_hop
 from tests.peers.processes import assert_no_traceback, wait_until
 
 OPERATOR = "operator@service.example"
-# Out of an attribute and out of a text, a script at once and one behind a picture that cannot be loaded.
-EVIL = "'\"><img src=x onerror=evil=1><x-evil onclick=1></title></script><script>evil=1</script>{{7*7}}"
+# Out of an attribute and out of a text, a script at once and one behind a picture that cannot be loaded; a template.
+EVIL = "'\"><img src=x onerror=evil=1><x-evil onclick=1></title></script><script>evil=1</script>{{9**9}}"
+WORKED_OUT = str(9**9)  # too long for the random characters of a page to be it
 # What an address or a name of a host may hold.
 TICKS = "a'onfocus='evil=1'x"
 SOURCES = {

@@ -240,10 +240,11 @@ def test_nobody_sees_or_changes_anything(rules: list[Rule], ground: Ground) -> N
 def forgeries(token: str, foreign: str) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
     """What another site can make a browser send: fields and headers, by what is wrong."""
     own = {"Sec-Fetch-Site": "same-origin"}
+    wrong = token[:-9] + ("B" if token[-9] == "A" else "A") + token[-8:]
     return {
         "no token": ({}, own),
         "an empty token": ({"csrf": ""}, own),
-        "a wrong token": ({"csrf": token[:-4] + "AAAA"}, own),
+        "a wrong token": ({"csrf": wrong}, own),
         "somebody else's token": ({"csrf": foreign}, own),
         "from another site": ({"csrf": token}, {"Sec-Fetch-Site": "cross-site"}),
         "from a neighbour": ({"csrf": token}, {"Sec-Fetch-Site": "same-site"}),

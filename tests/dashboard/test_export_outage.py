@@ -14,15 +14,14 @@ from tests.peers.processes import assert_no_traceback
 NOBODY = 9  # the port of a next hop that no mail of this test goes to
 
 
-def test_it_is_broken_off_and_nothing_has_crashed() -> None:
+def test_it_is_broken_off_and_nothing_has_crashed(postgres_server: str, migrated_postgres: str) -> None:
     """The library logged a traceback of a hundred lines for each."""
-    postgres.require_postgres()
     with (
-        postgres.open_server(durable=False) as server,
-        postgres.open_database(server) as url,
-        open_daemon(sink_port=NOBODY, changes={"database": {"url": url, "unit_timeout_s": 1}}, start=False) as daemon,
+        postgres.open_database(postgres_server, migrated_postgres) as url,
+        open_daemon(sink_port=NOBODY, database_url=url, start=False) as daemon,
     ):
         daemon.setup()
+        daemon.settings["database"]["unit_timeout_s"] = 3  # for everything else too: a second is little
         daemon.start()
         with sign_in(daemon, link_of(daemon.json("account", "link", ACCOUNT))) as visitor:
             with (

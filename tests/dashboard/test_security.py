@@ -20,6 +20,7 @@ from hepmaild.http.dashboard.security import draw_code
 from tests.dashboard.conftest import READER, Site
 from tests.dashboard.visitor import PASSWORD, Visitor, csrf_of, link_of, open_client, sign_in, words
 from tests.peers.daemon import ACCOUNT
+from tests.people.conftest import tells_steps_apart
 
 PHONE = (
     "Mozilla/5.0 (iPhone; CPU iPhone OS 17_4 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
@@ -243,6 +244,12 @@ def code_of(secret: bytes, *, later: int = 0) -> str:
     return totp.code(secret, totp.step_of(time.time_ns() // 1000) + later)
 
 
+def wrong_code_of(secret: bytes) -> str:
+    """Six digits that are no code about now."""
+    right = {code_of(secret, later=n) for n in range(-2, 5)}
+    return next(code for code in (f"{n:06}" for n in range(10)) if code not in right)
+
+
 def codes_of(page: str) -> list[str]:
     shown = re.search(r'aria-label="Recovery codes">([A-Z2-7\n-]+)</pre>', page)
     assert shown is not None, words(page)
@@ -251,7 +258,9 @@ def codes_of(page: str) -> list[str]:
 
 def enrol(person: Person) -> tuple[bytes, list[str]]:
     assert "Begin" in words(person.visitor.get(FACTOR))
-    secret = secret_of(person.visitor.follow(f"{FACTOR}/begin", page=FACTOR))
+    secret = b""
+    while not tells_steps_apart(secret, totp.step_of(time.time_ns() // 1000)):
+        secret = secret_of(person.visitor.follow(f"{FACTOR}/begin", page=FACTOR))
     answer = person.visitor.post(f"{FACTOR}/confirm", {"code": code_of(secret)}, page=FACTOR)
     assert answer.status_code == 200, words(answer.text)
     assert answer.headers["Cache-Control"] == "no-store"
@@ -351,10 +360,10 @@ def test_the_second_step_asks_for_the_code_alone(person: Person) -> None:
 
 @pytest.mark.parametrize("by", ["code", "password"])
 def test_it_is_turned_off_by_a_code_or_the_password(person: Person, by: str) -> None:
-    _, codes = enrol(person)
+    secret, codes = enrol(person)
     for fields, says in (
         ({}, "Type a code, or your password."),
-        ({"code": "000000"}, "This code is wrong"),
+        ({"code": wrong_code_of(secret)}, "This code is wrong"),
         ({"password": "not this one"}, "This is not your present password."),
     ):
         refused = person.visitor.post(f"{FACTOR}/off", fields, page=FACTOR)
@@ -368,9 +377,9 @@ def test_it_is_turned_off_by_a_code_or_the_password(person: Person, by: str) -> 
 
 
 def test_neither_way_off_can_be_guessed(person: Person) -> None:
-    _, codes = enrol(person)
+    secret, codes = enrol(person)
     for n in range(5):
-        fields = {"code": "000000"} if n % 2 else {"password": "a wrong guess"}
+        fields = {"code": wrong_code_of(secret)} if n % 2 else {"password": "a wrong guess"}
         assert person.visitor.post(f"{FACTOR}/off", fields, page=FACTOR).status_code == 422
     assert person.visitor.post(f"{FACTOR}/off", {"password": PASSWORD}, page=FACTOR).status_code == 429
     refused = person.visitor.post(f"{FACTOR}/off", {"code": codes[0]}, page=FACTOR)
@@ -379,7 +388,7 @@ def test_neither_way_off_can_be_guessed(person: Person) -> None:
 
 
 def test_a_reset_link_asks_for_the_second_factor_too(person: Person) -> None:
-    _, codes = enrol(person)
+    secret, codes = enrol(person)
     link = link_of(person.site.daemon.json("account", "link", person.email))
     token = link.rpartition("/")[2]
     with open_client(person.site.daemon) as client:
@@ -388,7 +397,7 @@ def test_a_reset_link_asks_for_the_second_factor_too(person: Person) -> None:
         refused = client.post("/link", data=fields)
         assert refused.status_code == 401
         assert "Type the code of your second factor too." in words(refused.text)
-        assert client.post("/link", data={**fields, "otp": "000000"}).status_code == 401
+        assert client.post("/link", data={**fields, "otp": wrong_code_of(secret)}).status_code == 401
         assert client.post("/link", data={**fields, "otp": codes[0]}).status_code == 303
         assert person.is_in(client)
 
