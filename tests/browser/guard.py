@@ -12,6 +12,7 @@ import contextlib
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,6 +81,14 @@ class Person:
         response = self.page.goto(self.url + path)
         assert response is not None
         assert response.status == status, f"{path}: {response.status}"
+
+    def wait_for_complaints(self, pattern: str, count: int) -> None:
+        """Until the browser has said this so often, which it does beside what it shows; and not more often."""
+        deadline = time.monotonic() + PATIENCE_MS / 1000
+        while len(found := [text for text in self.complaints if re.search(pattern, text)]) < count:
+            assert time.monotonic() < deadline, self.complaints
+            self.page.wait_for_timeout(10)
+        assert len(found) == count, found
 
     def unexpected(self) -> list[str]:
         """What nobody announced."""
