@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import resource
 import secrets
@@ -65,13 +66,21 @@ def free_port() -> int:
     """A TCP port on 127.0.0.1 that was free a moment ago (for programs that cannot choose one themselves).
 
     Not one of those that the system gives to outgoing connections: until the program binds it, any other connection of
-    this machine might get it, and the tests of another process have many.
+    this machine might get it, and the tests of another process have many.  Nor one that a test beside this one gets:
+    each process of a run has numbers of its own, and gives each once in a thousand times, so that whoever wants
+    nobody to answer there is not surprised either.
     """
-    while True:
-        port = 16_384 + secrets.randbelow(16_384)
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % (16_384 // PORTS_EACH)
+    for turn in itertools.islice(_turns, PORTS_EACH):
+        port = 16_384 + process * PORTS_EACH + turn % PORTS_EACH
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+    raise PeerFailed("no port is free")
+
+
+PORTS_EACH = 1024
+_turns = itertools.count(secrets.randbelow(PORTS_EACH))  # two runs on one machine seldom meet
 
 
 class HeldPorts:

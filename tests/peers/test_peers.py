@@ -19,7 +19,7 @@ from tests.peers.clients import SMTP_CLIENTS, ClientFailed, dot_stuffed, send_sm
 from tests.peers.daemon import ROOT, open_daemon, to_toml
 from tests.peers.messages import differences, new_id, tricky_message
 from tests.peers.postfix import mail_server
-from tests.peers.processes import port_answers
+from tests.peers.processes import free_port, port_answers
 from tests.peers.programs import require_postfix
 from tests.peers.sink import CaptureSink, capture_sink
 
@@ -81,6 +81,15 @@ def test_the_port_of_a_server_that_is_down_is_nobody_elses() -> None:
         assert daemon.ports == before
         daemon.terminate()
         assert not port_answers(before["https"])
+
+
+def test_a_port_is_given_to_one_process_of_a_run_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until its program binds it, or while nobody is to answer there."""
+    given: list[int] = []
+    for process in ("gw0", "gw3", "gw0"):
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", process)
+        given += [free_port() for _ in range(200)]
+    assert len(set(given)) == len(given)
 
 
 FAILS = """
