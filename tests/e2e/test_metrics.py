@@ -370,7 +370,7 @@ def test_a_port_that_is_taken_is_named(sink: CaptureSink) -> None:
 def test_the_store_goes_away_and_the_page_stays(sink: CaptureSink) -> None:
     postgres.require_postgres(own=True)
     with postgres.open_cluster() as cluster, postgres.open_database(cluster.server) as url:
-        changes = merge(LISTEN, {"database": {"url": url, "unit_timeout_s": 3}})
+        changes = merge(LISTEN, {"database": {"url": url, "unit_timeout_s": 10}})
         with open_daemon(sink_port=sink.port, start=False, changes=changes) as daemon:
             key = daemon.setup(plan=UNLIMITED)
             daemon.start()

@@ -244,11 +244,16 @@ class Daemon:
         return key
 
     def setup(self, *, email: str = ACCOUNT, grant: int = 1_000_000, plan: str = "standard") -> str:
-        """An account with credits and one key; the key's secret."""
-        self.write_settings()
+        """An account with credits and one key; the key's secret.
+
+        The store may take its time for that, however little patience the daemon shall have with it.
+        """
+        self.config_path.write_text(to_toml(merge(self.settings, {"database": {"unit_timeout_s": 60}})))
         self.state_dir.mkdir(parents=True, exist_ok=True)
         self.json("account", "add", email, "--credits", str(grant), "--plan", plan)
-        return self.mint(email=email)["key"]
+        key = self.mint(email=email)["key"]
+        self.write_settings()
+        return key
 
     def memory(self) -> dict[str, int]:
         """Of its process, in octets: `rss`, `peak` (VmHWM) and `pss`."""
