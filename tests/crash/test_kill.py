@@ -32,13 +32,17 @@ def test_kill_9_between_the_dot_and_its_answer(service: Service) -> None:
 
     test_sink = service.sink
     test_sink.stop()
-    test_sink.command += ["--delay-ms", "1500"]
+    prompt = test_sink.command
+    test_sink.command = [*prompt, "--delay-ms", "3600000"]
     test_sink.start()
     load = Load([service.daemon], service.key, smtp=3, https=1)
     load.start()
     try:
         test_sink.wait_for(3)  # written down, and not answered yet
         service.daemon.kill()
+        test_sink.stop()
+        test_sink.command = prompt
+        test_sink.start()
         service.daemon.start()
         load.wait_for(3)
     finally:

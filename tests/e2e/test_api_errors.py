@@ -65,7 +65,7 @@ def daemon(sink: CaptureSink) -> Iterator[Daemon]:
         "one-call": {"calls_per_minute": 1},
         "one-a-day": {"messages_per_day": 1},
     }
-    changes = {"plans": plans, "http": {"plain_listen": ["127.0.0.1:0"]}, "delivery": {"relay_wait_s": 2}}
+    changes = {"plans": plans, "http": {"plain_listen": ["127.0.0.1:0"]}}
     with open_daemon(sink_port=sink.port, start=False, changes=changes) as found:
         found.setup(plan="bench")
         found.start()

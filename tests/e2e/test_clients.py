@@ -54,7 +54,7 @@ def test_mail_of_every_client_arrives_intact(service: Service, client: str) -> N
 @pytest.mark.parametrize("client", sorted(name for name in SMTP_CLIENTS if not name.startswith("postfix")))
 def test_a_wrong_key_is_told_to_every_client(service: Service, client: str) -> None:
     wrong = "hyd-mail-" + "x" * 40
-    with pytest.raises((ClientFailed, smtplib.SMTPAuthenticationError), match=r"535|auth|login"):
+    with pytest.raises((ClientFailed, smtplib.SMTPAuthenticationError), match=r"535\D+5\.7\.8"):
         SMTP_CLIENTS[client](service.daemon, wrong, tricky_message(new_id(), sender=SENDER, to=TO), SENDER, [TO])
 
 

@@ -64,7 +64,13 @@ def base_settings(folder: Path, *, sink_port: int, database_url: str = "sqlite:/
         "http": {"listen": ["127.0.0.1:0"], "public_url": "https://localhost"},
         "own_smtp": {"allow_private_addresses": True},
         "limits": {"connections_per_ip": 200, "unknown_keys_per_minute": 100_000},
-        "delivery": {"retry_after_s": [1], "final_dot_timeout_s": 60, "attempt_timeout_s": 61, "lease_s": 3},
+        "delivery": {
+            "retry_after_s": [1],
+            "final_dot_timeout_s": 60,
+            "attempt_timeout_s": 61,
+            "lease_s": 3,
+            "relay_wait_s": 55,  # the answer is the next hop's, on however slow a machine; below what clients wait
+        },
         "route": [{"name": "sink", "kind": "smtp", "host": "127.0.0.1", "port": sink_port, "tls": "none"}],
         "sender": [{"address": SENDER, "route": "sink", "default": True}],
         "plans": {"bench": {"calls_per_minute": 100_000_000}},
@@ -238,11 +244,16 @@ class Daemon:
         return key
 
     def setup(self, *, email: str = ACCOUNT, grant: int = 1_000_000, plan: str = "standard") -> str:
-        """An account with credits and one key; the key's secret."""
-        self.write_settings()
+        """An account with credits and one key; the key's secret.
+
+        The store may take its time for that, however little patience the daemon shall have with it.
+        """
+        self.config_path.write_text(to_toml(merge(self.settings, {"database": {"unit_timeout_s": 60}})))
         self.state_dir.mkdir(parents=True, exist_ok=True)
         self.json("account", "add", email, "--credits", str(grant), "--plan", plan)
-        return self.mint(email=email)["key"]
+        key = self.mint(email=email)["key"]
+        self.write_settings()
+        return key
 
     def memory(self) -> dict[str, int]:
         """Of its process, in octets: `rss`, `peak` (VmHWM) and `pss`."""

@@ -45,7 +45,7 @@ def test_without_systemd_nothing_happens() -> None:
         ({}, None),
         ({"WATCHDOG_USEC": "30000000"}, 30.0),
         ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 30.0),
-        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid() + 1)}, None),
         ({"WATCHDOG_USEC": "soon"}, None),
     ],
 )
