@@ -65,13 +65,22 @@ def free_port() -> int:
     """A TCP port on 127.0.0.1 that was free a moment ago (for programs that cannot choose one themselves).
 
     Not one of those that the system gives to outgoing connections: until the program binds it, any other connection of
-    this machine might get it, and the tests of another process have many.
+    this machine might get it, and the tests of another process have many.  Nor one that anybody else is about to bind:
+    that takes seconds (initdb, Postfix), so each process of tests has ports of its own, and gives each of them once.
     """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ours = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
-        port = 16_384 + secrets.randbelow(16_384)
+        port = 16_384 + secrets.randbelow(16_384 // processes) * processes + ours
+        if port in _given_ports:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given_ports.add(port)
             return port
+
+
+_given_ports: set[int] = set()
 
 
 class HeldPorts:

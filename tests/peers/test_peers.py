@@ -19,7 +19,7 @@ from tests.peers.clients import SMTP_CLIENTS, ClientFailed, dot_stuffed, send_sm
 from tests.peers.daemon import ROOT, open_daemon, to_toml
 from tests.peers.messages import differences, new_id, tricky_message
 from tests.peers.postfix import mail_server
-from tests.peers.processes import port_answers
+from tests.peers.processes import free_port, port_answers
 from tests.peers.programs import require_postfix
 from tests.peers.sink import CaptureSink, capture_sink
 
@@ -129,6 +129,17 @@ def test_postfix_as_a_next_hop_keeps_what_it_gets() -> None:
         "+delivered-to",
         "+received",
     ]
+
+
+def test_no_port_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither here nor by another process of tests: what gets one binds it seconds later."""
+    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "4")
+    given = []
+    for worker in range(4):
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", f"gw{worker}")
+        given += [free_port() for _ in range(100)]
+        assert {port % 4 for port in given[-100:]} == {worker}
+    assert len(set(given)) == len(given)
 
 
 def test_dots_are_doubled() -> None:
