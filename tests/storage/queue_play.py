@@ -201,6 +201,11 @@ class Play:
         ).one_or_none()
         return row is not None and row.token == attempted.job.token and row.owner is not None
 
+    def _is_paused(self, job: Job) -> bool:
+        """What is accepted then is leased all the same, and called back when it asks for its dot."""
+        paused = {(p["route"], p["destination"]) for p in queue.pauses(self.conn)}
+        return not paused.isdisjoint({(job.route, ""), (job.route, job.destination)})
+
     def _gone(self, attempted: Attempted) -> None:
         if attempted in self.attempts:
             self.attempts.remove(attempted)
@@ -209,7 +214,7 @@ class Play:
         attempted = self._pick(step)
         if attempted is None:
             return False
-        expected = self._holds(attempted)
+        expected = self._holds(attempted) and not self._is_paused(attempted.job)
         mark = Mark(attempted.job.message_id, attempted.job.destination, attempted.job.token)
         assert self.unit(self.conn, [mark]) == [expected]
         attempted.marked = attempted.marked or expected
