@@ -214,7 +214,10 @@ class Play:
         attempted = self._pick(step)
         if attempted is None:
             return False
-        expected = self._holds(attempted) and not self._is_paused(attempted.job)
+        is_paused = self._is_paused(attempted.job)
+        if attempted.marked and is_paused:
+            return False  # an attempt asks once: what has left would be given back, to leave again
+        expected = self._holds(attempted) and not is_paused
         mark = Mark(attempted.job.message_id, attempted.job.destination, attempted.job.token)
         assert self.unit(self.conn, [mark]) == [expected]
         attempted.marked = attempted.marked or expected
