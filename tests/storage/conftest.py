@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,6 +93,13 @@ async def until_it_works(call: Callable[[], Awaitable[T]]) -> T:
 
 
 Opener = Callable[..., AbstractAsyncContextManager[Store]]
+
+
+@asynccontextmanager
+async def open_impatient(opener: Opener) -> AsyncIterator[Store]:
+    """A store whose unit may take a second, as the connection it is opened with: a busy machine may need several."""
+    async with AsyncExitStack() as stack:
+        yield await until_it_works(lambda: stack.enter_async_context(opener(unit_timeout_s=1)))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -16,7 +16,7 @@ from hepmaild.errors import StoreUnavailable
 from hepmaild.storage import announce
 from hepmaild.storage.store import Store, StoreLocked, parse_url
 from tests.peers.cancelling import Cut, at_each_cut
-from tests.storage.conftest import Journal, Opener, debit, keep, outside, until_it_works, words
+from tests.storage.conftest import Journal, Opener, debit, keep, open_impatient, outside, until_it_works, words
 
 DEADLINE_S = 120
 
@@ -177,13 +177,13 @@ async def test_a_read_that_is_cancelled_at_any_moment_keeps_no_connection(store:
 async def test_too_slow_is_unavailable_and_passes(opener: Opener) -> None:
     async with opener(tables=True):
         pass
-    async with opener(unit_timeout_s=1) as store:
-        slow = (
-            "with recursive n(i) as (select 1 union all select i + 1 from n) select max(i) from n"
-            if store.is_sqlite
-            else "select pg_sleep(30)"
-        )
-        with trio.fail_after(DEADLINE_S):
+    with trio.fail_after(DEADLINE_S):
+        async with open_impatient(opener) as store:
+            slow = (
+                "with recursive n(i) as (select 1 union all select i + 1 from n) select max(i) from n"
+                if store.is_sqlite
+                else "select pg_sleep(30)"
+            )
             with pytest.raises(StoreUnavailable):
                 await store.write(lambda conn: conn.execute(text(slow)).all())
             with pytest.raises(StoreUnavailable):

@@ -22,7 +22,16 @@ from hepmaild.storage import announce, migrate
 from hepmaild.storage import postgres as backend
 from hepmaild.storage.store import Store
 from tests.peers import postgres
-from tests.storage.conftest import PATIENCE_S, Opener, debit, keep, make_opener, until_it_works, words
+from tests.storage.conftest import (
+    PATIENCE_S,
+    Opener,
+    debit,
+    keep,
+    make_opener,
+    open_impatient,
+    until_it_works,
+    words,
+)
 
 DEADLINE_S = 120
 
@@ -205,18 +214,14 @@ async def test_a_frozen_server_is_cut_off_in_time(opener: Opener, cluster: postg
     with trio.fail_after(DEADLINE_S):
         async with opener(tables=True):
             pass
-        async with opener(unit_timeout_s=1) as store:
+        async with open_impatient(opener) as store:
             with pytest.raises(ValueError, match="poison"):  # by the group writer's connection, and no commit
                 await until_it_works(partial(store.submit, "poison"))
-            pids = await until_it_works(
-                lambda: store.read(
-                    lambda conn: (
-                        conn.execute(text("select pid from pg_stat_activity where datname = current_database()"))
-                        .scalars()
-                        .all()
-                    )
-                )
+            ours = (
+                "select pid from pg_stat_activity"
+                " where datname = current_database() and backend_type = 'client backend'"  # autovacuum comes and goes
             )
+            pids = await until_it_works(lambda: store.read(lambda conn: conn.execute(text(ours)).scalars().all()))
             frozen = [cluster.postmaster_pid, *pids]
             for pid in frozen:
                 os.kill(pid, signal.SIGSTOP)
@@ -266,16 +271,20 @@ async def test_a_connection_cut_in_a_unit_loses_nothing(opener: Opener) -> None:
             assert await store.write(keep, "next") == "next"
 
 
-async def test_a_deadlock_is_tried_again(opener: Opener) -> None:
+async def test_a_deadlock_is_tried_again(opener: Opener, url: str) -> None:
     async with opener(tables=True) as store:
         await store.write(lambda conn: conn.execute(text("insert into t_purse values (2, 100)")))
+        postgres.sql(url, "create sequence t_begun")  # no transaction holds back what it counts
         runs: list[tuple[int, int]] = []
 
         def cross(conn: Connection, first: int, second: int) -> None:
             runs.append((first, second))
-            for purse in (first, second):
-                conn.execute(text("update t_purse set credits = credits - 1 where id = :id"), {"id": purse})
-                conn.execute(text("select pg_sleep(0.2)"))
+            take = text("update t_purse set credits = credits - 1 where id = :id")
+            conn.execute(take, {"id": first})
+            conn.execute(text("select nextval('t_begun')"))
+            while conn.execute(text("select last_value from t_begun")).scalar_one() < 2:
+                pass
+            conn.execute(take, {"id": second})
 
         with trio.fail_after(DEADLINE_S):
             async with trio.open_nursery() as nursery:
@@ -507,7 +516,8 @@ async def test_parameters_are_not_in_errors(opener: Opener) -> None:
 
 
 async def test_no_thread_is_left(opener: Opener) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     async with opener():
         pass
-    assert threading.active_count() == before
+    # Trio's idle ones of earlier tests may have ended meanwhile.
+    assert set(threading.enumerate()) <= before
