@@ -94,9 +94,6 @@ def free_port() -> int:
     raise AssertionError  # the ports have no end
 
 
-_given_ports: set[int] = set()
-
-
 class HeldPorts:
     """Ports of a server that is down, kept for it: a program that asks the system for a port does not get one of them.
 

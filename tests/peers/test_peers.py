@@ -139,17 +139,6 @@ def test_postfix_as_a_next_hop_keeps_what_it_gets() -> None:
     ]
 
 
-def test_no_port_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither here nor by another process of tests: what gets one binds it seconds later."""
-    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "4")
-    given = []
-    for worker in range(4):
-        monkeypatch.setenv("PYTEST_XDIST_WORKER", f"gw{worker}")
-        given += [free_port() for _ in range(100)]
-        assert {port % 4 for port in given[-100:]} == {worker}
-    assert len(set(given)) == len(given)
-
-
 def test_dots_are_doubled() -> None:
     assert dot_stuffed(b".a\r\n.\r\nb") == b"..a\r\n..\r\nb\r\n.\r\n"
 

@@ -216,7 +216,7 @@ class Play:
         expected = self._holds(attempted) and not self._is_paused(attempted.job)
         mark = Mark(attempted.job.message_id, attempted.job.destination, attempted.job.token)
         assert self.unit(self.conn, [mark]) == [expected]
-        attempted.marked = attempted.marked or expected
+        attempted.marked = expected
         assert self._holds(attempted) is expected, "what is paused is given back"
         return expected
 
