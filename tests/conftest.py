@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from hepmaild import logs
 from hepmaild.config import DatabaseSettings
+from hepmaild.signals import END, RELOAD
 from tests.peers import postgres
 from tests.peers.processes import last_words
 
@@ -48,6 +50,15 @@ def log_events() -> Iterator[LogEvents]:
     logs.configure(level="debug", extra=lambda event: events.append(dict(event)))
     yield events
     assert not events.unexpected_errors(), "logged at ERROR; call log_events.expect_error(...) if that is meant"
+
+
+@pytest.fixture(autouse=True)
+def same_signals() -> Iterator[None]:
+    """A daemon that ran inside a test ignores signals from its end on, and so would each program started later."""
+    before = {number: signal.getsignal(number) for number in (*END, *RELOAD)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -341,7 +341,8 @@ async def test_the_command_line_follows_over_a_restart() -> None:
                 await lines.until(after, "sent")
             process.terminate()
             assert process.stderr is not None
-            told = b"".join([piece async for piece in process.stderr]).decode()
+            with trio.fail_after(PATIENCE_S):
+                told = b"".join([piece async for piece in process.stderr]).decode()
             assert told.count("waiting for the daemon at") == 2, told
         finally:
             process.kill()
