@@ -12,12 +12,11 @@ import pytest
 import trio
 
 from hepmaild.config import DatabaseSettings
-from hepmaild.storage import accounts
 from hepmaild.storage.store import open_store
 from hepmaild.storage.unit import UnitRunner
+from tests.storage.books import HOUR_US, add_account
 from tests.storage.mx_books import fill
 
-HOUR_US = 3_600_000_000
 FIRST, SECOND, THIRD = (f"{n:016x}" for n in (1, 2, 3))
 
 
@@ -31,18 +30,7 @@ def filled(cli: Any, tmp_path: Path) -> Any:
         runner = UnitRunner(lambda: now_us)
         async with open_store(DatabaseSettings(), tmp_path / "state", runner, exclusive=False) as store:
             await store.upgrade()
-            await store.write(
-                accounts.create,
-                account_id="account-1",
-                user_id="user-1",
-                email="o@example.com",
-                plan="standard",
-                password_hash=None,
-                is_operator=False,
-                credits_granted=10,
-                granted_by="a test",
-                now_us=now_us,
-            )
+            await store.write(add_account, 1, 10, now_us)
             await store.write(fill, "direct", {"a.example": 1, "b.example": 1}, now_us, now_us + HOUR_US)
             await store.write(fill, "box", {"": 1}, now_us)
 
@@ -122,7 +110,7 @@ def test_pause_and_resume(filled: Any) -> None:
 def test_cancel_refunds(filled: Any) -> None:
     assert filled.json("queue", "cancel", FIRST)["refunded"] == 1
     assert "is final" in filled.refused("queue", "hold", FIRST)
-    assert filled.json("credits", "show", "o@example.com")["balance"] == 11
+    assert filled.json("credits", "show", "owner1@example.com")["balance"] == 11
 
 
 def test_what_the_command_line_does_to_the_queue_is_written_down(filled: Any) -> None:
@@ -133,7 +121,7 @@ def test_what_the_command_line_does_to_the_queue_is_written_down(filled: Any) ->
     filled.ok("queue", "pause", "--route", "direct", "--destination", "b.example", "--note", "moving")
     filled.ok("queue", "resume", "--route", "direct", "--destination", "b.example")
     filled.ok("queue", "retry", "--route", "direct")
-    mine = filled.json("audit", "list", "o@example.com")[::-1]
+    mine = filled.json("audit", "list", "owner1@example.com")[::-1]
     assert [(row["action"], row["subject"]) for row in mine] == [
         (f"message.{deed}", FIRST) for deed in ("hold", "release", "retry", "cancel")
     ]

@@ -14,14 +14,14 @@ from hepmaild.delivery.job import Attempt, Job, JobRecipient, Outcome, Result
 from hepmaild.errors import Refusal
 from hepmaild.mail.reply import Reply
 from hepmaild.mail.submission import KeyIdentity, Recipient
-from hepmaild.storage import accounts, cap_line, caps, claim, leases, queue
+from hepmaild.storage import cap_line, caps, claim, leases, queue
 from hepmaild.storage import credits as money
 from hepmaild.storage.accept import Accept, Taken
 from hepmaild.storage.schema import NEVER_US, cap_use, recipient
 from hepmaild.storage.schema import queue as queue_rows
 from hepmaild.storage.suppress import Rule
 from hepmaild.storage.unit import Mark, Report, UnitRunner
-from tests.storage.books import HOUR_US, Clock
+from tests.storage.books import HOUR_US, Clock, add_account
 
 DAY_US = 24 * HOUR_US
 MINUTE_US = 60_000_000
@@ -66,18 +66,7 @@ class Play:
 
     def __post_init__(self) -> None:
         self.unit = UnitRunner(self.clock.now_us)
-        accounts.create(
-            self.conn,
-            account_id=ACCOUNT,
-            user_id="user-1",
-            email="o@example.com",
-            plan="standard",
-            password_hash=None,
-            is_operator=False,
-            credits_granted=GRANTED,
-            granted_by="a test",
-            now_us=self.clock.us,
-        )
+        add_account(self.conn, 1, GRANTED, self.clock.us)
         for key, cap in self.caps.items():
             caps.set_cap(self.conn, key, cap)
 

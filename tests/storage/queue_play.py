@@ -18,13 +18,13 @@ from hepmaild.config import InDoubt
 from hepmaild.delivery.job import Job, Result
 from hepmaild.mail.chaos import route_of
 from hepmaild.mail.submission import KeyIdentity, Recipient
-from hepmaild.storage import accounts, claim, leases, queue, ring, schema
+from hepmaild.storage import claim, leases, queue, ring, schema
 from hepmaild.storage import credits as money
 from hepmaild.storage.accept import Accept, Taken
 from hepmaild.storage.queue import Where
 from hepmaild.storage.schema import NEVER_US
 from hepmaild.storage.unit import Mark, Report, UnitRunner
-from tests.storage.books import HOUR_US, START_US, Clock, age_leases
+from tests.storage.books import HOUR_US, START_US, Clock, add_account, age_leases
 from tests.storage.mx_books import job_of, report_on
 
 ACCOUNT = "account-1"
@@ -85,18 +85,7 @@ class Play:
 
     def __post_init__(self) -> None:
         self.unit = UnitRunner(self.clock.now_us)
-        accounts.create(
-            self.conn,
-            account_id=ACCOUNT,
-            user_id="user-1",
-            email="o@example.com",
-            plan="standard",
-            password_hash=None,
-            is_operator=False,
-            credits_granted=GRANTED,
-            granted_by="a test",
-            now_us=self.clock.us,
-        )
+        add_account(self.conn, 1, GRANTED, self.clock.us)
 
     @staticmethod
     def any_step(dice: random.Random) -> Step:
